@@ -1,0 +1,35 @@
+"""Fine-tuning: objectives, rounds, budget, checkpoints."""
+
+from pgraft_fast.finetune.budget import Budget
+from pgraft_fast.finetune.ledger import Ledger
+from pgraft_fast.finetune.objectives import OBJECTIVES, pgraft_loss
+from pgraft_fast.finetune.rounds import Candidates, Kept, Prompts, collect
+from pgraft_fast.finetune.settings import (
+    BudgetSettings,
+    FinetuneSettings,
+    SampleSettings,
+    SelectSettings,
+    TrainSettings,
+)
+from pgraft_fast.finetune.trainer import Trainer
+from pgraft_fast.finetune.training import Learner, TrainReport, train
+
+__all__ = [
+    "OBJECTIVES",
+    "Budget",
+    "BudgetSettings",
+    "Candidates",
+    "FinetuneSettings",
+    "Kept",
+    "Learner",
+    "Ledger",
+    "Prompts",
+    "SampleSettings",
+    "SelectSettings",
+    "TrainReport",
+    "TrainSettings",
+    "Trainer",
+    "collect",
+    "pgraft_loss",
+    "train",
+]

@@ -1,0 +1,57 @@
+"""A budget that a run stops inside."""
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.ledger import Ledger
+from pgraft_fast.finetune.settings import BudgetSettings
+
+CALLS_OF_A_TRAINED_SAMPLE = 3
+_SLOWEST_ROUNDS = 0.95
+
+
+class Budget:
+    """Decides whether the next piece of work still fits. `reserve`: seconds kept back for saving and evaluation."""
+
+    def __init__(self, settings: BudgetSettings, ledger: Ledger) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._limit = settings.seconds()
+        self._rounds: list[float] = []
+        self.reserve = 0.0
+
+    def round_took(self, seconds: float) -> None:
+        """Learn from a finished round."""
+        self._rounds.append(seconds)
+
+    def seconds_left(self) -> float:
+        """Wall seconds until the reserve must be touched; infinite without a time budget."""
+        return float("inf") if self._limit is None else self._limit - self._ledger.elapsed - self.reserve
+
+    def calls_left(self) -> float:
+        """Model calls left; infinite without such a budget."""
+        limit = self._settings.model_calls
+        return float("inf") if limit is None else limit - self._ledger.model_calls
+
+    def allows_round(self, calls: int) -> bool:
+        """Whether another round of so many calls, as slow as the slow ones so far, still fits."""
+        return calls <= self.calls_left() and self._slow_round() <= self.seconds_left()
+
+    def why_not(self, calls: int) -> str:
+        """One line for the log once `allows_round` is False."""
+        if calls > self.calls_left():
+            return f"budget: a round needs {calls:,} model calls, {max(0, int(self.calls_left())):,} are left"
+        return f"budget: a round takes {self._slow_round():.1f} s, {max(0.0, self.seconds_left()):.1f} s are left"
+
+    def check_first_round(self, calls: int) -> None:
+        """Raise InputError before any work where not even one round fits."""
+        if not self.allows_round(calls):
+            raise InputError(f"{self.why_not(calls)}: not one round fits; raise [budget] or lower [sample] and [train]")
+
+    def time_is_up(self) -> bool:
+        """Whether only the reserve is left."""
+        return self.seconds_left() <= 0.0
+
+    def _slow_round(self) -> float:
+        if not self._rounds:
+            return 0.0
+        ordered = sorted(self._rounds)
+        return ordered[min(len(ordered) - 1, int(_SLOWEST_ROUNDS * len(ordered)))]

@@ -1,0 +1,113 @@
+"""Checkpoints of a run: one folder a round, the two newest kept, hashes checked on reading."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from pgraft_fast.errors import CheckpointError, StorageError
+from pgraft_fast.finetune.files import (
+    read_folder,
+    storage_error,
+    to_json,
+    write_folder,
+)
+
+KEEP = 2
+_STATE = "state.json"
+_NAME = re.compile(r"round-(\d{6})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """round: rounds finished. state: JSON. tensors: {"model": {...}, "ema": {...}, ...}."""
+
+    round: int
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint, then drop all but the two newest. Raises StorageError."""
+    files = {f"{name}.safetensors": tensor_bytes(group) for name, group in checkpoint.tensors.items()}
+    files[_STATE] = to_json({**checkpoint.state, "round": checkpoint.round})
+    path = folder / f"round-{checkpoint.round:06d}"
+    write_folder(path, files)
+    for _, old in _complete(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is whole; a damaged one is named through `warn` and passed over.
+
+    None where there never was one. Raises CheckpointError where there are some and all are damaged.
+    """
+    damaged = None
+    for number, path in reversed(_complete(folder)):
+        try:
+            return _read(path, number)
+        except CheckpointError as error:
+            damaged = error
+            warn(f"{error}; falling back to the checkpoint before")
+    if damaged is not None:
+        raise CheckpointError(f"{damaged}; no whole checkpoint is left, start again in another run folder")
+    return None
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: str | None = None) -> bytes:
+    """Safetensors bytes, the same for the same tensors. metadata: JSON text under the key "pgraft_fast"."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # One key only: the order of several is not fixed in the file.
+    return safetensors.torch.save(plain, None if metadata is None else {"pgraft_fast": metadata})
+
+
+def tensors_from_bytes(data: bytes, source: Path) -> dict[str, Tensor]:
+    """Inverse of `tensor_bytes`. Raises CheckpointError."""
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{source}: not a safetensors file ({error})") from error
+
+
+@contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold the run folder for one process. Raises StorageError if another has it or it cannot be written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise storage_error(run, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StorageError(f"{run}: another process is using this run folder") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _complete(folder: Path) -> list[tuple[int, Path]]:
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("round-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _read(path: Path, number: int) -> Checkpoint:
+    files = read_folder(path)
+    if _STATE not in files:
+        raise CheckpointError(f"{path}: {_STATE} is missing")
+    state = json.loads(files.pop(_STATE))
+    tensors = {name.removesuffix(".safetensors"): tensors_from_bytes(data, path / name) for name, data in files.items()}
+    return Checkpoint(number, state, tensors)

@@ -1,0 +1,118 @@
+"""Files that are written whole or not at all, and folders that prove what they hold.
+
+A folder is written under a temporary name, its files and itself flushed to disk, a manifest with the SHA-256 of
+every file last, then renamed, and the parent flushed. So a name without ".tmp" in front always stands for a complete
+folder, whatever was killed when.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.errors import CheckpointError, StorageError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file, or leave the one before untouched. Raises StorageError."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    try:
+        _write_flushed(temporary, data)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise storage_error(path, error, len(data)) from error
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> None:
+    """Write a whole folder, or nothing. Raises StorageError."""
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, data in files.items():
+            _write_flushed(temporary / name, data)
+        _write_flushed(temporary / MANIFEST, to_json({"sha256": hashes}))
+        flush_folder(temporary)
+        if path.exists():
+            aside = path.with_name(f"{_TEMPORARY}old-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+        os.rename(temporary, path)
+        flush_folder(path.parent)
+        shutil.rmtree(path.with_name(f"{_TEMPORARY}old-{path.name}"), ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise storage_error(path, error, sum(map(len, files.values()))) from error
+
+
+def read_folder(path: Path) -> dict[str, bytes]:
+    """All files of a folder written by `write_folder`. Raises CheckpointError where one byte differs."""
+    try:
+        hashes = json.loads((path / MANIFEST).read_bytes())["sha256"]
+        files = {name: (path / Path(name).name).read_bytes() for name in hashes}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__})") from error
+    for name, data in files.items():
+        if hashlib.sha256(data).hexdigest() != hashes[name]:
+            raise CheckpointError(f"{path / name}: damaged, its hash differs from the manifest")
+    return files
+
+
+def remove_temporary(folder: Path) -> None:
+    """Delete what a killed writer left behind."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON with a fixed order of keys; not-a-number is not JSON and raises ValueError."""
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def check_space(folder: Path, need: int) -> None:
+    """Raise StorageError unless `need` bytes are free where the folder is."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise StorageError(f"{folder}: needs {need / 1e6:.1f} MB free, has {free / 1e6:.1f} MB; free some or move run=")
+
+
+def flush_folder(folder: Path) -> None:
+    """fsync of a folder, so that the names in it survive a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def storage_error(path: Path, error: OSError, need: int | None = None) -> StorageError:
+    """One line for a failed write."""
+    if error.errno == errno.ENOSPC:
+        free = shutil.disk_usage(_existing(path)).free
+        wants = "" if need is None else f" needs {need / 1e6:.1f} MB,"
+        return StorageError(f"{path}:{wants} no space left ({free / 1e6:.1f} MB free); the state before is whole")
+    return StorageError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

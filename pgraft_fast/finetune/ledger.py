@@ -1,0 +1,138 @@
+"""What a run spent, where: an append-only JSONL file whose parts sum to the total.
+
+The process is always in exactly one phase, so the parts sum to the wall time by construction. Work after the last
+finished round of a process that died is counted as "lost" by the next one.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pgraft_fast.finetune.files import storage_error
+
+PHASES = ("start", "sample", "score", "accept", "train", "evaluate", "save", "lost")
+_HEARTBEAT_SECONDS = 1.0
+
+
+class Ledger:
+    """Seconds by phase and model calls, of this process and the ones before it on the same file.
+
+    seconds: {phase: wall seconds}; finished phases only, see `elapsed` for the running total.
+    model_calls: forward passes of one sample; a backward pass counts as two.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.model_calls = 0
+        self._path = path
+        self._file = None
+        self._phase = "start"
+        self._calls_written = 0
+        if path is not None:
+            self._replay(path)
+            try:
+                self._file = path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise storage_error(path, error) from error
+        self._earlier = sum(self.seconds.values())
+        self._started = self._since = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Wall seconds of the run so far, earlier processes and lost work included."""
+        return self._earlier + time.perf_counter() - self._started
+
+    def enter(self, phase: str) -> None:
+        """Leave the current phase and enter another."""
+        if phase not in self.seconds:
+            raise ValueError(f"phase {phase!r} is unknown; known: {', '.join(PHASES)}")
+        self._close_phase()
+        self._phase = phase
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Enter a phase and return to the one before."""
+        before = self._phase
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def add_calls(self, calls: int) -> None:
+        """Count model calls; long phases are noted on disk about every second."""
+        self.model_calls += calls
+        if time.perf_counter() - self._since > _HEARTBEAT_SECONDS:
+            self._close_phase()
+
+    def commit(self, round_: int) -> None:
+        """A round is safe on disk: what was spent until here is not lost any more."""
+        self._close_phase()
+        self._append({"round": round_})
+        self._flush()
+
+    def close(self, finished: bool) -> None:
+        """Close the file. Without `finished`, what no round followed counts as lost when the run goes on."""
+        self._close_phase()
+        if self._file is not None:
+            if finished:
+                self._append({"end": True})
+            self._flush()
+            self._file.close()
+            self._file = None
+
+    def summary(self) -> dict[str, object]:
+        """{"seconds": {phase: s}, "total_seconds", "device_hours", "model_calls"}."""
+        self._close_phase()
+        total = sum(self.seconds.values())
+        return {
+            "seconds": {phase: round(s, 6) for phase, s in self.seconds.items()},
+            "total_seconds": round(total, 6),
+            "device_hours": round(total / 3600.0, 9),
+            "model_calls": self.model_calls,
+        }
+
+    def _close_phase(self) -> None:
+        now = time.perf_counter()
+        spent, calls = now - self._since, self.model_calls - self._calls_written
+        self.seconds[self._phase] += spent
+        self._since, self._calls_written = now, self.model_calls
+        self._append({"phase": self._phase, "seconds": round(spent, 6), "calls": calls})
+
+    def _append(self, record: dict[str, object]) -> None:
+        if self._file is not None:
+            try:
+                self._file.write(json.dumps(record) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise storage_error(self._path or Path(), error) from error
+
+    def _flush(self) -> None:
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def _replay(self, path: Path) -> None:
+        """Add up what earlier processes wrote; work that no round followed becomes "lost"."""
+        if not path.exists():
+            return
+        pending: dict[str, float] = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # The last line of a killed process may be torn.
+            if "phase" in record:
+                pending[record["phase"]] = pending.get(record["phase"], 0.0) + record["seconds"]
+                self.model_calls += record["calls"]
+            else:
+                self._settle(pending, lost=False)
+        self._settle(pending, lost=True)
+        self._calls_written = self.model_calls
+
+    def _settle(self, pending: dict[str, float], lost: bool) -> None:
+        for phase, seconds in pending.items():
+            self.seconds["lost" if lost else phase] += seconds
+        pending.clear()

@@ -1,0 +1,216 @@
+"""Rollouts: batches of whole or partial trajectories, with the states at the cuts."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.diffusion import Schedule, normal
+from pgraft_fast.errors import InputError
+from pgraft_fast.sampling.plan import Plan, make_plan
+from pgraft_fast.sampling.solvers import Step, make_steps, model_evaluations
+
+Model = Callable[..., Tensor]
+
+_NOISE_BLOCK_VALUES = 1 << 20
+
+
+@dataclass
+class Rollout:
+    """What a rollout leaves behind, n samples in the order of `sample_id`.
+
+    x_0: (n, *shape) final samples. x_cut: {cut: (n, *shape)} states at the first grid time at or below each cut.
+    t_cut: {cut: time of that state}. sample_id: (n,) int64. seed: the run seed. final, t_final: states and time
+    where the trajectories ended. model_calls: network evaluations times samples.
+    """
+
+    final: Tensor
+    t_final: float
+    x_cut: dict[float, Tensor]
+    t_cut: dict[float, float]
+    sample_id: Tensor
+    seed: int
+    model_calls: int
+
+    @property
+    def x_0(self) -> Tensor:
+        """The final samples. Raises InputError where the trajectories stopped at a cut."""
+        if self.t_final > 0.0:
+            raise InputError(f"these trajectories stopped at t={self.t_final:g}: there is no x_0, see x_cut")
+        return self.final
+
+
+def rollout(
+    model: Model,
+    schedule: Schedule,
+    *,
+    shape: Sequence[int],
+    n: int | None = None,
+    steps: int = 50,
+    solver: str = "ddpm",
+    parameterization: str = "epsilon",
+    cuts: Sequence[float] = (),
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    tuned: Model | None = None,
+    cut: float | None = None,
+    cut_logsnr: float | None = None,
+    condition: Tensor | None = None,
+    eta: float | None = None,
+    clip_x_0: float | None = None,
+    grid: Tensor | None = None,
+    x_start: Tensor | None = None,
+    start: float | None = None,
+    stop: float | None = None,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    on_batch: Callable[[int], None] | None = None,
+) -> Rollout:
+    """Sample trajectories from noise (t = 1) to data (t = 0).
+
+    model(x, t) or model(x, t, condition): x (B, *shape), t (B,) in [0, 1], returns (B, *shape) in `parameterization`.
+    n: number of samples, with ids 0 ... n - 1; or `sample_ids` (n,) int64. A sample's noise depends on
+    (seed, its id, step) alone. `condition`: (n, ...), its rows go to the model with their samples.
+    steps: equal shares of the schedule, or `grid` (S + 1,) falling times. `eta`: see `make_steps`.
+    cuts: shares of the steps in [0, 1) at which states are kept.
+    tuned + cut (share of the reference steps), or + cut_logsnr: `tuned` is used while the state is noisier
+    than the cut, `model` from there. stop: end at this cut. x_start + start: go on from states at that cut
+    (a multi-step solver starts anew there).
+    clip_x_0: limit of |predicted x_0|. on_batch(model_calls): called after each batch, may raise.
+
+    Raises InputError. Nothing in the loop reads a tensor back to the host.
+    """
+    ids = _sample_ids(n, sample_ids, x_start, device)
+    if condition is not None and condition.shape[0] != ids.numel():
+        raise InputError(f"condition has {condition.shape[0]} rows for {ids.numel()} samples")
+    if (tuned is None) != (cut is None and cut_logsnr is None):
+        raise InputError("tuned and cut (or cut_logsnr) go together")
+    if (x_start is None) != (start is None):
+        raise InputError("x_start and start go together")
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: it must be at least 1")
+    grid = schedule.grid(steps, parameterization) if grid is None else grid.to("cpu", torch.float64)
+    table = make_steps(schedule, grid, solver, parameterization, eta)
+    plan = make_plan(schedule, grid, cuts=cuts, cut=cut, cut_logsnr=cut_logsnr, start=start, stop=stop)
+    run = _Trajectories(
+        above=model if tuned is None else tuned,
+        below=model,
+        steps=table,
+        plan=plan,
+        shape=tuple(shape),
+        seed=seed,
+        initial_scale=float(schedule.sigma(table[0].t)),
+        clip=clip_x_0,
+        dtype=dtype,
+    )
+    calls = model_evaluations(table[plan.first : plan.last])
+    final, kept = [], []
+    for low in range(0, ids.numel(), batch_size):
+        rows = slice(low, low + batch_size)
+        x, states = run.batch(ids[rows], _rows(condition, rows), _rows(x_start, rows))
+        final.append(x)
+        kept.append(states)
+        if on_batch is not None:
+            on_batch(calls * x.shape[0])
+    return Rollout(
+        final=torch.cat(final),
+        t_final=float(grid[plan.last]),
+        x_cut={share: torch.cat([states[share] for states in kept]) for share in kept[0]},
+        t_cut={share: float(grid[index]) for index, shares in plan.keep.items() for share in shares},
+        sample_id=ids,
+        seed=seed,
+        model_calls=calls * ids.numel(),
+    )
+
+
+@dataclass(frozen=True)
+class _Trajectories:
+    """The loop over the steps. above: the model while the state is noisier than the cut; below: from there."""
+
+    above: Model
+    below: Model
+    steps: list[Step]
+    plan: Plan
+    shape: tuple[int, ...]
+    seed: int
+    initial_scale: float
+    clip: float | None
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def batch(
+        self, sample_id: Tensor, condition: Tensor | None, x_start: Tensor | None
+    ) -> tuple[Tensor, dict[float, Tensor]]:
+        """Final states and the kept ones of one batch."""
+        plan, size = self.plan, sample_id.numel()
+        times = torch.tensor([[step.t, step.s] for step in self.steps], dtype=torch.float64)
+        times = times.to(sample_id.device, self.dtype)
+        noise = self._noise(sample_id)
+        if x_start is None:
+            x = normal(self.seed, sample_id, 0, self.shape, dtype=self.dtype).mul_(self.initial_scale)
+        else:
+            x = x_start.to(self.dtype)
+        kept: dict[float, Tensor] = {}
+        x_0_previous = None
+        for index in range(plan.first, plan.last):
+            kept.update(dict.fromkeys(plan.keep.get(index, ()), x))
+            net = self.above if index < plan.handover else self.below
+            step = self.steps[index]
+            x_0 = self._x_0(net, x, times[index, 0].expand(size), condition, (step.p, step.q))
+            x_s = step.a * x + step.b * x_0
+            if step.c != 0.0:
+                # Without history this is the first-order step of the same solver.
+                x_s += step.c * (x_0 if x_0_previous is None else x_0_previous)
+            if step.d != 0.0:
+                x_s += step.d * next(noise)
+            if step.second is not None:
+                second = step.second
+                x_0 = self._x_0(net, x_s, times[index, 1].expand(size), condition, (second.p, second.q))
+                x_s = second.x * x + second.e * x_s + second.b * x_0
+            x, x_0_previous = x_s, x_0
+        kept.update(dict.fromkeys(plan.keep.get(plan.last, ()), x))
+        return x, kept
+
+    def _x_0(self, net: Model, x: Tensor, t: Tensor, condition: Tensor | None, row: tuple[float, float]) -> Tensor:
+        """p x + q out, clipped where asked."""
+        out: Any = net(x, t) if condition is None else net(x, t, condition)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
+        x_0 = row[0] * x + row[1] * out.to(x.dtype)
+        return x_0 if self.clip is None else x_0.clamp_(-self.clip, self.clip)
+
+    def _noise(self, sample_id: Tensor) -> Iterator[Tensor]:
+        """Noise of the steps that draw some, made for several at once. Step k of the grid has number k + 1."""
+        drawing = [k for k in range(self.plan.first, self.plan.last) if self.steps[k].d != 0.0]
+        block = max(1, _NOISE_BLOCK_VALUES // (sample_id.numel() * math.prod(self.shape)))
+        for low in range(0, len(drawing), block):
+            numbers = torch.tensor(drawing[low : low + block], device=sample_id.device)[:, None] + 1
+            yield from normal(self.seed, sample_id, numbers, self.shape, dtype=self.dtype)
+
+
+def _rows(values: Tensor | None, rows: slice) -> Tensor | None:
+    return None if values is None else values[rows]
+
+
+def _sample_ids(
+    n: int | None, sample_ids: Tensor | None, x_start: Tensor | None, device: torch.device | str | None
+) -> Tensor:
+    if sample_ids is None:
+        if n is None or n < 1:
+            raise InputError(f"n={n}: give the number of samples, at least 1, or sample_ids")
+        sample_ids = torch.arange(n)
+    sample_ids = torch.as_tensor(sample_ids)
+    if sample_ids.ndim != 1 or sample_ids.numel() == 0 or sample_ids.is_floating_point():
+        raise InputError("sample_ids must be a 1-D tensor of integers with at least one entry")
+    if n is not None and n != sample_ids.numel():
+        raise InputError(f"n={n} but sample_ids has {sample_ids.numel()} entries")
+    if x_start is not None and x_start.shape[0] != sample_ids.numel():
+        raise InputError(f"x_start has {x_start.shape[0]} rows for {sample_ids.numel()} samples")
+    if device is None and x_start is not None:
+        device = x_start.device
+    return sample_ids.to(device=device, dtype=torch.int64)

@@ -1,0 +1,61 @@
+"""What a task is: a model, its prompts, its rewards and its metrics under one name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from pgraft_fast.diagnostics import frechet_distance, mean_interval, precision_recall
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune import Prompts
+from pgraft_fast.rewards import load_reward
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that a run needs to know of its subject.
+
+    model(x, t[, condition]): the reference. rewards: by name; `file.py:function` works everywhere. features(samples) ->
+    (n, d): space of the distances. data: features of the data set (m, d). pictures(samples) -> (n, H, W) or
+    (n, H, W, 3) uint8 for grids. identity: JSON that names this very model and data in a checkpoint.
+    """
+
+    name: str
+    model: nn.Module
+    schedule: Schedule
+    parameterization: str
+    shape: tuple[int, ...]
+    prompts: Prompts
+    null_condition: Tensor | None
+    rewards: Mapping[str, Callable[..., object]]
+    features: Callable[[Tensor], Tensor]
+    data: Tensor
+    pictures: Callable[[Tensor], np.ndarray]
+    identity: dict[str, object]
+
+    def reward(self, name: str) -> Callable[..., object]:
+        """A reward of the task by name, or a user's own from file.py:function. Raises InputError, RewardError."""
+        if ".py:" in name:
+            return load_reward(name)
+        if name not in self.rewards:
+            raise InputError(f"reward {name!r} is unknown; known: {', '.join(self.rewards)}, or file.py:function")
+        return self.rewards[name]
+
+    def quality(self, samples: Tensor, rewards: Tensor, accepted: Tensor | None) -> dict[str, object]:
+        """Reward with its 95 % interval; Frechet distances to the data and to the accepted law; precision and recall
+        against the accepted law (against the data where there is none).
+
+        samples (n, *shape), rewards (n,), accepted: features (m, d) of samples that the rule accepted.
+        """
+        found, reward = self.features(samples), mean_interval(rewards)
+        precision, recall = precision_recall(found, self.data if accepted is None else accepted)
+        return {
+            "reward": reward.mean,
+            "reward_ci": [reward.low, reward.high],
+            "fd_accepted": None if accepted is None else frechet_distance(found, accepted),
+            "fd_data": frechet_distance(found, self.data),
+            "precision": precision,
+            "recall": recall,
+        }

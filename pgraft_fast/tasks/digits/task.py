@@ -1,0 +1,107 @@
+"""The digits task: shipped models, classifier, rewards."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.errors import CheckpointError
+from pgraft_fast.finetune import Prompts
+from pgraft_fast.finetune.checkpoint import tensors_from_bytes
+from pgraft_fast.finetune.settings import Settings
+from pgraft_fast.rewards import stroke_mass, symmetry
+from pgraft_fast.tasks.base import Task
+from pgraft_fast.tasks.digits.classifier import DigitsClassifier
+from pgraft_fast.tasks.digits.data import N_CLASSES, SHAPE, load_digits
+from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
+from pgraft_fast.tasks.digits.recipe import VARIANTS
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class DigitsSettings(Settings):
+    """[task] of a digits run.
+
+    variant: the shipped variance-preserving or flow model. conditional: ten prompts, one a digit; else one prompt.
+    reward: symmetry, stroke_mass, label (probability of the prompted digit), digit_0 ... digit_9 (probability of that
+    digit), or file.py:function. weights: a folder made by `train-base` in place of the shipped one.
+    """
+
+    name: Literal["digits"] = "digits"
+    variant: Literal["vp", "flow"] = "vp"
+    conditional: bool = True
+    reward: str = "symmetry"
+    weights: str | None = None
+
+
+def digits_task(settings: DigitsSettings) -> Task:
+    """Load the models. Raises CheckpointError for missing or damaged weights."""
+    folder = WEIGHTS if settings.weights is None else Path(settings.weights)
+    variant = VARIANTS[settings.variant]
+    model, model_hash = _load(DigitsDiT(), folder / f"{settings.variant}.safetensors")
+    classifier, classifier_hash = _load(DigitsClassifier(), folder / "classifier.safetensors")
+    labels = torch.arange(N_CLASSES)
+    prompts = Prompts([str(d) for d in range(N_CLASSES)], labels) if settings.conditional else Prompts(["any digit"])
+
+    def features(samples: Tensor) -> Tensor:
+        with torch.no_grad():
+            return classifier.features(samples)
+
+    return Task(
+        name="digits",
+        model=model,
+        schedule=variant.schedule,
+        parameterization=variant.parameterization,
+        shape=SHAPE,
+        prompts=prompts,
+        null_condition=torch.tensor(NULL_LABEL) if settings.conditional else None,
+        rewards={
+            "symmetry": symmetry,
+            "stroke_mass": stroke_mass,
+            "label": partial(_label_probability, classifier),
+            **{f"digit_{d}": partial(_digit_probability, classifier, d) for d in range(N_CLASSES)},
+        },
+        features=features,
+        data=features(load_digits("train").images),
+        pictures=_pictures,
+        identity={"model_sha256": model_hash, "classifier_sha256": classifier_hash},
+    )
+
+
+def _digit_probability(classifier: nn.Module, digit: int, samples: Tensor) -> Tensor:
+    with torch.no_grad():
+        return classifier(samples).softmax(dim=1)[:, digit]
+
+
+def _label_probability(classifier: nn.Module, samples: Tensor, prompts: list[str]) -> Tensor:
+    with torch.no_grad():
+        probability = classifier(samples).softmax(dim=1)
+    wanted = torch.tensor([int(text) if text.isdigit() else -1 for text in prompts])
+    chosen = probability.gather(1, wanted.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(wanted >= 0, chosen, torch.full_like(chosen, torch.nan))
+
+
+def _pictures(samples: Tensor) -> np.ndarray:
+    """Black ink on white paper."""
+    ink = (samples[:, 0].clamp(-1.0, 1.0) + 1.0) / 2.0
+    return (255.0 * (1.0 - ink)).round().to(torch.uint8).cpu().numpy()
+
+
+def _load(model: ModelT, path: Path) -> tuple[ModelT, str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: weights cannot be read ({error.strerror}); make them with train-base"
+        ) from error
+    try:
+        model.load_state_dict(tensors_from_bytes(data, path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: these weights are not of a {type(model).__name__}") from error
+    return model.requires_grad_(False).eval(), hashlib.sha256(data).hexdigest()

@@ -1,0 +1,55 @@
+"""Shared settings of the tests: no deadline for drawn cases, two threads; a browser that opens reports."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("project")
+torch.set_num_threads(2)
+
+_CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture
+def browse() -> Callable[[Path, int], None]:
+    """browse(page, pictures): open it in headless Chromium at two widths and check that it can be read."""
+    if _CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian's package chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api")
+
+    def check(page: Path, pictures: int) -> None:
+        with sync_api.sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_ARGUMENTS)
+            for width in (400, 1400):
+                tab = browser.new_page(viewport={"width": width, "height": 900})
+                errors: list[str] = []
+                tab.on("console", lambda message, errors=errors: errors.append(message.text))
+                tab.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+                tab.on("requestfailed", lambda request, errors=errors: errors.append(request.url[:80]))
+                tab.goto(page.as_uri())
+                assert errors == []
+                assert tab.evaluate("document.documentElement.scrollWidth") <= width
+                drawn = tab.evaluate(
+                    "[...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth, i.alt.length])"
+                )
+                assert len(drawn) == pictures
+                # Text in the figures is 22 pixels high: it stays readable down to half of that.
+                for complete, natural, shown, alt in drawn:
+                    assert complete and natural > 0 and shown >= 0.45 * natural and alt > 0
+                small = tab.evaluate(
+                    "[...document.querySelectorAll('p, td, th, figcaption, h1, h2')]"
+                    ".filter(e => parseFloat(getComputedStyle(e).fontSize) < 12).length"
+                )
+                assert small == 0
+            browser.close()
+
+    return check

@@ -1,0 +1,84 @@
+"""The ledger: parts sum to the total, across processes and deaths."""
+
+import json
+import time
+
+import pytest
+
+from pgraft_fast.errors import StorageError
+from pgraft_fast.finetune import Ledger
+
+
+def spend(ledger, phase, seconds):
+    with ledger.phase(phase):
+        time.sleep(seconds)
+
+
+def test_parts_sum_to_the_total(tmp_path):
+    began = time.perf_counter()
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    spend(ledger, "sample", 0.05)
+    with ledger.phase("train"):
+        spend(ledger, "save", 0.02)
+        time.sleep(0.03)
+    ledger.add_calls(7)
+    summary = ledger.summary()
+    wall = time.perf_counter() - began
+    assert sum(summary["seconds"].values()) == pytest.approx(summary["total_seconds"], rel=1e-3)
+    assert summary["total_seconds"] == pytest.approx(wall, rel=0.02)
+    assert summary["seconds"]["sample"] == pytest.approx(0.05, rel=0.3)
+    assert summary["seconds"]["train"] == pytest.approx(0.03, rel=0.5)
+    assert summary["model_calls"] == 7
+    assert summary["device_hours"] == pytest.approx(summary["total_seconds"] / 3600, rel=1e-3)
+
+
+def test_a_finished_process_is_carried_over(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    first = Ledger(path)
+    spend(first, "sample", 0.03)
+    first.add_calls(10)
+    first.commit(1)
+    spend(first, "evaluate", 0.02)
+    first.close(finished=True)
+    second = Ledger(path)
+    assert second.seconds["sample"] == pytest.approx(first.seconds["sample"], abs=1e-4)
+    assert second.seconds["evaluate"] == pytest.approx(first.seconds["evaluate"], abs=1e-4)
+    assert second.seconds["lost"] == 0.0
+    assert second.model_calls == 10
+    assert second.elapsed >= 0.05
+
+
+@pytest.mark.parametrize("torn", ["", '{"phase": "tra'])
+def test_unfinished_work_is_lost_work(tmp_path, torn):
+    path = tmp_path / "ledger.jsonl"
+    first = Ledger(path)
+    spend(first, "sample", 0.02)
+    first.commit(1)
+    spend(first, "train", 0.04)
+    first.add_calls(5)
+    first.close(finished=False)
+    with path.open("a") as file:
+        file.write(torn)
+    second = Ledger(path)
+    assert second.seconds["lost"] >= 0.04
+    assert second.seconds["train"] == 0.0
+    assert second.model_calls == 5
+
+
+def test_long_phases_are_noted_while_they_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("pgraft_fast.finetune.ledger._HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.enter("train")
+    for _ in range(3):
+        time.sleep(0.015)
+        ledger.add_calls(2)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(r["calls"] for r in records if r["phase"] == "train") == 6
+
+
+def test_unknown_phase_and_bad_path(tmp_path):
+    with pytest.raises(ValueError, match="known: start, sample"):
+        Ledger().enter("lunch")
+    with pytest.raises(StorageError, match="cannot be written"):
+        Ledger(tmp_path / "no" / "ledger.jsonl")

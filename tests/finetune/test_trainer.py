@@ -1,0 +1,216 @@
+"""Whole runs of the Trainer: rounds, resume, budgets, refusals."""
+
+import pytest
+import torch
+from torch import nn
+
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.errors import CheckpointError, InputError, RewardError, StoppedError, StorageError
+from pgraft_fast.finetune import (
+    BudgetSettings,
+    FinetuneSettings,
+    Prompts,
+    SampleSettings,
+    SelectSettings,
+    Trainer,
+    TrainSettings,
+)
+
+FLOW = Schedule.linear_flow()
+CALLS = 8 * 5 + 3 * 6 * 4
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4))
+
+    def forward(self, x, t):
+        return self.layers(torch.cat((x, t[:, None]), dim=1))
+
+
+def settings(rounds=3, **update):
+    values = {
+        "sample": SampleSettings(prompts=2, candidates=4, steps=5),
+        "select": SelectSettings(k=2),
+        "train": TrainSettings(steps=6, batch_size=4, learning_rate=1e-2, cut=0.4, rounds=rounds),
+    }
+    return FinetuneSettings(**(values | update))
+
+
+def trainer(run, given=None, reward=lambda x: x.sum(1), **update):
+    given = settings() if given is None else given
+    arguments = {"shape": (4,), "parameterization": "velocity", "log": lambda text: None} | update
+    return Trainer(Net(), FLOW, reward, given, run=run, **arguments)
+
+
+def weights(a):
+    return {f"{name}.{key}": value for name, group in a._learner.tensors().items() for key, value in group.items()}
+
+
+def assert_same(a, b):
+    assert a._learner.steps_done == b._learner.steps_done
+    assert all(torch.equal(weights(a)[key], value) for key, value in weights(b).items())
+    kept = ("reward", "reward_accepted", "accepted", "loss", "steps", "t_cut")
+    assert [[entry[k] for k in kept] for entry in a.history] == [[entry[k] for k in kept] for entry in b.history]
+
+
+def test_rounds_raise_the_reward(tmp_path):
+    run = trainer(tmp_path / "run", settings(rounds=4, train=TrainSettings(
+        steps=60, batch_size=16, learning_rate=1e-2, cut=0.2, rounds=4)),
+        prompts=Prompts(["x"]))  # fmt: skip
+    run.run_rounds()
+    assert run.rounds_done == 4
+    rewards = [entry["reward"] for entry in run.history]
+    assert rewards[-1] > rewards[0] + 0.5
+    assert all(entry["reward_accepted"] > entry["reward"] for entry in run.history)
+
+
+def test_resumed_run_is_bit_identical(tmp_path):
+    straight = trainer(tmp_path / "straight")
+    straight.run_rounds()
+    for rounds in (1, 2, 3):
+        resumed = trainer(tmp_path / "parts", settings(rounds=rounds))
+        resumed.run_rounds()
+    assert_same(straight, resumed)
+    assert straight.ledger.model_calls == 3 * straight.calls_of_a_round() == 3 * CALLS
+
+
+@pytest.mark.parametrize("calls", [5, 60, 150, 200, 290])
+def test_interrupted_run_goes_on_bit_identical(tmp_path, calls):
+    straight = trainer(tmp_path / "straight")
+    straight.run_rounds()
+
+    def stop():
+        if first.ledger.model_calls >= calls:
+            raise StoppedError("stopped")
+
+    first = trainer(tmp_path / "run", check=stop)
+    with pytest.raises(StoppedError):
+        first.run_rounds()
+    first.ledger.close(finished=False)
+    second = trainer(tmp_path / "run")
+    assert second.rounds_done == first.rounds_done
+    assert second.ledger.seconds["lost"] > 0
+    second.run_rounds()
+    assert_same(straight, second)
+
+
+def test_a_damaged_checkpoint_falls_back(tmp_path):
+    lines = []
+    first = trainer(tmp_path / "run")
+    first.run_rounds()
+    (tmp_path / "run/checkpoints/round-000003/ema.safetensors").write_bytes(b"")
+    second = trainer(tmp_path / "run", log=lines.append)
+    assert second.rounds_done == 2
+    assert "falling back" in lines[0]
+    second.run_rounds()
+    assert_same(first, second)
+    for path in (tmp_path / "run/checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no whole checkpoint is left"):
+        trainer(tmp_path / "run")
+
+
+def test_settings_that_change_the_future_are_refused(tmp_path):
+    trainer(tmp_path, settings(rounds=1)).run_rounds()
+    for update, key in [
+        ({"seed": 1}, "seed=1 differs from 0"),
+        ({"select": SelectSettings(k=1)}, "select.k=1 differs from 2"),
+        ({"sample": SampleSettings(prompts=2, candidates=4, steps=5, solver="ddim")}, "sample.solver='ddim'"),
+        ({"train": TrainSettings(steps=6, batch_size=4, learning_rate=1e-3, cut=0.4)}, "train.learning_rate"),
+    ]:
+        with pytest.raises(InputError, match=key):
+            trainer(tmp_path, settings(**update))
+    with pytest.raises(InputError, match="model='b'"):
+        trainer(tmp_path, identity={"model": "b"})
+    trainer(tmp_path, settings(rounds=2, budget=BudgetSettings(wall_seconds=600))).run_rounds()
+
+
+def test_budget_of_model_calls(tmp_path):
+    lines = []
+    run = trainer(tmp_path, settings(rounds=9, budget=BudgetSettings(model_calls=2 * CALLS + 50)), log=lines.append)
+    run.run_rounds()
+    assert run.rounds_done == 2
+    assert run.ledger.model_calls == 2 * CALLS
+    assert lines[-1] == f"budget: a round needs {CALLS} model calls, 50 are left"
+    with pytest.raises(InputError, match="not one round fits"):
+        trainer(tmp_path / "b", settings(budget=BudgetSettings(model_calls=CALLS - 1))).run_rounds()
+
+
+def slow(seconds):
+    import time
+
+    def reward(x):
+        time.sleep(seconds)
+        return x.sum(1)
+
+    return reward
+
+
+@pytest.mark.parametrize("wall", [0.3, 0.7])
+def test_budget_of_wall_time(tmp_path, wall):
+    run = trainer(tmp_path, settings(rounds=50, budget=BudgetSettings(wall_seconds=wall)), reward=slow(0.05))
+    run.run_rounds()
+    spent = run.ledger.summary()
+    assert 1 <= run.rounds_done < 50
+    assert spent["total_seconds"] < wall + 0.1
+    assert sum(spent["seconds"].values()) == pytest.approx(spent["total_seconds"], rel=5e-3)
+    assert spent["seconds"]["score"] > 0.04 * run.rounds_done
+
+
+def test_no_time_at_all(tmp_path):
+    with pytest.raises(InputError, match="not one round fits|before the first round has sampled"):
+        trainer(tmp_path / "a", settings(budget=BudgetSettings(wall_seconds=1e-3))).run_rounds()
+    given = settings(
+        budget=BudgetSettings(wall_seconds=0.5), sample=SampleSettings(prompts=2, candidates=4, batch_size=1)
+    )
+    with pytest.raises(InputError, match="the time is up before the first round has sampled"):
+        trainer(tmp_path / "b", given, reward=slow(0.2)).run_rounds()
+
+
+def test_time_that_ends_in_a_later_round(tmp_path):
+    lines = []
+    run = trainer(tmp_path, settings(rounds=2, budget=BudgetSettings(wall_seconds=1e3)), log=lines.append)
+    run._round()
+    run.budget.reserve = 1e3
+    run.budget.allows_round = lambda calls: True
+    run.run_rounds()
+    assert run.rounds_done == 1
+    assert "the time is up in round 2, which is dropped" in lines[-1]
+
+
+def test_nothing_accepted(tmp_path):
+    given = settings(select=SelectSettings(rule="threshold", threshold=1e9))
+    with pytest.raises(InputError, match="no candidate was accepted by rule 'threshold'"):
+        trainer(tmp_path / "a", given).run_rounds()
+    best = settings(rounds=1, select=SelectSettings(rule="threshold", threshold=1e9, empty="best"))
+    run = trainer(tmp_path / "b", best)
+    run.run_rounds()
+    assert run.history[0]["accepted"] == 2
+
+
+def test_a_failing_reward_loses_no_finished_round(tmp_path):
+    calls = []
+
+    def reward(x):
+        calls.append(1)
+        if len(calls) == 3:
+            raise ValueError("no")
+        return x.sum(1)
+
+    straight = trainer(tmp_path / "straight")
+    straight.run_rounds()
+    with pytest.raises(RewardError, match="raised ValueError: no"):
+        trainer(tmp_path / "run", reward=reward).run_rounds()
+    second = trainer(tmp_path / "run")
+    assert second.rounds_done == 2
+    second.run_rounds()
+    assert_same(straight, second)
+
+
+def test_too_little_space(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(StorageError, match="MB free, has 0"):
+        trainer(tmp_path).run_rounds()
