@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all set-up on a machine with Python 3.11 or newer and gcc; a second run sets up nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-faults lint readme clean
+
+demo: $(READY)
+	$(BIN)/pgraft-fast demo
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+readme: $(READY)
+	$(BIN)/python benchmarks/readme_table.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# torch first, by its pinned version: an open range would take another build of it.
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; make PYTHON=python3.12 takes another one"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[test,lint]'
+	@touch $(READY)

@@ -1,0 +1,163 @@
+"""The command line: `pgraft-fast demo | finetune | sample | report | info | train-base`.
+
+Messages and progress go to stderr, JSON to the file named by --json ("-" is stdout). Exit status: 0 done, 2 wrong
+input in one line, 130 stopped by the user.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg
+
+from pgraft_fast.errors import InputError, PgraftError, StoppedError
+
+app = tyro.extras.SubcommandApp()
+
+Json = Annotated[str | None, arg(metavar="FILE", help='write the result as JSON to FILE; "-" is stdout')]
+
+
+@app.command
+def demo(
+    *,
+    out: Annotated[Path, arg(help="folder of the report")] = Path("runs/demo"),
+    seeds: Annotated[int, arg(help="independent repetitions")] = 3,
+    json: Json = None,
+) -> None:
+    """GRAFT and P-GRAFT on handwritten digits, from the same rollouts at equal training compute."""
+    from pgraft_fast.commands.console import Terminal
+    from pgraft_fast.commands.demo import DemoSettings, run_demo
+
+    _check_json(json)
+    if seeds < 1:
+        raise InputError(f"--seeds {seeds}: at least 1")
+    _emit(run_demo(DemoSettings(seeds=seeds), out, Terminal()), json)
+
+
+@app.command
+def finetune(
+    config: Annotated[Positional[Path], arg(metavar="CONFIG.toml")],
+    /,
+    *,
+    run: Annotated[str | None, arg(help="run folder, in place of the config's")] = None,
+    reward: Annotated[str | None, arg(help="a reward's name or file.py:function, in place of the config's")] = None,
+    json: Json = None,
+) -> None:
+    """Fine-tune as a TOML file says. The same command again goes on where a stopped run was."""
+    from pgraft_fast.commands.config import read_config
+    from pgraft_fast.commands.console import Terminal
+    from pgraft_fast.commands.finetune import finetune as run_finetune
+
+    _check_json(json)
+    settings = read_config(config, {"run": run, "task.reward": reward})
+    try:
+        result = run_finetune(settings, Terminal())
+    except StoppedError as error:
+        raise StoppedError(f"{error}; finished rounds are safe, the same command goes on from there") from error
+    _emit(result, json)
+
+
+@app.command
+def sample(
+    source: Annotated[Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits")],
+    /,
+    *,
+    out: Annotated[Path, arg(help="picture (.png) or tensors (.safetensors)")] = Path("samples.png"),
+    n: Annotated[int, arg(help="number of samples")] = 100,
+    seed: int = 0,
+    prompt: Annotated[str | None, arg(help="one prompt for all; default all in turn")] = None,
+    steps: int | None = None,
+    solver: str | None = None,
+    guidance: Annotated[float, arg(help="classifier-free guidance scale; 1 is off")] = 1.0,
+    base: Annotated[bool, arg(help="the reference model alone")] = False,
+    json: Json = None,
+) -> None:
+    """Draw samples."""
+    from pgraft_fast.commands.sample import sample as draw
+
+    _check_json(json)
+    _emit(
+        draw(
+            source, out, n=n, seed=seed, prompt=prompt, steps=steps, solver=solver, guidance=guidance, base=base
+        ),
+        json,
+    )  # fmt: skip
+    print(out, file=sys.stderr)
+
+
+@app.command
+def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json = None) -> None:
+    """Write the report of a finished run again."""
+    from pgraft_fast.commands.report import rebuild_report
+
+    _check_json(json)
+    result = rebuild_report(run)
+    print(result["report"], file=sys.stderr)
+    _emit(result, json)
+
+
+@app.command
+def info(*, json: Json = None) -> None:
+    """Versions, devices and shipped weights."""
+    from pgraft_fast.commands.info import info as collect
+
+    _check_json(json)
+    _emit(collect(), "-" if json is None else json)
+
+
+@app.command(name="train-base")
+def train_base(
+    task: Annotated[Positional[str], arg(metavar="TASK", help="digits")],
+    /,
+    *,
+    out: Annotated[Path, arg(help="folder of the weights")] = Path("runs/train-base"),
+    seed: int = 0,
+    json: Json = None,
+) -> None:
+    """Train a task's shipped weights again, by the recipe that made them."""
+    from pgraft_fast.commands.train_base import train_base as train
+
+    _check_json(json)
+    _emit(train(task, out, seed), json)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    try:
+        app.cli(prog="pgraft-fast", args=args)
+    except StoppedError as error:
+        return _fail(error, 130)
+    except PgraftError as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        return _fail(StoppedError("stopped"), 130)
+    return 0
+
+
+def _fail(error: PgraftError, status: int) -> int:
+    print(f"pgraft-fast: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _check_json(path: str | None) -> None:
+    """Before any work: the result must have a place to go."""
+    if path in (None, "-"):
+        return
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+        raise InputError(f"--json {path}: cannot be written there; the folder must exist")
+
+
+def _emit(result: dict[str, Any], path: str | None) -> None:
+    from pgraft_fast.finetune.files import to_json, write_file
+
+    if path == "-":
+        sys.stdout.write(to_json(result).decode())
+    elif path is not None:
+        write_file(Path(path), to_json(result))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Run configs: TOML into a closed schema, errors in one line."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, PositiveInt, ValidationError
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.settings import FinetuneSettings, Settings
+from pgraft_fast.tasks.base import Task
+from pgraft_fast.tasks.digits import DigitsSettings, digits_task
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+class EvaluateSettings(Settings):
+    """samples: drawn before and after at the same seeds, rounded up to whole groups of candidates."""
+
+    samples: PositiveInt = 512
+
+
+class LogSettings(Settings):
+    """tensorboard: write run/tensorboard."""
+
+    tensorboard: bool = False
+
+
+class RunConfig(FinetuneSettings):
+    """A whole run. run: its folder."""
+
+    run: str
+    task: DigitsSettings = DigitsSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    log: LogSettings = LogSettings()
+
+    def future(self) -> dict[str, object]:
+        """See `FinetuneSettings.future`; where the run lies and how it reports may change."""
+        kept = super().future()
+        for key in ("run", "evaluate", "log"):
+            del kept[key]
+        return kept
+
+
+def load_task(settings: DigitsSettings) -> Task:
+    """The task of a config."""
+    return digits_task(settings)
+
+
+def read_config(path: Path, overrides: dict[str, Any]) -> RunConfig:
+    """Read and check a TOML file before any work. overrides: {"run": ..., "task.reward": ...}, None is left out.
+
+    A reward given as file.py:function in the file is looked up from the file's folder. Raises InputError.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    task = data.get("task")
+    if isinstance(task, dict) and isinstance(task.get("reward"), str) and ".py:" in task["reward"]:
+        task["reward"] = str(path.parent / task["reward"])
+    for key, value in overrides.items():
+        if value is not None:
+            _set(data, key.split("."), value)
+    return checked(RunConfig, data, str(path))
+
+
+def checked(schema: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT:
+    """Validate; on errors raise InputError in one line: source, key, what is wrong, nearest valid name."""
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{source}: " + "; ".join(_explain(schema, item) for item in error.errors())) from error
+
+
+def _explain(schema: type[BaseModel], item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        return f"{key} is unknown{_nearest(schema, location)}"
+    if item["type"] == "missing":
+        return f"{key} is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(schema: type[BaseModel], location: list[str]) -> str:
+    """The most similar key of the same table, else of any table."""
+    names = _keys(schema)
+    table = ".".join(location[:-1])
+    here = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == table]
+    prefix = f"{table}." if table else ""
+    close = [f"{prefix}{name}" for name in difflib.get_close_matches(location[-1], here, 1, 0.7)]
+    close += [name for name in names if name.rpartition(".")[2] == location[-1]]
+    close += difflib.get_close_matches(".".join(location), names, 1, 0.0)
+    return f"; did you mean {close[0]}?"
+
+
+def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in schema.model_fields.items():
+        names.append(f"{prefix}{name}")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                names.extend(_keys(kind, f"{prefix}{name}."))
+    return names
+
+
+def _set(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        data = data.setdefault(key, {})
+    data[keys[-1]] = value

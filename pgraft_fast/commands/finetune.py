@@ -1,0 +1,183 @@
+"""`pgraft-fast finetune`: a whole run from a config, in a folder that can be resumed.
+
+run/config.json, run/ledger.jsonl, run/checkpoints/, run/evaluation/{before,after}.safetensors,
+run/model.safetensors (tuned weights), run/result.json, run/report/.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgraft_fast.commands.config import RunConfig, load_task
+from pgraft_fast.commands.console import Terminal
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune import Ledger, Trainer
+from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.files import flush_folder, to_json, write_file
+from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.report import write_run_report
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate
+
+CONFIG, RESULT, MODEL = "config.json", "result.json", "model.safetensors"
+_SAFETY = 1.3
+
+
+def finetune(config: RunConfig, terminal: Terminal) -> dict[str, Any]:
+    """Run, or go on with a run, to its end. Returns what result.json holds."""
+    run = Path(config.run)
+    with run_lock(run), stop_on_signals() as stop:
+        ledger = Ledger(run / "ledger.jsonl")
+        finished = False
+        try:
+            result = _Run(config, run, ledger, terminal, stop).finish()
+            finished = True
+            return result
+        finally:
+            ledger.close(finished)
+
+
+class _Run:
+    def __init__(self, config: RunConfig, run: Path, ledger: Ledger, terminal: Terminal, stop: StopRequest) -> None:
+        self.config, self.run, self.ledger, self.terminal, self.stop = config, run, ledger, terminal, stop
+        self.task: Task = load_task(config.task)
+        self.reward = self.task.reward(config.task.reward)
+        self.writer: Any = None
+        self.trainer = Trainer(
+            self.task.model,
+            self.task.schedule,
+            self.reward,
+            config,
+            shape=self.task.shape,
+            parameterization=self.task.parameterization,
+            prompts=self.task.prompts,
+            run=run,
+            identity={**self.task.identity, "reward_sha256": _file_hash(config.task.reward)},
+            ledger=ledger,
+            log=terminal.line,
+            check=self._check,
+            on_round=self._on_round,
+        )
+
+    def finish(self) -> dict[str, Any]:
+        config, trainer = self.config, self.trainer
+        if trainer.rounds_done == 0:
+            trainer.budget.check_first_round(trainer.calls_of_a_round())
+        write_file(self.run / CONFIG, to_json(config.model_dump()))
+        began = self.ledger.elapsed
+        with self.terminal.progress(config.train.rounds * trainer.calls_of_a_round()):
+            before = self._evaluation("before")
+            # What the evaluation took tells what must be kept back for the one at the end.
+            trainer.budget.reserve = _SAFETY * max(self.ledger.seconds["evaluate"], self.ledger.elapsed - began)
+            trainer.run_rounds()
+            if trainer.rounds_done == 0:
+                raise InputError("budget: the time is up before the first round; raise [budget]")
+            after = self._evaluation("after")
+        with self.ledger.phase("save"):
+            self._save_model()
+            result = self._result(before, after)
+            write_file(self.run / RESULT, to_json(result))
+            write_run_report(self.run, self.task, config, result, before, after, trainer.last_candidates)
+        if self.writer is not None:
+            self.writer.close()
+        self.terminal.line(
+            f"reward {result['before']['reward']:.4f} -> {result['after']['reward']:.4f}, "
+            f"report: {self.run / 'report' / 'index.html'}"
+        )
+        return result
+
+    def _check(self) -> None:
+        self.stop.check()
+        self.terminal.advance(self.ledger.model_calls, f"round {self.trainer.rounds_done + 1}")
+
+    def _on_round(self, number: int, entry: dict[str, Any]) -> None:
+        if not self.config.log.tensorboard:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=number)
+        for key in ("reward", "reward_accepted", "loss", "accepted", "model_calls"):
+            self.writer.add_scalar(key, entry[key], number)
+        self.writer.flush()
+
+    def _evaluation(self, name: str) -> Evaluation:
+        """Drawn once and kept on disk; "after" is named by the round whose weights it shows."""
+        number = self.trainer.rounds_done
+        path = (
+            self.run / "evaluation" / ("before.safetensors" if name == "before" else f"after-{number:06d}.safetensors")
+        )
+        if path.exists():
+            stored = tensors_from_bytes(path.read_bytes(), path)
+            if stored["rewards"].numel() == self._evaluation_size():
+                return Evaluation(stored["samples"], stored["rewards"])
+        tuned = None if name == "before" else self.trainer.tuned.eval()
+        found = evaluate(
+            self.task,
+            self.reward,
+            self.config,
+            self.config.evaluate.samples,
+            tuned=tuned,
+            cut=None if tuned is None else self.config.train.cut,
+            ledger=self.ledger,
+            check=self.stop.check,
+        )
+        path.parent.mkdir(exist_ok=True)
+        write_file(path, tensor_bytes({"samples": found.samples, "rewards": found.rewards}))
+        if name == "before":
+            self.ledger.commit(number)
+        return found
+
+    def _evaluation_size(self) -> int:
+        n = self.config.sample.candidates
+        return -(-self.config.evaluate.samples // n) * n
+
+    def _save_model(self) -> None:
+        cut_logsnr = self.task.schedule.cut_logsnr(self.config.train.cut)
+        metadata = {
+            "cut": self.config.train.cut,
+            "cut_logsnr": cut_logsnr if math.isfinite(cut_logsnr) else None,
+            "schedule": self.task.schedule.to_dict(),
+            "parameterization": self.task.parameterization,
+            "task": {"name": self.config.task.name, "variant": self.config.task.variant},
+            "reward": Path(self.config.task.reward).name,
+            **self.task.identity,
+        }
+        write_file(self.run / MODEL, tensor_bytes(self.trainer.tuned.state_dict(), json.dumps(metadata)))
+        flush_folder(self.run)
+
+    def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+        kept = accepted_of(before, self.config)
+        accepted = self.task.features(before.samples[kept]) if int(kept.sum()) > 3 else None
+        return {
+            "before": self.task.quality(before.samples, before.rewards, accepted),
+            "after": self.task.quality(after.samples, after.rewards, accepted),
+            "rounds": self.trainer.history,
+            "spent": self.ledger.summary(),
+            "config": self.config.model_dump(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def read_run(folder: str) -> tuple[Path, dict[str, Any], RunConfig]:
+    """(path, result, config) of a finished run. Raises InputError."""
+    run = Path(folder)
+    try:
+        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
+        config = RunConfig.model_validate(json.loads((run / CONFIG).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"{run}: not a finished run ({Path(error.filename).name}: {error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{run}: damaged ({error.__class__.__name__} in {CONFIG} or {RESULT})") from error
+    return run, result, config
+
+
+def _file_hash(reward: str) -> str | None:
+    """Of a user's reward file: a run goes on only with the reward that it began with."""
+    file, found, _ = reward.rpartition(":")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if found else None

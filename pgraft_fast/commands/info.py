@@ -1,0 +1,44 @@
+"""`pgraft-fast info`: what is installed and what this machine has."""
+
+import importlib.metadata
+import json
+import platform
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pgraft_fast
+from pgraft_fast.tasks.digits.task import WEIGHTS
+
+_PACKAGES = ("torch", "triton", "diffusers", "xformers", "nvidia-ml-py", "safetensors", "pydantic", "tyro")
+
+
+def info() -> dict[str, Any]:
+    """Versions, devices, shipped weights."""
+    return {
+        "pgraft_fast": pgraft_fast.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "weights": {path.stem: _measured(path) for path in sorted(WEIGHTS.glob("*.safetensors"))},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """What the recipe wrote into the file's header."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    return {"bytes": path.stat().st_size, **json.loads(header["__metadata__"]["pgraft_fast"])}

@@ -1,0 +1,92 @@
+"""`pgraft-fast sample`: pictures from a finished run, or from a task's reference model."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgraft_fast.commands.config import RunConfig, checked, load_task
+from pgraft_fast.commands.finetune import MODEL, read_run
+from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.files import write_file
+from pgraft_fast.report import picture_grid_png
+from pgraft_fast.sampling import Model, guided, rollout
+from pgraft_fast.tasks import Task
+
+TASKS = ("digits",)
+
+
+def sample(
+    source: str,
+    out: Path,
+    *,
+    n: int,
+    seed: int,
+    prompt: str | None,
+    steps: int | None,
+    solver: str | None,
+    guidance: float,
+    base: bool,
+) -> dict[str, Any]:
+    """Draw n samples; write a picture (.png) or tensors (.safetensors). source: a run folder or a task's name."""
+    if out.suffix not in (".png", ".safetensors"):
+        raise InputError(f"--out {out}: the name must end in .png or .safetensors")
+    tuned: Model | None = None
+    if source in TASKS:
+        config = checked(RunConfig, {"run": "-", "task": {"name": source}}, source)
+        task = load_task(config.task)
+    else:
+        run, _, config = read_run(source)
+        task = load_task(config.task)
+        if not base:
+            tuned = _tuned(run, task)
+    condition = _condition(task, prompt, n)
+    model: Model = task.model
+    if guidance != 1.0:
+        if task.null_condition is None:
+            raise InputError(f"--guidance {guidance}: the model of {source} takes no prompt")
+        model = guided(model, guidance, task.null_condition)
+        tuned = None if tuned is None else guided(tuned, guidance, task.null_condition)
+    drawn = rollout(
+        model,
+        task.schedule,
+        shape=task.shape,
+        n=n,
+        steps=config.sample.steps if steps is None else steps,
+        solver=config.sample.solver if solver is None else solver,
+        parameterization=task.parameterization,
+        seed=seed,
+        condition=condition,
+        tuned=tuned,
+        cut=None if tuned is None else config.train.cut,
+    )
+    if out.suffix == ".png":
+        data = picture_grid_png(task.pictures(drawn.x_0))
+    else:
+        data = tensor_bytes({"samples": drawn.x_0, "sample_id": drawn.sample_id})
+    write_file(out, data)
+    return {"out": str(out), "n": n, "seed": seed, "tuned": tuned is not None, "model_calls": drawn.model_calls}
+
+
+def _condition(task: Task, prompt: str | None, n: int) -> torch.Tensor | None:
+    """All prompts in turn, or the one asked for."""
+    if prompt is None:
+        rows = torch.arange(n) % len(task.prompts.text)
+    elif prompt in task.prompts.text:
+        rows = torch.full((n,), list(task.prompts.text).index(prompt))
+    else:
+        raise InputError(f"--prompt {prompt!r} is unknown; known: {', '.join(task.prompts.text)}")
+    return None if task.prompts.condition is None else task.prompts.condition[rows]
+
+
+def _tuned(run: Path, task: Task) -> torch.nn.Module:
+    path = run / MODEL
+    try:
+        tensors = tensors_from_bytes(path.read_bytes(), path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: tuned weights cannot be read ({error.strerror})") from error
+    tuned = copy.deepcopy(task.model)
+    tuned.load_state_dict(tensors)
+    return tuned.eval()

@@ -1,0 +1,7 @@
+"""Reports: one self-contained page and its pictures."""
+
+from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.plots import picture_grid_png
+from pgraft_fast.report.run_report import write_run_report
+
+__all__ = ["Picture", "Section", "Table", "picture_grid_png", "write_page", "write_run_report"]

@@ -1,0 +1,76 @@
+"""The report of the demo."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.finetune import FinetuneSettings
+from pgraft_fast.report.law import law_section
+from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.plots import Curve, curves_png, histogram_png
+from pgraft_fast.report.run_report import pictures_section, time_section
+from pgraft_fast.tasks import Task
+
+
+@dataclass
+class DemoData:
+    """What the report shows beside the table. samples, rewards: by method, at the first seed.
+
+    accepted_rewards: of reference samples that the rule accepted. seconds: by phase.
+    """
+
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+    accepted_rewards: Tensor = field(default_factory=lambda: torch.empty(0))
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def write_demo_report(
+    out: Path,
+    task: Task,
+    settings: FinetuneSettings,
+    lead: str,
+    summary: Mapping[str, Mapping[str, float]],
+    table: Table,
+    data: DemoData,
+) -> Path:
+    """Write out/report/index.html and its pictures. summary: {method: means over seeds}, as in the table."""
+    sections = [
+        Section("Result", table=table),
+        pictures_section({name: task.pictures(samples) for name, samples in data.samples.items()}),
+        _reward_section(summary, data),
+        time_section(data.seconds),
+        law_section(settings.select, settings.sample.candidates, data.rewards["base"]),
+    ]
+    return write_page(out / "report", "GRAFT and P-GRAFT on handwritten digits", lead, sections)
+
+
+def _reward_section(summary: Mapping[str, Mapping[str, float]], data: DemoData) -> Section:
+    base = summary["base"]
+    curves = [
+        Curve(
+            name,
+            [0.0, row["model_calls"]],
+            [base["reward"], row["reward"]],
+            [base["reward_half"], row["reward_half"]] if row["reward_half"] < float("inf") else None,
+        )
+        for name, row in summary.items()
+        if name != "base"
+    ]
+    groups = {"base": data.rewards["base"].numpy(), "accepted": data.accepted_rewards.numpy()}
+    # More than these would hide one another.
+    groups |= {name: data.rewards[name].numpy() for name in list(data.rewards)[1:3]}
+    pictures = [
+        Picture(
+            "reward-compute", curves_png(curves, "model calls", "mean reward"), "Mean reward against model calls",
+            "Reward against compute, mean and 95 % interval over seeds.",
+        ),
+        Picture(
+            "reward-histogram", histogram_png(groups, "reward"), "Histogram of rewards before, accepted and after",
+            "Rewards of single samples, first seed.",
+        ),
+    ]  # fmt: skip
+    return Section("Reward", pictures=pictures)

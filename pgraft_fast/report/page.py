@@ -1,0 +1,61 @@
+"""One self-contained HTML page from text, tables and figures; the figures also as PNG files beside it."""
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from pgraft_fast.finetune.files import storage_error, write_file
+
+
+@dataclass(frozen=True)
+class Picture:
+    """name: of the PNG file. alt: what it shows, for those who cannot see it. caption: one sentence."""
+
+    name: str
+    png: bytes
+    alt: str
+    caption: str
+
+    @property
+    def data_uri(self) -> str:
+        """The picture inside the page."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+@dataclass(frozen=True)
+class Table:
+    """First column left, the others right."""
+
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with sentences, at most one table and any number of pictures."""
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    table: Table | None = None
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> Path:
+    """Write folder/index.html and one PNG a picture. Raises StorageError."""
+    environment = Environment(
+        loader=PackageLoader("pgraft_fast.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    html = environment.get_template("page.html.j2").render(title=title, lead=lead, sections=sections)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    for section in sections:
+        for picture in section.pictures:
+            write_file(folder / f"{picture.name}.png", picture.png)
+    path = folder / "index.html"
+    write_file(path, html.encode())
+    return path

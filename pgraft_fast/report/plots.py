@@ -1,0 +1,125 @@
+"""Figures as PNG bytes: small enough to be read on a telephone, sharp enough for a page."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+_DPI = 160
+_SIZE = (4.4, 3.1)
+_INK = "#333333"
+COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
+
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A labelled line with error bars. error: half-widths, or None."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    error: Sequence[float] | None = None
+
+
+def curves_png(curves: Sequence[Curve], x_label: str, y_label: str) -> bytes:
+    """Lines with markers."""
+
+    def draw(axes) -> None:
+        for index, curve in enumerate(curves):
+            axes.errorbar(
+                curve.x, curve.y, yerr=curve.error, label=curve.label, marker="o", markersize=4, capsize=2,
+                linewidth=1.5, color=COLOURS[index % len(COLOURS)],
+            )  # fmt: skip
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 5))
+        if len(curves) > 1:
+            axes.legend(fontsize=8)
+
+    return _figure(draw)
+
+
+def histogram_png(groups: Mapping[str, np.ndarray], x_label: str) -> bytes:
+    """Densities of several groups of values on common bins; values that are not finite are left out."""
+    finite = {name: values[np.isfinite(values)] for name, values in groups.items()}
+    everything = np.concatenate(list(finite.values()))
+    bins = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-6), 41)
+
+    def draw(axes) -> None:
+        for index, (name, values) in enumerate(finite.items()):
+            colour = COLOURS[index % len(COLOURS)]
+            axes.hist(values, bins=bins, density=True, histtype="stepfilled", alpha=0.12, color=colour)
+            axes.hist(values, bins=bins, density=True, histtype="step", linewidth=1.5, color=colour, label=name)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("density")
+        axes.legend(fontsize=8)
+
+    return _figure(draw)
+
+
+def bars_png(values: Mapping[str, float], x_label: str) -> bytes:
+    """Horizontal bars, the first on top, each with its number."""
+
+    def draw(axes) -> None:
+        names = list(values)[::-1]
+        numbers = [values[name] for name in names]
+        bars = axes.barh(names, numbers, color=COLOURS[0])
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
+        axes.set_xlim(0, 1.18 * max(*numbers, 1e-09))
+        axes.set_xlabel(x_label)
+        axes.grid(axis="y", visible=False)
+
+    return _figure(draw)
+
+
+def picture_grid_png(pictures: np.ndarray, columns: int = 10) -> bytes:
+    """A grid of equal pictures, (n, H, W) grey or (n, H, W, 3) uint8, enlarged without smoothing."""
+    tile = _tile(pictures, columns)
+    scale = max(1, round(_SIZE[0] * _DPI / tile.shape[1]))
+    enlarged = tile.repeat(scale, axis=0).repeat(scale, axis=1)
+    buffer = io.BytesIO()
+    Image.fromarray(enlarged).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _tile(pictures: np.ndarray, columns: int) -> np.ndarray:
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    height, width = pictures.shape[1:3]
+    gap = max(1, height // 8)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, *pictures.shape[3:]), 235, np.uint8)
+    for index, picture in enumerate(pictures):
+        y, x = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
+        canvas[y : y + height, x : x + width] = picture
+    return canvas
+
+
+def _figure(draw) -> bytes:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
+        draw(figure.subplots())
+        return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,121 @@
+"""The report of a fine-tuning run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pgraft_fast.finetune import FinetuneSettings
+from pgraft_fast.report.law import law_section
+from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.evaluation import Evaluation
+
+_SHOWN = 100
+
+
+def write_run_report(
+    run: Path,
+    task: Task,
+    settings: FinetuneSettings,
+    result: Mapping[str, Any],
+    before: Evaluation,
+    after: Evaluation,
+    candidates: Mapping[str, Tensor],
+) -> Path:
+    """Write run/report. result: as in result.json. candidates: rewards and accepted mask of the last round."""
+    method = "GRAFT" if settings.train.cut == 0 else f"P-GRAFT, cut {settings.train.cut:g}"
+    lead = (
+        f"{method}, objective {settings.train.objective}, {len(result['rounds'])} round(s), "
+        f"{result['spent']['model_calls']:,} model calls, {result['spent']['total_seconds']:.1f} s."
+    )
+    sections = [
+        quality_section({"before": result["before"], "after": result["after"]}),
+        pictures_section({"before": task.pictures(before.samples), "after": task.pictures(after.samples)}),
+        _rewards_section(result, before, after, candidates),
+        time_section(result["spent"]["seconds"]),
+        law_section(settings.select, settings.sample.candidates, before.rewards),
+    ]
+    return write_page(run / "report", f"Fine-tuning of {task.name}: {run.name}", lead, sections)
+
+
+def quality_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
+    """Metrics of several sample sets."""
+    header = ["samples", "reward", "95 % interval", "FD accepted", "FD data", "precision", "recall"]
+    cells = [[name, *quality_cells(row)] for name, row in rows.items()]
+    note = (
+        "FD: Frechet distance in the task's feature space, to samples that the rule accepts from the reference (the "
+        "target of one round; several rounds aim further) and to the data. Precision and recall: against those "
+        "accepted samples."
+    )
+    return Section("Result", table=Table(header, cells, note))
+
+
+def quality_cells(row: Mapping[str, Any]) -> list[str]:
+    """One row of `Task.quality` as text."""
+    low, high = row["reward_ci"]
+    accepted = row["fd_accepted"]
+    return [
+        f"{row['reward']:.4f}",
+        f"{low:.4f} to {high:.4f}",
+        "-" if accepted is None else f"{accepted:.2f}",
+        f"{row['fd_data']:.2f}",
+        f"{row['precision']:.2f}",
+        f"{row['recall']:.2f}",
+    ]
+
+
+def pictures_section(panels: Mapping[str, Any]) -> Section:
+    """Samples of each set, evenly taken, the same place being the same seed."""
+    pictures = [
+        Picture(
+            f"samples-{name.replace(' ', '-')}",
+            picture_grid_png(found[np.linspace(0, len(found) - 1, min(len(found), _SHOWN)).astype(int)]),
+            f"Samples, {name}",
+            name,
+        )
+        for name, found in panels.items()
+    ]  # fmt: skip
+    text = ["The same place in every grid is the same noise and the same prompt."]
+    return Section("Samples at the same seeds", text, pictures=pictures)
+
+
+def time_section(seconds: Mapping[str, float]) -> Section:
+    """Where the wall time went."""
+    spent = {phase: value for phase, value in seconds.items() if value > 0}
+    picture = Picture(
+        "time", bars_png(spent, "seconds"), "Seconds by phase",
+        f"Wall time by phase, {sum(spent.values()):.1f} s in all.",
+    )  # fmt: skip
+    return Section("Where the time went", pictures=[picture])
+
+
+def _rewards_section(
+    result: Mapping[str, Any], before: Evaluation, after: Evaluation, candidates: Mapping[str, Tensor]
+) -> Section:
+    rounds = result["rounds"]
+    halves = [0.5 * (result[key]["reward_ci"][1] - result[key]["reward_ci"][0]) for key in ("before", "after")]
+    calls = [0, rounds[-1]["model_calls"]]
+    curves = [Curve("evaluation", calls, [result["before"]["reward"], result["after"]["reward"]], halves)]
+    # A round's candidates show the model as it was after the round before.
+    spent = [0, *(entry["model_calls"] for entry in rounds[:-1])]
+    curves.append(Curve("candidates of a round", spent, [entry["reward"] for entry in rounds]))
+    curves.append(Curve("accepted", spent, [entry["reward_accepted"] for entry in rounds]))
+    groups = {"before": before.rewards.numpy(), "after": after.rewards.numpy()}
+    if candidates:
+        kept = candidates["reward"][candidates["accepted"]]
+        groups = {"before": groups["before"], "accepted, last round": kept.numpy(), "after": groups["after"]}
+    pictures = [
+        Picture(
+            "reward-compute", curves_png(curves, "model calls", "mean reward"),
+            "Mean reward against model calls", "Reward against compute, with 95 % intervals of the evaluations.",
+        ),
+        Picture(
+            "reward-histogram", histogram_png(groups, "reward"),
+            "Histogram of rewards before, accepted and after", "Rewards of single samples.",
+        ),
+    ]  # fmt: skip
+    return Section("Reward", pictures=pictures)
