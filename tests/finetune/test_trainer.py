@@ -161,7 +161,7 @@ def test_budget_of_wall_time(tmp_path, wall):
 
 
 def test_no_time_at_all(tmp_path):
-    with pytest.raises(InputError, match="not one round fits|before the first round has sampled"):
+    with pytest.raises(InputError, match=r"not one round fits|before the first round has sampled"):
         trainer(tmp_path / "a", settings(budget=BudgetSettings(wall_seconds=1e-3))).run_rounds()
     given = settings(
         budget=BudgetSettings(wall_seconds=0.5), sample=SampleSettings(prompts=2, candidates=4, batch_size=1)
