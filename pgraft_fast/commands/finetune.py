@@ -84,6 +84,8 @@ class _Run:
             write_run_report(self.run, self.task, config, result, before, after, trainer.last_candidates)
         if self.writer is not None:
             self.writer.close()
+        spent = ", ".join(f"{phase} {s:.1f}" for phase, s in self.ledger.seconds.items() if s > 0)
+        self.terminal.line(f"spent {self.ledger.model_calls:,} model calls; seconds: {spent}")
         self.terminal.line(
             f"reward {result['before']['reward']:.4f} -> {result['after']['reward']:.4f}, "
             f"report: {self.run / 'report' / 'index.html'}"

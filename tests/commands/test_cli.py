@@ -53,7 +53,9 @@ def test_finetune(finished):
 def test_finetune_again_changes_nothing(finished, capsys):
     before = (finished / "run/model.safetensors").read_bytes()
     assert main(["finetune", str(finished / "config.toml")]) == 0
-    assert "is finished: round 2" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "is finished: round 2" in errors
+    assert "spent 416 model calls; seconds: start " in errors
     assert (finished / "run/model.safetensors").read_bytes() == before
 
 
