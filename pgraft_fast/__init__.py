@@ -19,6 +19,7 @@ _HOME = {
     "guided": "pgraft_fast.sampling",
     "pgraft_loss": "pgraft_fast.finetune",
     "rollout": "pgraft_fast.sampling",
+    "use_backend": "pgraft_fast.ops",
 }
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604

@@ -24,5 +24,9 @@ class StorageError(PgraftError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class BackendError(PgraftError):
+    """A backend was asked for by name and cannot run: no compiler, no Triton, no device for it."""
+
+
 class StoppedError(PgraftError):
     """The run was asked to stop and can be resumed."""

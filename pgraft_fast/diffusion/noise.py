@@ -5,6 +5,7 @@ rule and the noise of training never meet.
 """
 
 import math
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -27,6 +28,20 @@ class Stream(IntEnum):
     PROMPTS = 5
 
 
+@dataclass(frozen=True)
+class NoiseKey:
+    """Standard normal noise by its key, not made yet: sample_id, number: (B,) int64 of a stream of `seed`."""
+
+    seed: int
+    sample_id: Tensor
+    number: Tensor
+    stream: Stream
+
+    def step(self) -> Tensor:
+        """(B,) int64: the step words."""
+        return step_words(self.number, self.stream, self.sample_id.device)
+
+
 def normal(
     seed: int,
     sample_id: Tensor,
@@ -40,18 +55,26 @@ def normal(
     sample_id: (B,) int64. step: a number; (B,) for one a sample; (S, 1) for S steps of every sample.
     Returns (B, *shape), or (S, B, *shape).
     """
-    words = _step_words(step, stream, sample_id.device)
+    words = step_words(step, stream, sample_id.device)
     values = philox_normal(seed, sample_id, words, math.prod(shape), dtype)
     return values.view(*values.shape[:-1], *shape)
 
 
 def uniform(seed: int, sample_id: Tensor, step: int | Tensor, stream: Stream) -> Tensor:
     """One number in (0, 1) for each sample id and step, float64. Shapes as in `normal`."""
-    words = _step_words(step, stream, sample_id.device)
+    words = step_words(step, stream, sample_id.device)
     return words_to_uniform(philox_words(seed, sample_id, words, 1)).squeeze(-1)
 
 
-def _step_words(step: int | Tensor, stream: Stream, device: torch.device) -> Tensor:
-    if isinstance(step, int) and not 0 <= step < MAX_STEP:
+def step_word(step: int, stream: Stream) -> int:
+    """The 32-bit step word of a number of a stream, as the operations take it. Raises InputError."""
+    if not 0 <= step < MAX_STEP:
         raise InputError(f"step {step} is outside [0, {MAX_STEP})")
-    return torch.as_tensor(step, dtype=torch.int64, device=device) + (int(stream) << 24)
+    return step + (int(stream) << 24)
+
+
+def step_words(step: int | Tensor, stream: Stream, device: torch.device) -> Tensor:
+    """As `step_word`, for tensors of numbers (not checked) too: int64."""
+    if isinstance(step, int):
+        return torch.tensor(step_word(step, stream), device=device)
+    return step.to(device, torch.int64) + (int(stream) << 24)

@@ -9,6 +9,7 @@ from torch import Tensor
 from pgraft_fast.diffusion import Schedule, Stream, uniform
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.settings import FinetuneSettings
+from pgraft_fast.ops import gather_rows
 from pgraft_fast.rewards import score
 from pgraft_fast.sampling import Model, Rollout, rollout
 from pgraft_fast.selection import Acceptance, accept
@@ -59,8 +60,8 @@ class Candidates:
         """The accepted rows alone: states at the cut (`state`) or final samples (`clean`)."""
         index = self.acceptance.index
         rows = self.rollout.x_cut[cut] if objective == "state" else self.rollout.x_0
-        condition = None if self.condition is None else self.condition[index]
-        return Kept(rows[index], self.rollout.sample_id[index], condition, self.rollout.t_cut[cut])
+        kept, condition = gather_rows(index, rows, self.condition)
+        return Kept(kept, self.rollout.sample_id[index], condition, self.rollout.t_cut[cut])
 
 
 def collect(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.diffusion import Schedule, Stream, normal, uniform
+from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
 from pgraft_fast.errors import PgraftError
 from pgraft_fast.finetune.budget import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.ledger import Ledger
@@ -124,7 +124,6 @@ def _loss(
     seed: int,
 ) -> Tensor:
     x = kept.x[rows]
-    noise = normal(seed, kept.sample_id[rows], epoch, tuple(x.shape[1:]), Stream.TRAIN_NOISE, x.dtype)
     # One draw a step, spread evenly over the batch: every batch sees every noise level.
     offset = uniform(seed, torch.tensor([learner.steps_done], device=x.device), 0, Stream.TRAIN_TIME)
     share = (offset + torch.arange(rows.numel(), device=x.device) / rows.numel()) % 1.0
@@ -137,7 +136,7 @@ def _loss(
         parameterization=parameterization,
         condition=None if kept.condition is None else kept.condition[rows],
         t=1.0 - share * (1.0 - kept.t_cut),
-        noise=noise,
+        noise=NoiseKey(seed, kept.sample_id[rows], epoch, Stream.TRAIN_NOISE),
     )
 
 

@@ -1,7 +1,6 @@
 """Rollouts: batches of whole or partial trajectories, with the states at the cuts."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +9,11 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, normal
 from pgraft_fast.errors import InputError
+from pgraft_fast.ops import solver_step
 from pgraft_fast.sampling.plan import Plan, make_plan
-from pgraft_fast.sampling.solvers import Step, make_steps, model_evaluations
+from pgraft_fast.sampling.solvers import Step, make_steps, make_table, model_evaluations
 
 Model = Callable[..., Tensor]
-
-_NOISE_BLOCK_VALUES = 1 << 20
 
 
 @dataclass
@@ -146,51 +144,44 @@ class _Trajectories:
         self, sample_id: Tensor, condition: Tensor | None, x_start: Tensor | None
     ) -> tuple[Tensor, dict[float, Tensor]]:
         """Final states and the kept ones of one batch."""
-        plan, size = self.plan, sample_id.numel()
-        times = torch.tensor([[step.t, step.s] for step in self.steps], dtype=torch.float64)
-        times = times.to(sample_id.device, self.dtype)
-        noise = self._noise(sample_id)
+        plan, device = self.plan, sample_id.device
+        rows = make_table(self.steps)
+        times = rows.time.to(device, self.dtype)
+        table = rows.coefficients.to(device, torch.float64 if self.dtype is torch.float64 else torch.float32)
+        counter = torch.arange(table.shape[0], device=device)
         if x_start is None:
             x = normal(self.seed, sample_id, 0, self.shape, dtype=self.dtype).mul_(self.initial_scale)
         else:
             x = x_start.to(self.dtype)
         kept: dict[float, Tensor] = {}
-        x_0_previous = None
+        x_0: Tensor | None = None
         for index in range(plan.first, plan.last):
             kept.update(dict.fromkeys(plan.keep.get(index, ()), x))
             net = self.above if index < plan.handover else self.below
-            step = self.steps[index]
-            x_0 = self._x_0(net, x, times[index, 0].expand(size), condition, (step.p, step.q))
-            x_s = step.a * x + step.b * x_0
-            if step.c != 0.0:
-                # Without history this is the first-order step of the same solver.
-                x_s += step.c * (x_0 if x_0_previous is None else x_0_previous)
-            if step.d != 0.0:
-                x_s += step.d * next(noise)
-            if step.second is not None:
-                second = step.second
-                x_0 = self._x_0(net, x_s, times[index, 1].expand(size), condition, (second.p, second.q))
-                x_s = second.x * x + second.e * x_s + second.b * x_0
-            x, x_0_previous = x_s, x_0
+            x_t = x
+            for stage, row in enumerate(rows.of_step[index]):
+                done = solver_step(
+                    x,
+                    self._out(net, x, times[row], condition),
+                    table,
+                    counter[row],
+                    previous=x_t if stage else x_0,
+                    sample_id=sample_id,
+                    seed=self.seed,
+                    clip=self.clip,
+                    return_x_0=rows.multistep,
+                )
+                x, x_0 = done.x_s, done.x_0
         kept.update(dict.fromkeys(plan.keep.get(plan.last, ()), x))
         return x, kept
 
-    def _x_0(self, net: Model, x: Tensor, t: Tensor, condition: Tensor | None, row: tuple[float, float]) -> Tensor:
-        """p x + q out, clipped where asked."""
-        out: Any = net(x, t) if condition is None else net(x, t, condition)
+    def _out(self, net: Model, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        times = t.expand(x.shape[0])
+        out: Any = net(x, times) if condition is None else net(x, times, condition)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
-        x_0 = row[0] * x + row[1] * out.to(x.dtype)
-        return x_0 if self.clip is None else x_0.clamp_(-self.clip, self.clip)
-
-    def _noise(self, sample_id: Tensor) -> Iterator[Tensor]:
-        """Noise of the steps that draw some, made for several at once. Step k of the grid has number k + 1."""
-        drawing = [k for k in range(self.plan.first, self.plan.last) if self.steps[k].d != 0.0]
-        block = max(1, _NOISE_BLOCK_VALUES // (sample_id.numel() * math.prod(self.shape)))
-        for low in range(0, len(drawing), block):
-            numbers = torch.tensor(drawing[low : low + block], device=sample_id.device)[:, None] + 1
-            yield from normal(self.seed, sample_id, numbers, self.shape, dtype=self.dtype)
+        return out
 
 
 def _rows(values: Tensor | None, rows: slice) -> Tensor | None:

@@ -82,6 +82,39 @@ def make_steps(
     return steps
 
 
+@dataclass(frozen=True)
+class Table:
+    """Steps as rows of `ops.solver_step`, one a network evaluation: Heun's steps have two.
+
+    coefficients: (R, 8) float64. time: (R,) float64, where the network is asked. of_step: the rows of each step.
+    multistep: whether a step uses the x_0 before. The noise of step k of the grid has number k + 1.
+    """
+
+    coefficients: Tensor
+    time: Tensor
+    of_step: list[range]
+    multistep: bool
+
+
+def make_table(steps: list[Step]) -> Table:
+    """The rows of these steps."""
+    rows: list[list[float]] = []
+    times, of_step = [], []
+    for number, step in enumerate(steps, start=1):
+        first = len(rows)
+        rows.append([step.p, step.q, step.a, step.b, step.c, step.d, number, 0.0])
+        times.append(step.t)
+        if step.second is not None:
+            second = step.second
+            # The state is that of the first stage, the previous one x_t.
+            rows.append([second.p, second.q, second.e, second.b, second.x, 0.0, number, 0.0])
+            times.append(step.s)
+        of_step.append(range(first, len(rows)))
+    multistep = any(step.c != 0.0 for step in steps)
+    double = torch.float64
+    return Table(torch.tensor(rows, dtype=double), torch.tensor(times, dtype=double), of_step, multistep)
+
+
 def model_evaluations(steps: list[Step]) -> int:
     """Network evaluations that a trajectory of these steps needs."""
     return sum(1 if step.second is None else 2 for step in steps)

@@ -1,43 +1,28 @@
 """Acceptance rules: which candidates of each group are kept.
 
 All rules share one total order, (reward descending, sample id ascending), and never keep a reward that is not
-finite. Everything runs on the device of the rewards and reads nothing back, except `empty="raise"` and
-`Acceptance.index`, whose length is data-dependent.
+finite. Everything runs on the device of the rewards and reads nothing back, except `empty="raise"`, a check of k
+against unequal groups, and `Acceptance.index`, whose length is data-dependent.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pgraft_fast.diffusion import Stream, uniform
+from pgraft_fast.diffusion import Stream, step_word
 from pgraft_fast.errors import InputError
-from pgraft_fast.selection.groups import Groups
+from pgraft_fast.ops import Filtered, reward_filter
 
 RULES = ("top_k", "best_of_n", "classical", "threshold", "preference", "binary")
 EMPTY_POLICIES = ("skip", "best", "raise")
 
 
-@dataclass(frozen=True)
-class Acceptance:
-    """mask: bool, the shape of the rewards. count: () int64. group_count: (P,) int64, accepted in each group."""
-
-    mask: Tensor
-    group_count: Tensor
-
-    @property
-    def count(self) -> Tensor:
-        """Accepted in all, a device scalar."""
-        return self.group_count.sum()
+class Acceptance(Filtered):
+    """What was kept: mask, group_count, packed, count of `ops.reward_filter`, and the indices alone."""
 
     @property
     def index(self) -> Tensor:
         """(M,) int64: flat indices of the accepted candidates, ascending. Waits for the device."""
-        return self.mask.flatten().nonzero().squeeze(1)
-
-    def packed_index(self, size: int) -> Tensor:
-        """(size,) int64: as `index`, filled up with -1 (or cut off), without waiting for the device."""
-        return torch.nonzero_static(self.mask.flatten(), size=size, fill_value=-1).squeeze(1)
+        return self.packed[: int(self.count)]
 
 
 def accept(
@@ -71,7 +56,7 @@ def accept(
                    `copies_of` (int64, shape of rewards) count as copies, the lowest sample id stays
 
     empty: a group with nothing accepted is left out ("skip"), gives its best finite candidate ("best"), or
-    raises ("raise").
+    raises ("raise"). Raises InputError.
     """
     if rule not in RULES:
         raise InputError(f"rule={rule!r} is unknown; known: {', '.join(RULES)}")
@@ -81,26 +66,24 @@ def accept(
     for name in (name for name, value in given.items() if value is not None):
         if name not in _TAKES[rule]:
             raise InputError(f"{name}= has no meaning for rule {rule!r}")
-    groups = Groups.of(rewards, offsets, sample_id)
-    match rule:
-        case "top_k" | "best_of_n":
-            kept = _best(groups, 1 if rule == "best_of_n" else k)
-        case "classical":
-            kept = _classical(groups, temperature, r_max, seed, draw)
-        case "threshold":
-            kept = groups.reward >= _needed(rule, "threshold", threshold)
-        case "preference":
-            kept = _preference(groups)
-        case _:
-            kept = _distinct(groups, groups.reward >= (0.5 if threshold is None else threshold), copies_of)
-    kept = kept & groups.valid
-    if empty == "best":
-        kept = kept | (~kept.any(dim=1, keepdim=True) & groups.valid & (groups.rank() == 0))
-    group_count = kept.sum(dim=1)
-    if empty == "raise" and bool((group_count == 0).any()):
-        group = int((group_count == 0).nonzero()[0])
+    kept = reward_filter(
+        rewards,
+        "top_k" if rule == "best_of_n" else rule,
+        k=_check_k(k, rewards, offsets) if rule == "top_k" else 1,
+        temperature=_check_temperature(temperature) if rule == "classical" else 1.0,
+        r_max=None if r_max is None else _of_groups(r_max, rewards, offsets),
+        threshold=_needed("threshold", threshold) if rule == "threshold" else 0.5 if threshold is None else threshold,
+        copies_of=copies_of,
+        offsets=offsets,
+        sample_id=sample_id,
+        seed=seed,
+        step=step_word(draw, Stream.ACCEPTANCE),
+        best_if_empty=empty == "best",
+    )
+    if empty == "raise" and bool((kept.group_count == 0).any()):
+        group = int((kept.group_count == 0).nonzero()[0])
         raise InputError(f"group {group} has no acceptable candidate (rule {rule})")
-    return Acceptance(groups.restore(kept), group_count)
+    return Acceptance(kept.mask, kept.group_count, kept.packed, kept.count)
 
 
 _TAKES: dict[str, set[str]] = {
@@ -113,54 +96,36 @@ _TAKES: dict[str, set[str]] = {
 }
 
 
-def _needed(rule: str, name: str, value: float | None) -> float:
+def _needed(name: str, value: float | None) -> float:
+    rule = "classical" if name == "temperature" else name
     if value is None:
         raise InputError(f"rule {rule!r} needs {name}=")
     return value
 
 
-def _best(groups: Groups, k: int | None) -> Tensor:
+def _check_temperature(temperature: float | None) -> float:
+    if not _needed("temperature", temperature) > 0:
+        raise InputError(f"temperature={temperature}: it must be above 0")
+    return _needed("temperature", temperature)
+
+
+def _check_k(k: int | None, rewards: Tensor, offsets: Tensor | None) -> int:
+    """Every group has k candidates."""
     if not isinstance(k, int) or k < 1:
         raise InputError(f"k={k}: rule 'top_k' needs a whole number of at least 1")
-    groups.check_at_least(k)
-    return groups.rank() < k
+    if offsets is None:
+        if isinstance(rewards, Tensor) and rewards.ndim == 2 and k > rewards.shape[1]:
+            raise InputError(f"k={k} is more than the {rewards.shape[1]} candidates of a group")
+        return k
+    lengths = torch.as_tensor(offsets).diff()
+    if bool((lengths >= 0).all()) and bool((lengths < k).any()):
+        group = int((lengths < k).nonzero()[0])
+        raise InputError(f"k={k} is more than the {int(lengths[group])} candidates of group {group}")
+    return k
 
 
-def _classical(groups: Groups, temperature: float | None, r_max: float | Tensor | None, seed: int, draw: int) -> Tensor:
-    scale = _needed("classical", "temperature", temperature)
-    if not scale > 0:
-        raise InputError(f"temperature={scale}: it must be above 0")
-    reward = groups.reward.to(torch.float64)
-    if r_max is None:
-        top = reward.amax(dim=1, keepdim=True)
-    else:
-        top = torch.as_tensor(r_max, dtype=torch.float64, device=reward.device).view(-1, 1)
-    u = uniform(seed, groups.sample_id.flatten(), draw, Stream.ACCEPTANCE).view_as(reward)
-    return u < torch.exp((reward - top) / scale)
-
-
-def _preference(groups: Groups) -> Tensor:
-    even = groups.width - groups.width % 2
-    reward = groups.reward[:, :even].unflatten(1, (-1, 2))
-    sample_id = groups.sample_id[:, :even].unflatten(1, (-1, 2))
-    present = groups.present[:, :even].unflatten(1, (-1, 2)).all(dim=2, keepdim=True)
-    first, second = reward.unbind(2)
-    tie_to_first = sample_id[..., 0] < sample_id[..., 1]
-    first_wins = (first > second) | ((first == second) & tie_to_first)
-    kept = torch.stack((first_wins, ~first_wins), dim=2) & present
-    return torch.nn.functional.pad(kept.flatten(1), (0, groups.width - even))
-
-
-def _distinct(groups: Groups, positive: Tensor, copies_of: Tensor | None) -> Tensor:
-    if copies_of is None:
-        return positive
-    key = groups.align(copies_of, "copies_of")
-    positive = positive & groups.valid
-    # Sorted by (positive first, key, sample id), a copy stands right behind its like.
-    order = torch.argsort(groups.sample_id, dim=1, stable=True)
-    order = order.gather(1, torch.argsort(key.gather(1, order), dim=1, stable=True))
-    order = order.gather(1, torch.argsort((~positive).gather(1, order).to(torch.uint8), dim=1, stable=True))
-    sorted_key, sorted_positive = key.gather(1, order), positive.gather(1, order)
-    fresh = sorted_positive.clone()
-    fresh[:, 1:] &= sorted_key[:, 1:] != sorted_key[:, :-1]
-    return torch.zeros_like(positive).scatter(1, order, fresh)
+def _of_groups(r_max: float | Tensor, rewards: Tensor, offsets: Tensor | None) -> Tensor:
+    """(P,) float64."""
+    groups = rewards.shape[0] if offsets is None else torch.as_tensor(offsets).shape[0] - 1
+    value = torch.as_tensor(r_max, dtype=torch.float64, device=rewards.device).flatten()
+    return value.expand(groups).contiguous() if value.numel() == 1 else value

@@ -116,8 +116,10 @@ def test_index_count_and_packing():
     assert got.mask.tolist() == [[False, False, True, True], [False, True, True, False]]
     assert got.index.tolist() == [2, 3, 5, 6]
     assert int(got.count) == 4
-    assert got.packed_index(6).tolist() == [2, 3, 5, 6, -1, -1]
-    assert got.packed_index(3).tolist() == [2, 3, 5]
+    assert got.packed.tolist() == [2, 3, 5, 6]
+    some = accept(rewards, "threshold", threshold=1.5)
+    assert some.packed.tolist() == [2, 3, -1, -1, -1, -1, -1, -1]
+    assert some.index.tolist() == [2, 3]
 
 
 def test_fewer_valid_than_k():

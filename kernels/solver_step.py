@@ -1,0 +1,179 @@
+"""One solver step in one launch: guidance, prediction of x_0, update, noise, copy of the cut state.
+
+With the row (p, q, a, b, c, d, noise number, keep slot) of the device-side table:
+g = out_null + guidance (out - out_null), x_0 = clamp(p x + q g), x_s = a x + b x_0 + c previous + d z.
+Options that need sums or ranks over a whole sample are in solver_step_sample.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from pgraft_fast_kernels.philox_device import key_words, normal_at, normal_block
+
+
+@triton.jit
+def table_row(table_ptr, step_ptr):
+    """The eight numbers of the step that the device has reached."""
+    row = table_ptr + tl.load(step_ptr) * 8
+    p, q, a, b = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    c, d, number, slot = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6), tl.load(row + 7)
+    return p, q, a, b, c, d, number.to(tl.int64), slot.to(tl.int64)
+
+
+@triton.jit
+def guided_output(out_ptr, null_ptr, at, mask, guidance):
+    """out, or out_null + guidance (out - out_null), float32."""
+    g = tl.load(out_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if null_ptr is not None:
+        null = tl.load(null_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        g = null + guidance * (g - null)
+    return g
+
+
+@triton.jit
+def step_noise(noise_ptr, base, first, size, channels, number, sample_id, key_low, key_high, BLOCK: tl.constexpr):
+    """z at memory positions first ... first + BLOCK - 1 of a sample; its number is its place in C order."""
+    position = first + tl.arange(0, BLOCK)
+    if noise_ptr is not None:
+        z = tl.load(noise_ptr + base + position, mask=position < size, other=0.0).to(tl.float32)
+    elif channels is None:
+        z = normal_block(first, number, sample_id, key_low, key_high, BLOCK)
+    else:
+        index = (position % channels) * (size // channels) + position // channels
+        z = normal_at(index, number, sample_id, key_low, key_high)
+    return z
+
+
+@triton.jit
+def next_state(x, x_0, previous_ptr, at, mask, a, b, c):
+    """a x + b x_0 + c previous; the older state is not touched where c is 0, and is x_0's stand-in where missing."""
+    if previous_ptr is None:
+        x_s = a * x + (b + c) * x_0
+    else:
+        x_s = a * x + b * x_0
+        if c != 0.0:
+            x_s = x_s + c * tl.load(previous_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    return x_s
+
+
+@triton.jit
+def store_step(x_s, x_0, x_s_ptr, x_0_ptr, x_cut_ptr, base, position, mask, slot, total):
+    """Write the new state, the prediction where wanted, and the cut state where this step has a slot."""
+    rounded = x_s.to(x_s_ptr.dtype.element_ty)
+    tl.store(x_s_ptr + base + position, rounded, mask=mask)
+    if x_0_ptr is not None:
+        tl.store(x_0_ptr + base + position, x_0.to(x_0_ptr.dtype.element_ty), mask=mask)
+    if x_cut_ptr is not None:
+        if slot > 0:
+            tl.store(x_cut_ptr + (slot - 1) * total + base + position, rounded, mask=mask)
+
+
+@triton.jit(do_not_specialize=["key_low", "key_high"])
+def _solver_step_fwd_kernel(
+    x_ptr,
+    out_ptr,
+    null_ptr,
+    previous_ptr,
+    noise_ptr,
+    table_ptr,
+    step_ptr,
+    id_ptr,
+    x_s_ptr,
+    x_0_ptr,
+    x_cut_ptr,
+    key_low,
+    key_high,
+    guidance,
+    clip,
+    size,
+    channels,
+    total,
+    n_blocks,
+    CLIP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    sample = (pid // n_blocks).to(tl.int64)
+    first = (pid % n_blocks) * BLOCK
+    base = sample * size
+    position = first + tl.arange(0, BLOCK)
+    mask = position < size
+    p, q, a, b, c, d, number, slot = table_row(table_ptr, step_ptr)
+
+    x = tl.load(x_ptr + base + position, mask=mask, other=0.0).to(tl.float32)
+    x_0 = p * x + q * guided_output(out_ptr, null_ptr, base + position, mask, tl.cast(guidance, tl.float32))
+    if CLIP:
+        limit = tl.cast(clip, tl.float32)
+        x_0 = tl.where(x_0 < -limit, -limit, x_0)
+        x_0 = tl.where(x_0 > limit, limit, x_0)
+    x_s = next_state(x, x_0, previous_ptr, base + position, mask, a, b, c)
+    if d != 0.0:
+        sample_id = sample
+        if id_ptr is not None:
+            sample_id = tl.load(id_ptr + sample)
+        z = step_noise(noise_ptr, base, first, size, channels, number, sample_id, key_low, key_high, BLOCK)
+        x_s = x_s + d * z
+    store_step(x_s, x_0, x_s_ptr, x_0_ptr, x_cut_ptr, base, position, mask, slot, total)
+
+
+def solver_step_fwd(
+    x,
+    out,
+    out_null,
+    previous,
+    noise,
+    table,
+    step,
+    sample_id,
+    seed,
+    guidance,
+    rescale,
+    clip,
+    ratio,
+    limit,
+    batch,
+    channels,
+    x_s,
+    x_0,
+    x_cut,
+    log_prob,
+):
+    """One step for every sample, into x_s (and x_0, x_cut, log_prob where given).
+
+    States: dense, all in one layout, of `batch` equal samples; channels: 0 for C order, else the number of channels
+    of a channels-last layout. table: (S, 8) float32; step: one int64 on the device; sample_id: (B,) int64 or None.
+    """
+    if x.numel() == 0:
+        if log_prob is not None:
+            log_prob.zero_()
+        return
+    if (rescale != 0 and out_null is not None) or ratio > 0 or log_prob is not None:
+        from pgraft_fast_kernels.solver_step_sample import launch_by_sample as launch
+
+        extra = (rescale, ratio, limit, log_prob)
+    else:
+        launch, extra = _launch_flat, ()
+    tensors = (x, out, out_null, previous, noise, table, step, sample_id, x_s, x_0, x_cut)
+    with torch.cuda.device_of(x):
+        launch(tensors, key_words(seed), guidance, clip, x.numel() // batch, channels or None, *extra)
+
+
+def _launch_flat(tensors, key, guidance, clip, size, channels):
+    block = min(1024, max(32, triton.next_power_of_2(size)))
+    n_blocks = triton.cdiv(size, block)
+    total = tensors[0].numel()
+    _solver_step_fwd_kernel[(total // size * n_blocks,)](
+        *tensors,
+        *key,
+        float(guidance),
+        float(clip),
+        size,
+        channels,
+        total,
+        n_blocks,
+        CLIP=clip > 0,
+        BLOCK=block,
+        num_warps=max(1, block // 256),
+        enable_fp_fusion=False,
+    )

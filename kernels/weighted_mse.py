@@ -1,0 +1,74 @@
+"""Mean squared error of each sample with a weight on the output: loss_b = mean_i (w_b out_i - target_i)^2."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _weighted_mse_fwd_kernel(out_ptr, target_ptr, weight_ptr, loss_ptr, size, BLOCK: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    base = sample * size
+    weight = tl.load(weight_ptr + sample)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, size, BLOCK):
+        position = first + tl.arange(0, BLOCK)
+        mask = position < size
+        out = tl.load(out_ptr + base + position, mask=mask, other=0.0).to(tl.float32)
+        target = tl.load(target_ptr + base + position, mask=mask, other=0.0).to(tl.float32)
+        error = weight * out - target
+        total += (error * error).to(tl.float64)
+    tl.store(loss_ptr + sample, (tl.sum(total, axis=0) / size).to(tl.float32))
+
+
+@triton.jit
+def _weighted_mse_bwd_kernel(
+    out_ptr, target_ptr, weight_ptr, grad_ptr, grad_out_ptr, size, n_blocks, BLOCK: tl.constexpr
+):
+    pid = tl.program_id(0)
+    sample = (pid // n_blocks).to(tl.int64)
+    position = (pid % n_blocks) * BLOCK + tl.arange(0, BLOCK)
+    mask = position < size
+    at = sample * size + position
+    weight = tl.load(weight_ptr + sample)
+    scale = tl.div_rn(2.0 * weight * tl.load(grad_ptr + sample), size + 0.0)
+    out = tl.load(out_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    target = tl.load(target_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    grad = scale * (weight * out - target)
+    tl.store(grad_out_ptr + at, grad.to(grad_out_ptr.dtype.element_ty), mask=mask)
+
+
+def weighted_mse_fwd(out, target, weight, loss):
+    """loss (B,) float32 of out and target (B, ...), each float32, float16 or bfloat16; weight: (B,) float32."""
+    batch = loss.numel()
+    if batch == 0:
+        return
+    size = out.numel() // batch
+    block = min(2048, max(32, triton.next_power_of_2(size)))
+    with torch.cuda.device_of(out):
+        _weighted_mse_fwd_kernel[(batch,)](
+            out, target, weight, loss, size, BLOCK=block, num_warps=max(1, block // 256), enable_fp_fusion=False
+        )
+
+
+def weighted_mse_bwd(out, target, weight, grad, grad_out):
+    """grad_out = grad_b 2 w_b / size (w_b out - target), in the type of out; grad: (B,) float32."""
+    if out.numel() == 0:
+        return
+    batch = weight.numel()
+    size = out.numel() // batch
+    block = min(1024, max(32, triton.next_power_of_2(size)))
+    n_blocks = triton.cdiv(size, block)
+    with torch.cuda.device_of(out):
+        _weighted_mse_bwd_kernel[(batch * n_blocks,)](
+            out,
+            target,
+            weight,
+            grad,
+            grad_out,
+            size,
+            n_blocks,
+            BLOCK=block,
+            num_warps=max(1, block // 256),
+            enable_fp_fusion=False,
+        )
