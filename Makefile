@@ -5,16 +5,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-faults lint readme clean
+.PHONY: demo test test-faults test-gpu bench lint readme clean
 
 demo: $(READY)
 	$(BIN)/pgraft-fast demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-faults: $(READY)
 	$(BIN)/python -m pytest -m faults
+
+test-gpu: $(READY)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
+
+bench: $(READY)
+	$(BIN)/pgraft-fast bench ops --json benchmarks/results/ops.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

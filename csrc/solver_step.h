@@ -90,8 +90,11 @@ inline double step_range(const SolverStep& args, const Update& u, bool clip, int
   const bool use_previous = args.previous != nullptr && args.row[kC] != 0.0f;
   const int64_t slot = static_cast<int64_t>(args.row[kKeep]);
   double squares = 0.0;
-  for (int64_t low = begin; low < end; low += kBlock) {
-    const int n = static_cast<int>(std::min<int64_t>(kBlock, end - low));
+  // Plain float32 goes in one sweep: short blocks would restart the prefetchers of every stream.
+  const bool whole = args.x_type == kFloat32 && args.out_type == kFloat32 && !draws(args);
+  const int64_t block = whole ? end - begin : kBlock;
+  for (int64_t low = begin; low < end; low += block) {
+    const int n = static_cast<int>(std::min(block, end - low));
     const int64_t at = base + low;
     const float* noise = nullptr;
     if (draws(args)) {

@@ -1,7 +1,7 @@
-"""The command line: `pgraft-fast demo | finetune | sample | report | info | train-base`.
+"""The command line: `pgraft-fast demo | finetune | sample | report | info | train-base | bench`.
 
-Messages and progress go to stderr, JSON to the file named by --json ("-" is stdout). Exit status: 0 done, 2 wrong
-input in one line, 130 stopped by the user.
+Messages and progress go to stderr, JSON to the file named by --json ("-" is stdout). Exit status: 0 done, 1 a benchmark
+with a wrong result, 2 wrong input in one line, 130 stopped by the user.
 """
 
 import os
@@ -123,17 +123,38 @@ def train_base(
     _emit(train(task, out, seed), json)
 
 
+@app.command
+def bench(
+    what: Annotated[Positional[str], arg(metavar="WHAT", help="ops")],
+    /,
+    *,
+    csv: Annotated[Path | None, arg(metavar="FILE", help="write the rows as CSV to FILE")] = None,
+    quick: Annotated[bool, arg(help="tiny sizes and no compiler: whether it runs, not how fast")] = False,
+    backend: Annotated[str | None, arg(help="of our operations, in place of the choice by device")] = None,
+    threads: Annotated[int, arg(help="of torch on a CPU")] = 2,
+    json: Json = None,
+) -> int:
+    """Time the operations against diffusers, torch.compile and plain torch; each result is checked first."""
+    from pgraft_fast.commands.bench import bench as measure
+
+    _check_json(json)
+    _check_writable("--csv", csv)
+    result = measure(what, csv=csv, quick=quick, backend=backend, threads=threads)
+    _emit(result, json)
+    return 1 if result["failed"] else 0
+
+
 def main(args: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     try:
-        app.cli(prog="pgraft-fast", args=args)
+        status = app.cli(prog="pgraft-fast", args=args)
     except StoppedError as error:
         return _fail(error, 130)
     except PgraftError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail(StoppedError("stopped"), 130)
-    return 0
+    return status or 0
 
 
 def _fail(error: PgraftError, status: int) -> int:
@@ -143,11 +164,16 @@ def _fail(error: PgraftError, status: int) -> int:
 
 def _check_json(path: str | None) -> None:
     """Before any work: the result must have a place to go."""
-    if path in (None, "-"):
+    if path != "-":
+        _check_writable("--json", path)
+
+
+def _check_writable(option: str, path: str | Path | None) -> None:
+    if path is None:
         return
     folder = Path(path).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise InputError(f"--json {path}: cannot be written there; the folder must exist")
+        raise InputError(f"{option} {path}: cannot be written there; the folder must exist")
 
 
 def _emit(result: dict[str, Any], path: str | None) -> None:

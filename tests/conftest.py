@@ -1,18 +1,22 @@
-"""Shared settings of the tests: no deadline for drawn cases, two threads; a browser that opens reports."""
+"""Shared settings of the tests: no deadline for drawn cases, threads; a browser that opens reports."""
 
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import hypothesis
-import pytest
-import torch
-
+# Test processes side by side, and what they start, take one thread each; read when torch is loaded.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
 hypothesis.settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("project")
-torch.set_num_threads(2)
+torch.set_num_threads(THREADS)
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _ARGUMENTS = [

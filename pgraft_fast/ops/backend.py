@@ -48,16 +48,14 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 def launcher(op: str, x: Tensor) -> Launcher | None:
     """The function that runs `op` on tensors like x with outputs given, or None: the reference serves them."""
-    if _forced == "reference" or x.dtype is torch.float64:
+    if x.dtype is torch.float64:
         return None
-    if _forced is not None:
-        return _forced_launcher(_forced, op, x.device.type)
-    kind = x.device.type
-    if kind == "cpu":
-        return _cpp(op)
-    return _triton(op) if kind == "cuda" else None
+    if _forced is None:
+        return _cpp(op) if x.is_cpu else _triton(op) if x.is_cuda else None
+    return None if _forced == "reference" else _forced_launcher(_forced, op, x.device.type)
 
 
+@functools.cache
 def _forced_launcher(name: str, op: str, device: str) -> Launcher:
     if name == "cpp":
         if device != "cpu":

@@ -18,12 +18,13 @@ def check_state(name: str, x: Tensor) -> None:
 
 def check_like(name: str, value: Tensor, x: Tensor) -> None:
     """Of the shape and device of x, and floating."""
+    if value.shape == x.shape and value.device == x.device and value.dtype in STATE_DTYPES:
+        return
     if value.shape != x.shape:
         raise InputError(f"{name} has shape {tuple(value.shape)}, the state {tuple(x.shape)}: they must agree")
     if value.device != x.device:
         raise InputError(f"{name} is on {value.device}, the state on {x.device}: they must agree")
-    if value.dtype not in STATE_DTYPES:
-        raise InputError(f"{name} has dtype {value.dtype}: float32, float16, bfloat16 or float64 is needed")
+    raise InputError(f"{name} has dtype {value.dtype}: float32, float16, bfloat16 or float64 is needed")
 
 
 def check_rows(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 _library = torch.library.Library("pgraft_fast", "DEF")
-_PLAIN = (Tensor, nn.Parameter)
+_PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 def register(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -24,4 +24,7 @@ def traced(*tensors: Tensor | None) -> bool:
 
     Else the implementation is called directly, which saves about ten microseconds.
     """
-    return torch.compiler.is_compiling() or any(x is not None and type(x) not in _PLAIN for x in tensors)
+    for x in tensors:
+        if type(x) not in _PLAIN:
+            return True
+    return torch.compiler.is_compiling()

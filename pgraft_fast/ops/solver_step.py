@@ -98,21 +98,26 @@ def solver_step(
 
 
 def _check_table(table: Tensor, step: Tensor, x: Tensor) -> None:
-    wanted = wide(x)
+    wanted, device = wide(x), x.device
+    if (
+        table.dtype is wanted and table.ndim == 2 and table.size(1) == len(COLUMNS) and table.device == device
+        and step.dtype is torch.int64 and step.numel() == 1 and step.device == device
+    ):  # fmt: skip
+        return
     if table.ndim != 2 or table.shape[1] != len(COLUMNS) or table.dtype is not wanted or table.device != x.device:
         raise InputError(
             f"table is {table.dtype} {tuple(table.shape)} on {table.device}: (S, 8) {wanted} on {x.device} is needed"
         )
-    if step.numel() != 1 or step.dtype is not torch.int64 or step.device != x.device:
-        raise InputError(f"step is {step.dtype} {tuple(step.shape)} on {step.device}: one int64 on {x.device} needed")
+    raise InputError(f"step is {step.dtype} {tuple(step.shape)} on {step.device}: one int64 on {x.device} needed")
 
 
-def _dense(x: Tensor, memory: torch.memory_format) -> Tensor:
-    return x if x.is_contiguous(memory_format=memory) else x.contiguous(memory_format=memory)
-
-
-def _narrow(x: Tensor) -> Tensor:
-    return x.float() if x.dtype is torch.float64 else x
+def _dense(x: Tensor, dtype: torch.dtype, memory: torch.memory_format) -> Tensor:
+    """x itself where it has that dtype and layout; float64 is not the kernels'."""
+    if x.dtype is not dtype or dtype is torch.float64:
+        x = x.to(torch.float32 if dtype is torch.float64 else dtype)
+    if memory is torch.contiguous_format and x.is_contiguous():
+        return x
+    return x.contiguous(memory_format=memory)
 
 
 def _run(
@@ -142,13 +147,13 @@ def _run(
         )  # fmt: skip
     memory = layout(x)
     channels = 0 if memory is torch.contiguous_format else x.shape[1]
-    x, out = _dense(x, memory), _dense(_narrow(out), memory)
+    x, out = _dense(x, x.dtype, memory), _dense(out, out.dtype, memory)
     if out_null is not None:
-        out_null = _dense(out_null.to(out.dtype), memory)
+        out_null = _dense(out_null, out.dtype, memory)
     if previous is not None:
-        previous = _dense(previous.to(x.dtype), memory)
+        previous = _dense(previous, x.dtype, memory)
     if noise is not None:
-        noise = _dense(_narrow(noise), memory)
+        noise = _dense(noise, noise.dtype, memory)
     if x_cut is not None and x_cut.numel() and not x_cut[0].is_contiguous(memory_format=memory):
         raise InputError("x_cut must have the memory layout of x in each slot")
     batch = x.shape[0]
@@ -196,12 +201,15 @@ def _reference(
     else:
         x_s = a * state + b * x_0
         x_s = x_s + torch.where(c != 0, c * previous.to(dtype), torch.zeros_like(x_s))
-    if noise is None:
+    drawn = d != 0
+    if noise is not None:
+        z = noise.to(dtype)
+    elif x.is_cpu and not bool(drawn):
+        # Only on a CPU can this be asked without waiting.
+        z = torch.zeros_like(x_s)
+    else:
         ids = torch.arange(x.shape[0], device=x.device) if sample_id is None else sample_id
         z = philox_normal(seed, ids, number.to(torch.int64), size, dtype).view(x.shape)
-    else:
-        z = noise.to(dtype)
-    drawn = d != 0
     x_s = (x_s + torch.where(drawn, d * z, torch.zeros_like(x_s))).to(x.dtype)
     log_prob = -0.5 * flat(z).square().sum(dim=1) - size * (d.log() + 0.5 * math.log(2.0 * math.pi))
     log_prob = torch.where(drawn, log_prob, torch.zeros_like(log_prob))

@@ -81,7 +81,7 @@ def test_equals_the_reference(options, dtype, backend):
         hold(run, {name: inputs[name] for name in names}, backend)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     backend=st.sampled_from(FAST),
     dtype=st.sampled_from(DTYPES),
