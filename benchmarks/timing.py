@@ -21,7 +21,7 @@ class Timer(Protocol):
 class CpuTimer:
     """Wall clock. One reading lasts at least `at_least` seconds: short calls are read many at once."""
 
-    def __init__(self, at_least: float = 2e-3) -> None:
+    def __init__(self, at_least: float = 5e-3) -> None:
         self.at_least = at_least
 
     def repeats(self, run: Run) -> int:
@@ -66,7 +66,7 @@ class CudaTimer:
 
 def timer_of(device: torch.device, quick: bool) -> Timer:
     """The clock of a device."""
-    return CudaTimer(device) if device.type == "cuda" else CpuTimer(2e-5 if quick else 2e-3)
+    return CudaTimer(device) if device.type == "cuda" else CpuTimer(2e-5 if quick else 5e-3)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -13,6 +13,7 @@ namespace pgraft {
 namespace {
 
 void philox_normal(const Tensor& id, const Tensor& step, int64_t seed, int64_t n, const Tensor& out) {
+  ask_for_huge_pages(out, out.numel() * (dtype(out) == kFloat32 ? 4 : 2));
   split_values(out.numel(), kGrain, [&](int64_t begin, int64_t end) {
     kernels().philox_normal(pointer<int64_t>(id), pointer<int64_t>(step), seed, n, dtype(out), pointer<void>(out),
                             begin, end);
@@ -127,6 +128,7 @@ void gather_rows(const Tensor& index, const Tensor& x, const Optional& other, co
   GatherRows args{pointer<int64_t>(index), index.numel(), {{pointer<char>(x), pointer<char>(rows), x.size(1)}, {}}};
   if (other.has_value()) args.part[1] = {pointer<char>(other), pointer<char>(other_rows), other->size(1)};
   const int64_t row_bytes = args.part[0].bytes + args.part[1].bytes;
+  ask_for_huge_pages(rows, args.rows * args.part[0].bytes);
   split(args.rows, std::max<int64_t>(1, 4 * kGrain / std::max<int64_t>(1, row_bytes)),
         [&](int64_t begin, int64_t end) { kernels().gather_rows(args, begin, end); });
 }

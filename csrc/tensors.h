@@ -7,6 +7,10 @@
 #include <algorithm>
 #include <optional>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "kernels.h"
 
 namespace pgraft {
@@ -36,6 +40,18 @@ T* pointer(const Tensor& tensor) {
 template <class T>
 T* pointer(const Optional& tensor) {
   return tensor.has_value() ? pointer<T>(*tensor) : nullptr;
+}
+
+// A large new result is touched here for the first time: in pages of 2 MB that takes a five-hundredth of the faults.
+// It is advice; where the system has no such pages nothing changes.
+inline void ask_for_huge_pages(const Tensor& result, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  if (bytes < static_cast<int64_t>(2 * kPage)) return;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(result.mutable_data_ptr());
+  const uintptr_t begin = (data + kPage - 1) / kPage * kPage, end = (data + bytes) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 // f(begin, end) on pieces of [0, n) that are worth a thread each.
