@@ -1,31 +1,53 @@
-"""Write the README's demo table from benchmarks/results/demo.json, or with --check say whether they agree.
+"""Write the README's tables from benchmarks/results, or with --check say whether they agree.
 
-The file is what `pgraft-fast demo --json benchmarks/results/demo.json` wrote on the machine that it names.
+demo.json is what `pgraft-fast demo --json` wrote, ops.json what `pgraft-fast bench ops --json` did on the machine that it
+names.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pgraft_fast.commands.demo import demo_table, summarise
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "demo.json"
+RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- demo table: make readme -->\n", "<!-- end of demo table -->\n"
+PEERS = ("diffusers", "compile", "torch", "eager", "copy")
 
 
-def markdown() -> str:
-    """The table."""
-    table = demo_table(summarise(json.loads(RESULT.read_text())["rows"]), None)
-    lines = [table.header, ["---"] + ["---:"] * (len(table.header) - 1), *table.rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def demo() -> str:
+    """Rewards and distances of the demo."""
+    table = demo_table(summarise(_read("demo.json")["rows"]), None)
+    return _markdown(table.header, table.rows)
+
+
+def ops() -> str:
+    """Our milliseconds, and how many times as long the others take."""
+    cases: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in _read("ops.json")["rows"]:
+        if row["dtype"] == "float32" and row["p50_ms"] is not None:
+            shape = "x".join(map(str, row["shape"]))
+            cases.setdefault((f"{row['op']} {row['case']}", shape), {})[row["provider"]] = row["p50_ms"]
+    rows = []
+    for (name, shape), times in cases.items():
+        ratios = [f"{times[peer] / times['ours']:.3g}x" if peer in times else "" for peer in PEERS]
+        rows.append([name, shape, f"{times['ours']:.3g}", *ratios])
+    return _markdown(["operation", "shape", "ms", *PEERS], rows)
+
+
+TABLES = {"demo": demo, "ops": ops}
 
 
 def updated(text: str) -> str:
-    """The README with the table in its place."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + markdown() + END + rest.split(END)[1]
+    """The README with the tables in their places."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} table: make readme -->\n", f"<!-- end of {name} table -->\n"
+        head, rest = text.split(begin)
+        text = head + begin + table() + end + rest.split(end)[1]
+    return text
 
 
 def main() -> int:
@@ -35,6 +57,15 @@ def main() -> int:
         return int(updated(text) != text)
     README.write_text(updated(text))
     return 0
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 if __name__ == "__main__":
