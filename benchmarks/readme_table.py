@@ -1,7 +1,7 @@
 """Write the README's tables from benchmarks/results, or with --check say whether they agree.
 
-demo.json is what `pgraft-fast demo --json` wrote, ops.json what `pgraft-fast bench ops --json` did on the machine that it
-names.
+demo.json is what `pgraft-fast demo --json` wrote, ops.json what `pgraft-fast bench ops --json` did on the machine that
+it names.
 """
 
 import json

@@ -25,6 +25,13 @@ _ARGUMENTS = [
 ]  # fmt: skip
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Triton's interpreter is a Python loop that coverage would trace line by line; other tests run the same lines."""
+    for item in items:
+        if "triton" in item.name:
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Tests draw from the global generator, the same numbers in any order of tests."""

@@ -74,16 +74,18 @@ def step_of(options):
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 def test_equals_the_reference(options, dtype, backend):
     run, names = step_of(options)
-    for shape, out_dtype in itertools.product(SHAPES, {dtype, torch.float32}):
+    # The interpreter is slow: the largest size once.
+    shapes = SHAPES if backend == "cpp" or dtype is torch.float32 else SHAPES[:-1]
+    for shape, out_dtype in itertools.product(shapes, {dtype, torch.float32}):
         if shape[1] == 0 and "guidance_rescale" in options:
             continue  # The spread of nothing has no value.
         inputs = tensors(shape, dtype, out_dtype)
         hold(run, {name: inputs[name] for name in names}, backend)
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("backend", FAST)
+@settings(max_examples=15)
 @given(
-    backend=st.sampled_from(FAST),
     dtype=st.sampled_from(DTYPES),
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
     row=st.sampled_from([PLAIN, HISTORY, NOISY, KEEPS]),

@@ -79,7 +79,8 @@ def test_weighted_mse_equals_the_reference(dtype, backend):
             hold(run, inputs, backend)
 
 
-@given(backend=st.sampled_from(FAST), shape=st.lists(st.integers(1, 9), min_size=1, max_size=4), flip=st.booleans())
+@pytest.mark.parametrize("backend", FAST)
+@given(shape=st.lists(st.integers(1, 9), min_size=1, max_size=4), flip=st.booleans())
 def test_weighted_mse_of_drawn_shapes(backend, shape, flip):
     def run(out, target, weight):
         return (weighted_mse(out.flip(0) if flip else out, target.mT if target.ndim > 2 else target, weight),)
