@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops.backend import launcher
-from pgraft_fast.ops.checks import check_like, check_state
+from pgraft_fast.ops.checks import check_like, check_no_gradient, check_state
 from pgraft_fast.ops.registration import register, traced
 
 MAX_HISTORY = 8
@@ -23,6 +23,7 @@ def anderson_mix(following: Tensor, residual: Tensor, ridge: float = 1e-8) -> Te
     keeps its newest iterate. Dtype of `following`, arithmetic in float32 (float64 for float64). Raises InputError.
     """
     check_state("following", following)
+    check_no_gradient("anderson_mix", following, residual)
     check_like("residual", residual, following)
     if following.ndim < 2 or not 1 <= following.shape[0] <= MAX_HISTORY:
         raise InputError(f"following is {tuple(following.shape)}: (m, B, ...) with 1 <= m <= {MAX_HISTORY} is needed")

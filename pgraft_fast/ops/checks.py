@@ -36,6 +36,12 @@ def check_rows(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> None:
         )
 
 
+def check_no_gradient(op: str, *tensors: Tensor | None) -> None:
+    """A result without the gradient that was asked for would be wrong in silence."""
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        raise InputError(f"{op} has no gradient: call it under torch.no_grad() or detach its inputs")
+
+
 def layout(x: Tensor) -> torch.memory_format:
     """The dense layout in which a batch is worked on: channels-last where it has that, else C order."""
     if not x.is_contiguous():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.ops.backend import launcher
-from pgraft_fast.ops.checks import check_like, check_state, flat, wide
+from pgraft_fast.ops.checks import check_like, check_no_gradient, check_state, flat, wide
 from pgraft_fast.ops.registration import register, traced
 
 
@@ -27,6 +27,7 @@ def fixed_point_update(x: Tensor, v: Tensor, y: Tensor, h: float) -> FixedPoint:
     of x. Raises InputError.
     """
     check_state("x", x)
+    check_no_gradient("fixed_point_update", x, v, y)
     check_like("v", v, x)
     check_like("y", y, x)
     return FixedPoint(*(_op if traced(x, v, y) else _run)(x, v, y, h))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops.backend import launcher
-from pgraft_fast.ops.checks import check_like, check_rows, check_state, over_samples, wide
+from pgraft_fast.ops.checks import check_like, check_no_gradient, check_rows, check_state, over_samples, wide
 from pgraft_fast.ops.philox import philox_normal, signed
 from pgraft_fast.ops.registration import register, traced
 
@@ -48,6 +48,7 @@ def partial_noise(
     Coefficients are computed in float64, the rest in float32 (float64 for float64). Raises InputError.
     """
     check_state("x_cut", x_cut)
+    check_no_gradient("partial_noise", x_cut, noise, levels)
     if levels.shape != (x_cut.shape[0], 4) or levels.dtype is not torch.float64 or levels.device != x_cut.device:
         raise InputError(
             f"levels is {levels.dtype} {tuple(levels.shape)} on {levels.device}: ({x_cut.shape[0]}, 4) float64 on "

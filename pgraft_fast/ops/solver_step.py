@@ -20,7 +20,16 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops.backend import launcher
-from pgraft_fast.ops.checks import check_like, check_rows, check_state, flat, layout, over_samples, wide
+from pgraft_fast.ops.checks import (
+    check_like,
+    check_no_gradient,
+    check_rows,
+    check_state,
+    flat,
+    layout,
+    over_samples,
+    wide,
+)
 from pgraft_fast.ops.philox import philox_normal, signed
 from pgraft_fast.ops.registration import register, traced
 
@@ -68,9 +77,10 @@ def solver_step(
     x_cut: (slots, *x.shape) in the layout of x; where the row's slot is i > 0, x_cut[i - 1] becomes x_s.
     log_prob = -|z|^2 / 2 - n (log d + log(2 pi) / 2), the log-density of the step that was drawn; 0 where d = 0.
 
-    Arithmetic is float32 (float64 for float64), rounded once on writing. Raises InputError.
+    Arithmetic is float32 (float64 for float64), rounded once on writing. No gradient flows. Raises InputError.
     """
     check_state("x", x)
+    check_no_gradient("solver_step", x, out, out_null, previous, noise)
     check_like("out", out, x)
     if out_null is not None:
         check_like("out_null", out_null, x)

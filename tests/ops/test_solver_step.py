@@ -245,6 +245,7 @@ ROW = torch.tensor(0)
         ((X, X, TABLE[:, :7], ROW), {}, r"\(S, 8\) torch.float32 on cpu is needed"),
         ((X, X, TABLE, ROW.int()), {}, "step is torch.int32"),
         ((X, X, TABLE, ROW), {"guidance": 2.0}, "guidance needs out_null="),
+        ((X, X.clone().requires_grad_(), TABLE, ROW), {}, "solver_step has no gradient: call it under torch.no_grad()"),
         ((X, X, TABLE, ROW), {"clip": 0.0}, "clip=0.0: it must be above 0"),
         ((X, X, TABLE, ROW), {"dynamic_ratio": 1.5}, "dynamic_ratio=1.5 must be in"),
         ((X, X, TABLE, ROW), {"x_cut": X}, r"x_cut is torch.float32 \(2, 3\)"),
