@@ -51,7 +51,7 @@ def launcher(op: str, x: Tensor) -> Launcher | None:
     if x.dtype is torch.float64:
         return None
     if _forced is None:
-        return _cpp(op) if x.is_cpu else _triton(op) if x.is_cuda else None
+        return _by_device(op, _cpp_launcher) if x.is_cpu else _by_device(op, _triton_launcher) if x.is_cuda else None
     return None if _forced == "reference" else _forced_launcher(_forced, op, x.device.type)
 
 
@@ -60,28 +60,24 @@ def _forced_launcher(name: str, op: str, device: str) -> Launcher:
     if name == "cpp":
         if device != "cpu":
             raise BackendError(f"backend 'cpp' runs on CPU tensors, got one on {device}")
-        return getattr(_cpp_library(), op)
+        return _cpp_launcher(op)
     if device != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise BackendError(f"backend 'triton' runs on CUDA tensors (or with TRITON_INTERPRET=1), got one on {device}")
     return _triton_launcher(op)
 
 
 @functools.cache
-def _cpp(op: str) -> Launcher | None:
+def _by_device(op: str, find: Callable[[str], Launcher]) -> Launcher | None:
+    """The launcher, or None after one line that says why there is none."""
     try:
-        return getattr(_cpp_library(), op)
+        return find(op)
     except BackendError as error:
         _say_once(f"pgraft_fast: {error}; the slower reference runs instead")
         return None
 
 
-@functools.cache
-def _triton(op: str) -> Launcher | None:
-    try:
-        return _triton_launcher(op)
-    except BackendError as error:
-        _say_once(f"pgraft_fast: {error}; the slower reference runs instead")
-        return None
+def _cpp_launcher(op: str) -> Launcher:
+    return getattr(_cpp_library(), op)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from pgraft_fast.diffusion import Schedule, normal
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import solver_step
 from pgraft_fast.sampling.plan import Plan, make_plan
-from pgraft_fast.sampling.solvers import Step, make_steps, make_table, model_evaluations
+from pgraft_fast.sampling.solvers import Table, make_steps, make_table, model_evaluations
 
 Model = Callable[..., Tensor]
 
@@ -97,7 +97,7 @@ def rollout(
     run = _Trajectories(
         above=model if tuned is None else tuned,
         below=model,
-        steps=table,
+        rows=make_table(table),
         plan=plan,
         shape=tuple(shape),
         seed=seed,
@@ -131,7 +131,7 @@ class _Trajectories:
 
     above: Model
     below: Model
-    steps: list[Step]
+    rows: Table
     plan: Plan
     shape: tuple[int, ...]
     seed: int
@@ -144,8 +144,7 @@ class _Trajectories:
         self, sample_id: Tensor, condition: Tensor | None, x_start: Tensor | None
     ) -> tuple[Tensor, dict[float, Tensor]]:
         """Final states and the kept ones of one batch."""
-        plan, device = self.plan, sample_id.device
-        rows = make_table(self.steps)
+        plan, rows, device = self.plan, self.rows, sample_id.device
         times = rows.time.to(device, self.dtype)
         table = rows.coefficients.to(device, torch.float64 if self.dtype is torch.float64 else torch.float32)
         counter = torch.arange(table.shape[0], device=device)

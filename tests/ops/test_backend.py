@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_ahead_of_time_build(tmp_path):
 def _shipped():
     import pgraft_fast_csrc
 
-    return next(path for path in map(__import__("pathlib").Path, pgraft_fast_csrc.__path__) if path.is_dir())
+    return next(path for path in map(Path, pgraft_fast_csrc.__path__) if path.is_dir())
 
 
 def _name():
