@@ -7,7 +7,7 @@ finished round of a process that died is counted as "lost" by the next one.
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,9 +22,11 @@ class Ledger:
 
     seconds: {phase: wall seconds}; finished phases only, see `elapsed` for the running total.
     model_calls: forward passes of one sample; a backward pass counts as two.
+    clock: what is read for the seconds.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.model_calls = 0
         self._path = path
@@ -38,12 +40,12 @@ class Ledger:
             except OSError as error:
                 raise storage_error(path, error) from error
         self._earlier = sum(self.seconds.values())
-        self._started = self._since = time.perf_counter()
+        self._started = self._since = clock()
 
     @property
     def elapsed(self) -> float:
         """Wall seconds of the run so far, earlier processes and lost work included."""
-        return self._earlier + time.perf_counter() - self._started
+        return self._earlier + self._clock() - self._started
 
     def enter(self, phase: str) -> None:
         """Leave the current phase and enter another."""
@@ -65,7 +67,7 @@ class Ledger:
     def add_calls(self, calls: int) -> None:
         """Count model calls; long phases are noted on disk about every second."""
         self.model_calls += calls
-        if time.perf_counter() - self._since > _HEARTBEAT_SECONDS:
+        if self._clock() - self._since > _HEARTBEAT_SECONDS:
             self._close_phase()
 
     def commit(self, round_: int) -> None:
@@ -96,7 +98,7 @@ class Ledger:
         }
 
     def _close_phase(self) -> None:
-        now = time.perf_counter()
+        now = self._clock()
         spent, calls = now - self._since, self.model_calls - self._calls_written
         self.seconds[self._phase] += spent
         self._since, self._calls_written = now, self.model_calls

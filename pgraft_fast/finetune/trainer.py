@@ -1,6 +1,5 @@
 """Rounds of P-GRAFT inside a budget, each saved before the next begins."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ class Trainer:
                 return
 
     def _round(self) -> None:
-        number, began = self.rounds_done, time.perf_counter()
+        number, began = self.rounds_done, self.ledger.elapsed
         cut, objective = self.settings.train.cut, self.settings.train.objective
         candidates = self._collect(number)
         accepted = int(candidates.acceptance.count)
@@ -145,7 +144,7 @@ class Trainer:
         self.last_candidates = {"reward": candidates.rewards, "accepted": candidates.acceptance.mask}
         with self.ledger.phase("save"):
             self._save()
-        self.budget.round_took(time.perf_counter() - began)
+        self.budget.round_took(self.ledger.elapsed - began)
         self._on_round(self.rounds_done, self.history[-1])
         self._log(
             f"round {number + 1}/{self.settings.train.rounds}: reward {self.history[-1]['reward']:.4f}, "

@@ -110,18 +110,20 @@ def test_first_signal_stops_at_a_safe_point(tmp_path, straight, number):
 
 
 def test_second_signal_ends_at_once(tmp_path):
-    (tmp_path / "stuck.py").write_text("import time\ndef reward(x):\n    time.sleep(600)\n")
+    (tmp_path / "stuck.py").write_text(
+        "import pathlib, time\n"
+        f"def reward(x):\n    pathlib.Path({str(tmp_path / 'scoring')!r}).touch()\n    time.sleep(600)\n"
+    )
     config = tiny_config(tmp_path, more="[task]\nreward = 'stuck.py:reward'\n")
     process = start(config, stderr=subprocess.DEVNULL)
-    time.sleep(1.0)
-    while not (tmp_path / "run/config.json").exists():
+    while not (tmp_path / "scoring").exists():
+        assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=5) == 128 + signal.SIGINT
+    assert process.wait(timeout=20) == 128 + signal.SIGINT
 
 
 def test_two_processes_on_one_run(tmp_path):
