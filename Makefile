@@ -21,6 +21,7 @@ test-gpu: $(READY)
 
 bench: $(READY)
 	$(BIN)/pgraft-fast bench ops --json benchmarks/results/ops.json
+	$(BIN)/pgraft-fast bench sampling --json benchmarks/results/sampling.json
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """All cases of the operations in one run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pgraft_fast_benchmarks import (
@@ -9,9 +9,15 @@ from pgraft_fast_benchmarks import (
     bench_reward_filter,
     bench_solver_step,
     bench_training,
+    goals,
 )
-from pgraft_fast_benchmarks.environment import environment
-from pgraft_fast_benchmarks.harness import Case, Row, Settings, copy_bandwidth, measure
+from pgraft_fast_benchmarks.harness import Case, Each, Settings, copy_bandwidth, run_cases
+
+GOALS = goals.GOALS
+SHOWN = ("diffusers", "compile", "eager", "torch", "copy")
+COLUMNS = ("bytes", "share_of_copy_bandwidth", "launches_per_step")
+DETAILS: dict[str, str] = {}
+DETAILS_NOTE = ""
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -20,18 +26,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         yield from bench.cases(settings)
 
 
-def run(settings: Settings, each: Callable[[str, list[Row]], None]) -> dict[str, Any]:
+def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all. each: told the label and the rows of a case when it is done."""
     bandwidth = copy_bandwidth(settings)
-    rows: list[Row] = []
-    for case in cases(settings):
-        found = measure(case, settings, bandwidth)
-        each(case.label, found)
-        rows += found
-    return {
-        **environment(settings.device),
-        "backend": settings.backend or "by device",
-        "quick": settings.quick,
-        "copy_bytes_per_second": bandwidth,
-        "rows": rows,
-    }
+    return {**run_cases(cases(settings), settings, each, bandwidth), "copy_bytes_per_second": bandwidth}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "triton", "diffusers")
+_PACKAGES = ("torch", "triton", "diffusers", "transformers", "xformers")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

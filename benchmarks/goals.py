@@ -17,9 +17,19 @@ class Goal:
     faster: bool = True
 
     @property
+    def name(self) -> str:
+        """Of the case."""
+        return f"{self.op} {self.case} {'x'.join(map(str, self.shape))}"
+
+    @property
     def text(self) -> str:
         """In words."""
         return f"{self.factor:g}x {self.provider}" if self.faster else f"within {self.factor:g}x {self.provider}"
+
+    def judge(self, rows: list[Row]) -> tuple[str, str] | None:
+        """What was measured, and met or missed; None where a time is missing."""
+        ratio = self.ratio(rows)
+        return None if ratio is None else (f"{ratio:.2f}x", "met" if self.met(ratio) else "missed")
 
     def ratio(self, rows: list[Row]) -> float | None:
         """The measured one, in the sense of the goal; None where a time is missing."""

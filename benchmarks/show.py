@@ -2,43 +2,62 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
-from pgraft_fast_benchmarks.goals import GOALS
 from pgraft_fast_benchmarks.harness import Row
 
-_SHOWN = ("diffusers", "compile", "eager", "torch", "copy")
-_COLUMNS = (
-    "op", "case", "shape", "dtype", "provider", "gate", "p50_ms", "p20_ms", "p80_ms", "readings", "bytes",
-    "share_of_copy_bandwidth", "launches_per_step", "note",
-)  # fmt: skip
+Table = tuple[list[str], list[list[str]]]
+_COLUMNS = ("op", "case", "shape", "dtype", "provider", "gate", "p50_ms", "p20_ms", "p80_ms", "readings")
 
 
-def times(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+class Goal(Protocol):
+    """A promise about a case. judge: what was measured, and the verdict; None where the case was not run."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def judge(self, rows: list[Row]) -> tuple[str, str] | None: ...
+
+
+def times(result: dict[str, Any], providers: Sequence[str]) -> Table:
     """Header and rows: our median in ms, then how many times as long each provider takes."""
+    known = {row["provider"] for row in result["rows"]}
+    shown = [name for name in providers if name in known]
     rows = [
-        _times_row(label, {row["provider"]: row for row in found}) for label, found in groupby(result["rows"], _label)
+        _times_row(label, {row["provider"]: row for row in found}, shown)
+        for label, found in groupby(result["rows"], _label)
     ]
-    return ["case", "ours ms", *_SHOWN], rows
+    return ["case", "ours ms", *shown], rows
 
 
-def goals(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def details(result: dict[str, Any], columns: dict[str, str]) -> Table:
+    """Header and rows: of each provider with a green gate. columns: with their titles; those that say nothing go."""
+    green = [row for row in result["rows"] if row["gate"] == "ok"]
+    shown = [name for name in columns if any(row.get(name) is not None for row in green)]
+    rows = [
+        [f"{row['case']}, batch {row['batch']}", row["provider"], *(_cell(row.get(name)) for name in shown)]
+        for row in green
+    ]
+    return ["case", "provider", *(columns[name] for name in shown)], rows
+
+
+def goals(result: dict[str, Any], promised: Sequence[Goal]) -> Table:
     """Header and rows: each goal with what was measured. Empty where no case has the size of a goal."""
-    rows = []
-    for goal in GOALS:
-        ratio = goal.ratio(result["rows"])
-        if ratio is not None:
-            name = f"{goal.op} {goal.case} {_shape(goal.shape)}"
-            rows.append([name, goal.text, f"{ratio:.2f}x", "met" if goal.met(ratio) else "missed"])
+    judged = [(goal, goal.judge(result["rows"])) for goal in promised]
+    rows = [[goal.name, goal.text, *found] for goal, found in judged if found is not None]
     return ["case", "goal", "measured", "verdict"], rows
 
 
-def to_csv(result: dict[str, Any]) -> bytes:
-    """A line a row, each with where and of what it was measured."""
+def to_csv(result: dict[str, Any], columns: Sequence[str]) -> bytes:
+    """A line a row, each with where and of what it was measured. columns: of this benchmark."""
     where = {name: result[name] for name in ("device", "threads", "backend", "commit", "dirty")} | result["versions"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*_COLUMNS, *where], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, [*_COLUMNS, *columns, "note", *where], restval="", lineterminator="\n")
     writer.writeheader()
     for row in result["rows"]:
         writer.writerow({**row, "shape": _shape(row["shape"]), **where})
@@ -54,15 +73,20 @@ def _label(row: Row) -> str:
     return f"{row['op']} {row['case']}{dtype} {_shape(row['shape'])}"
 
 
-def _times_row(label: str, by_provider: dict[str, Row]) -> list[str]:
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _times_row(label: str, by_provider: dict[str, Row], shown: Sequence[str]) -> list[str]:
     mine = by_provider["ours"]["p50_ms"]
     cells = [label, by_provider["ours"]["gate"] if mine is None else f"{mine:.4g}"]
-    for name in _SHOWN:
+    for name in shown:
         row = by_provider.get(name)
         if row is None:
             cells.append("-")
-        elif row["p50_ms"] is None or mine is None:
+        elif row["p50_ms"] is None:
             cells.append(row["gate"])
         else:
-            cells.append(f"{row['p50_ms'] / mine:.2f}x")
+            # Without a time of ours, the other's own.
+            cells.append(f"{row['p50_ms']:.4g} ms" if mine is None else f"{row['p50_ms'] / mine:.2f}x")
     return cells

@@ -10,25 +10,38 @@ __version__ = "0.1.0"
 
 _HOME = {
     "FinetuneSettings": "pgraft_fast.finetune",
+    "PGraftCallback": "pgraft_fast.integrations",
     "Prompts": "pgraft_fast.finetune",
     "Rollout": "pgraft_fast.sampling",
     "Schedule": "pgraft_fast.diffusion",
     "Trainer": "pgraft_fast.finetune",
+    "accelerate": "pgraft_fast.integrations",
     "accept": "pgraft_fast.selection",
     "acceptance_law": "pgraft_fast.selection",
     "guided": "pgraft_fast.sampling",
     "pgraft_loss": "pgraft_fast.finetune",
+    "restore": "pgraft_fast.integrations",
     "rollout": "pgraft_fast.sampling",
     "use_backend": "pgraft_fast.ops",
 }
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604
 
+# A pipeline that was saved with one of these schedulers names this package as their library.
+_SAVED = (
+    "FastDDIMScheduler",
+    "FastDDPMScheduler",
+    "FastDPMSolverMultistepScheduler",
+    "FastEulerDiscreteScheduler",
+    "FastFlowMatchEulerDiscreteScheduler",
+)
+
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    home = "pgraft_fast.schedulers" if name in _SAVED else _HOME.get(name)
+    if home is None:
         raise AttributeError(f"module 'pgraft_fast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -125,21 +125,22 @@ def train_base(
 
 @app.command
 def bench(
-    what: Annotated[Positional[str], arg(metavar="WHAT", help="ops")],
+    what: Annotated[Positional[str], arg(metavar="WHAT", help="ops: the operations; sampling: whole pipeline calls")],
     /,
     *,
     csv: Annotated[Path | None, arg(metavar="FILE", help="write the rows as CSV to FILE")] = None,
-    quick: Annotated[bool, arg(help="tiny sizes and no compiler: whether it runs, not how fast")] = False,
+    quick: Annotated[bool, arg(help="small and short: whether it runs, not how fast")] = False,
     backend: Annotated[str | None, arg(help="of our operations, in place of the choice by device")] = None,
     threads: Annotated[int, arg(help="of torch on a CPU")] = 2,
+    only: Annotated[str, arg(metavar="TEXT", help="the cases with TEXT in their label")] = "",
     json: Json = None,
 ) -> int:
-    """Time the operations against diffusers, torch.compile and plain torch; each result is checked first."""
+    """Time operations or sampling against diffusers, torch.compile and plain torch; each result is checked first."""
     from pgraft_fast.commands.bench import bench as measure
 
     _check_json(json)
     _check_writable("--csv", csv)
-    result = measure(what, csv=csv, quick=quick, backend=backend, threads=threads)
+    result = measure(what, csv=csv, quick=quick, backend=backend, threads=threads, only=only)
     _emit(result, json)
     return 1 if result["failed"] else 0
 

@@ -8,12 +8,14 @@ from pgraft_fast.ops.partial_noise import partial_noise
 from pgraft_fast.ops.philox import philox_normal, philox_words, words_to_uniform
 from pgraft_fast.ops.reward_filter import Filtered, reward_filter
 from pgraft_fast.ops.solver_step import COLUMNS, solver_step
+from pgraft_fast.ops.solver_steps import SolverSteps
 from pgraft_fast.ops.weighted_mse import weighted_mse
 
 __all__ = [
     "BACKENDS",
     "COLUMNS",
     "Filtered",
+    "SolverSteps",
     "anderson_mix",
     "fixed_point_update",
     "gather_rows",

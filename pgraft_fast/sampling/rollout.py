@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from pgraft_fast.diffusion import Schedule, normal
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import solver_step
+from pgraft_fast.sampling.graphs import GraphCache, weights_key
 from pgraft_fast.sampling.plan import Plan, make_plan
 from pgraft_fast.sampling.solvers import Table, make_steps, make_table, model_evaluations
 
@@ -64,6 +65,7 @@ def rollout(
     start: float | None = None,
     stop: float | None = None,
     batch_size: int = 256,
+    graphs: GraphCache | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] | None = None,
@@ -78,6 +80,8 @@ def rollout(
     tuned + cut (share of the reference steps), or + cut_logsnr: `tuned` is used while the state is noisier
     than the cut, `model` from there. stop: end at this cut. x_start + start: go on from states at that cut
     (a multi-step solver starts anew there).
+    graphs: on CUDA, each side of the handover runs as one captured graph, kept here for the next rollout; the models
+    must be modules then, and their weights may change in place.
     clip_x_0: limit of |predicted x_0|. on_batch(model_calls): called after each batch, may raise.
 
     Raises InputError. Nothing in the loop reads a tensor back to the host.
@@ -104,6 +108,7 @@ def rollout(
         initial_scale=float(schedule.sigma(table[0].t)),
         clip=clip_x_0,
         dtype=dtype,
+        graphs=graphs,
     )
     calls = model_evaluations(table[plan.first : plan.last])
     final, kept = [], []
@@ -125,6 +130,16 @@ def rollout(
     )
 
 
+class _Given(NamedTuple):
+    """Tensors that all steps of a batch read."""
+
+    table: Tensor
+    times: Tensor
+    counter: Tensor
+    sample_id: Tensor
+    condition: Tensor | None
+
+
 @dataclass(frozen=True)
 class _Trajectories:
     """The loop over the steps. above: the model while the state is noisier than the cut; below: from there."""
@@ -138,41 +153,84 @@ class _Trajectories:
     initial_scale: float
     clip: float | None
     dtype: torch.dtype
+    graphs: GraphCache | None = None
 
     @torch.no_grad()
     def batch(
         self, sample_id: Tensor, condition: Tensor | None, x_start: Tensor | None
     ) -> tuple[Tensor, dict[float, Tensor]]:
         """Final states and the kept ones of one batch."""
-        plan, rows, device = self.plan, self.rows, sample_id.device
-        times = rows.time.to(device, self.dtype)
-        table = rows.coefficients.to(device, torch.float64 if self.dtype is torch.float64 else torch.float32)
-        counter = torch.arange(table.shape[0], device=device)
+        plan, device = self.plan, sample_id.device
+        times = self.rows.time.to(device, self.dtype)
+        table = self.rows.coefficients.to(device, torch.float64 if self.dtype is torch.float64 else torch.float32)
+        given = _Given(table, times, torch.arange(table.shape[0], device=device), sample_id, condition)
         if x_start is None:
             x = normal(self.seed, sample_id, 0, self.shape, dtype=self.dtype).mul_(self.initial_scale)
         else:
             x = x_start.to(self.dtype)
         kept: dict[float, Tensor] = {}
         x_0: Tensor | None = None
-        for index in range(plan.first, plan.last):
-            kept.update(dict.fromkeys(plan.keep.get(index, ()), x))
-            net = self.above if index < plan.handover else self.below
-            x_t = x
-            for stage, row in enumerate(rows.of_step[index]):
-                done = solver_step(
-                    x,
-                    self._out(net, x, times[row], condition),
-                    table,
-                    counter[row],
-                    previous=x_t if stage else x_0,
-                    sample_id=sample_id,
-                    seed=self.seed,
-                    clip=self.clip,
-                    return_x_0=rows.multistep,
-                )
-                x, x_0 = done.x_s, done.x_0
+        middle = min(max(plan.handover, plan.first), plan.last)
+        for net, low, high in ((self.above, plan.first, middle), (self.below, middle, plan.last)):
+            if low < high:
+                x, x_0, states = self._side(net, low, high, x, x_0, given)
+                for index, state in states.items():
+                    kept.update(dict.fromkeys(plan.keep[index], state))
         kept.update(dict.fromkeys(plan.keep.get(plan.last, ()), x))
         return x, kept
+
+    def _side(
+        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, given: "_Given"
+    ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
+        """The steps low ... high - 1 with one model: state, last x_0 and the states to keep, by their steps."""
+        places = [index for index in range(low, high) if index in self.plan.keep]
+        if self.graphs is None or not x.is_cuda:
+            return self._steps(net, low, high, x, x_0, given)
+        if not isinstance(net, torch.nn.Module):
+            raise InputError(f"graphs= needs models that are torch modules, got {type(net).__name__}")
+        optional = [x_0, given.condition]
+
+        def function(inputs: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
+            rest = iter(inputs[2:])
+            last, condition = (None if value is None else next(rest) for value in optional)
+            copied = given._replace(sample_id=inputs[1], condition=condition)
+            end, last, states = self._steps(net, low, high, inputs[0], last, copied)
+            return [end, *([] if last is None else [last]), *(states[index] for index in places)]
+
+        key = (
+            "rollout", weights_key(net), low, high, tuple(places), self.seed, self.clip, self.rows.multistep,
+            self.rows.coefficients.numpy().tobytes(), self.rows.time.numpy().tobytes(),
+            tuple(value is None for value in optional),
+        )  # fmt: skip
+        inputs = [x, given.sample_id, *(value for value in optional if value is not None)]
+        done = self.graphs.run(key, function, inputs, keep=lambda: given)
+        if done is None:
+            return self._steps(net, low, high, x, x_0, given)
+        states = dict(zip(places, done[len(done) - len(places) :], strict=True))
+        return done[0], done[1] if len(done) - len(places) > 1 else None, states
+
+    def _steps(
+        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, given: "_Given"
+    ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
+        states: dict[int, Tensor] = {}
+        for index in range(low, high):
+            if index in self.plan.keep:
+                states[index] = x
+            x_t = x
+            for stage, row in enumerate(self.rows.of_step[index]):
+                done = solver_step(
+                    x,
+                    self._out(net, x, given.times[row], given.condition),
+                    given.table,
+                    given.counter[row],
+                    previous=x_t if stage else x_0,
+                    sample_id=given.sample_id,
+                    seed=self.seed,
+                    clip=self.clip,
+                    return_x_0=self.rows.multistep,
+                )
+                x, x_0 = done.x_s, done.x_0
+        return x, x_0, states
 
     def _out(self, net: Model, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         times = t.expand(x.shape[0])

@@ -73,7 +73,7 @@ def test_goals_are_judged_in_their_sense():
     assert goal.ratio(rows) == 13.0 and goal.met(13.0) and not goal.met(11.9)
     assert near.ratio(rows) == pytest.approx(1 / 0.3) and not near.met(1 / 0.3) and near.met(2.9)
     assert goal.ratio(rows[:1]) is None and goal.ratio([row(goal, "ours", None), rows[1]]) is None
-    shown = show.goals({"rows": rows})[1]
+    shown = show.goals({"rows": rows}, GOALS)[1]
     assert [line[1:] for line in shown] == [
         ["12x diffusers", "13.00x", "met"],
         ["within 3x copy", "3.33x", "missed"],
@@ -175,9 +175,10 @@ def test_gates_see_small_errors():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["everything"], "bench 'everything' is unknown; known: ops"),
+        (["everything"], "bench 'everything' is unknown; known: ops, sampling"),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
         (["ops", "--threads", "0"], "--threads 0: at least 1"),
+        (["ops", "--only", "no such case"], "--only 'no such case': in no label; known: solver_step ddim 16x4x64x64;"),
         (["ops", "--csv", "no/such/folder.csv"], "--csv no/such/folder.csv: cannot be written"),
     ],
 )

@@ -1,0 +1,234 @@
+"""How the steps of a trajectory are run: plainly, compiled, or as CUDA graphs of a step or of all steps."""
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.integrations.trajectory import Call, Trajectory, call_module
+from pgraft_fast.sampling.choice import choose, device_name
+from pgraft_fast.sampling.graphs import GraphCache, clone_generator, weights_key
+
+_LOG = logging.getLogger(__name__)
+
+MODES = ("eager", "compile", "step_graph", "trajectory_graph", "compile_trajectory_graph")
+_OFFLOADED = ("_hf_hook", "_diffusers_hook")
+
+
+class Runner:
+    """Runs trajectories of one denoiser.
+
+    mode: one of MODES, or "auto": on CUDA the fastest by a timed trial, remembered on disk for device, model and
+    shapes; elsewhere "eager", since compiling takes minutes and there are no graphs. memory_limit: bytes of graphs.
+    """
+
+    def __init__(self, mode: str = "auto", memory_limit: int | None = None, modes: tuple[str, ...] = MODES) -> None:
+        if mode not in ("auto", *MODES):
+            raise InputError(f"mode={mode!r} is unknown; known: auto, {', '.join(MODES)}")
+        self.mode = mode
+        self.chosen: dict[Hashable, str] = {}
+        self._modes = modes
+        self._graphs = GraphCache(memory_limit)
+        self._compiled: dict[int, Any] = {}
+
+    def run(self, trajectory: Trajectory, x: Tensor, first: int, last: int) -> Tensor:
+        """States at step `last`."""
+        mode = self._mode(trajectory, x, first, last)
+        return self._run(mode, trajectory, x, first, last)
+
+    def run_handover(
+        self, trajectory: Trajectory, x: Tensor, first: int, handover: int, switch: Callable[[], None]
+    ) -> Tensor:
+        """States at the end; switch() is called before step `handover`. Each side is a partial trajectory."""
+        middle = min(max(handover, first), trajectory.last)
+        if first < middle:
+            x = self.run(trajectory, x, first, middle)
+        switch()
+        return self.run(trajectory, x, middle, trajectory.last) if middle < trajectory.last else x
+
+    def clear(self) -> None:
+        """Drop graphs and compiled models."""
+        self._graphs.clear()
+        self._compiled.clear()
+
+    def _mode(self, trajectory: Trajectory, x: Tensor, first: int, last: int) -> str:
+        if x.device.type != "cuda":
+            if self.mode.endswith("graph"):
+                raise InputError(f"mode={self.mode!r} needs CUDA tensors, the pipeline is on {x.device}")
+            return "eager" if self.mode == "auto" else self.mode
+        # Offloaded weights move between calls; a graph would read where they were, and call no hooks.
+        if any(hasattr(trajectory.denoiser, name) for name in _OFFLOADED) or _has_hooks(trajectory.denoiser):
+            return "eager"
+        if self.mode != "auto":
+            return self.mode
+        what = _question(trajectory, x)
+        if what not in self.chosen:
+            self.chosen[what] = self._trial(what, trajectory, x, first, last)
+        return self.chosen[what]
+
+    def _trial(self, what: str, trajectory: Trajectory, x: Tensor, first: int, last: int) -> str:
+        options = trajectory.options
+        default = torch.cuda.get_rng_state(x.device)
+        trajectory.options = (
+            options | {"generator": _clones(options.get("generator"))} if "generator" in options else options
+        )
+
+        def way(mode: str) -> Callable[[], object]:
+            def run() -> None:
+                with trajectory.rehearsal():
+                    self._run(mode, trajectory, x, first, last)
+
+            return run
+
+        try:
+            return choose(what, {mode: way(mode) for mode in self._modes}, x.device)
+        finally:
+            trajectory.options = options
+            torch.cuda.set_rng_state(default, x.device)
+
+    def _run(self, mode: str, trajectory: Trajectory, x: Tensor, first: int, last: int) -> Tensor:
+        module = self._compile(trajectory.denoiser) if mode.startswith("compile") else trajectory.denoiser
+        call = call_module(module)
+        if mode.endswith("trajectory_graph") and _can_capture(trajectory.options):
+            done = self._replay(mode, trajectory, x, first, last, call)
+            if done is not None:
+                return done
+        elif mode.endswith("graph"):
+            call = self._step_graph(trajectory, call)
+        return trajectory.run(x, first, last, call)
+
+    def _compile(self, denoiser: Any) -> Any:
+        if hasattr(denoiser, "_orig_mod") or getattr(denoiser, "_compiled_call_impl", None) is not None:
+            return denoiser
+        found = self._compiled.get(id(denoiser))
+        if found is None:
+            found = self._compiled[id(denoiser)] = torch.compile(denoiser)
+        return found
+
+    def _step_graph(self, trajectory: Trajectory, call: Call) -> Call:
+        """The denoiser's call as a graph, for as long as memory suffices."""
+        weights = weights_key(trajectory.denoiser)
+
+        def replay(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+            leaves, shape = pytree.tree_flatten((args, kwargs))
+            places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+            device = leaves[places[0]].device
+
+            def function(inputs: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
+                filled = list(leaves)
+                for place, value in zip(places, inputs, strict=True):
+                    filled[place] = value
+                return [call(*pytree.tree_unflatten(filled, shape))]
+
+            others = repr([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
+            key = ("step", str(shape), others, weights)
+            done = self._graphs.run(key, function, [leaves[place].to(device) for place in places])
+            return call(args, kwargs) if done is None else done[0]
+
+        return replay
+
+    def _replay(self, mode: str, trajectory: Trajectory, x: Tensor, first: int, last: int, call: Call) -> Tensor | None:
+        """The steps first ... last - 1 as one graph."""
+        leaves, shape = pytree.tree_flatten((trajectory.args, trajectory.kwargs))
+        places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        generators = _listed(trajectory.options.get("generator"))
+        scheduler, options = trajectory.scheduler, trajectory.options
+        single = not isinstance(options.get("generator"), list)
+        # Model outputs of the steps before, of a multistep solver; None where there are none yet.
+        history = list(getattr(scheduler, "model_outputs", ()))
+
+        def function(inputs: list[Tensor], own: list[torch.Generator]) -> list[Tensor]:
+            rest = iter(inputs[1:])
+            earlier = [None if m is None else next(rest) for m in history]
+            filled = list(leaves)
+            for place, value in zip(places, rest, strict=True):
+                filled[place] = value
+            with trajectory.rehearsal():
+                if history:
+                    scheduler.model_outputs = earlier
+                trajectory.args, trajectory.kwargs = pytree.tree_unflatten(filled, shape)
+                if own:
+                    trajectory.options = options | {"generator": own[0] if single else own}
+                end = trajectory.run(inputs[0], first, last, call)
+                return [end, *(m for m in getattr(scheduler, "model_outputs", ()) if m is not None)]
+
+        others = repr([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
+        key = (
+            mode, first, last, str(shape), others, weights_key(trajectory.denoiser), _schedule_key(scheduler),
+            trajectory.guidance, trajectory.rescale, repr({k: v for k, v in options.items() if k != "generator"}),
+            len(generators), single,
+        )  # fmt: skip
+        inputs = [x, *(m for m in history if m is not None), *(leaves[place].to(x.device) for place in places)]
+        held = trajectory.args, trajectory.kwargs
+        try:
+            done = self._graphs.run(
+                key, function, inputs, generators, lambda: (scheduler.timesteps, trajectory.times, scheduler._rows_kept)
+            )
+        finally:
+            (trajectory.args, trajectory.kwargs), trajectory.options = held, options
+        if done is None:
+            return None
+        _set_counters(scheduler, last - first, done[1:])
+        for _ in range(first, last):
+            trajectory.on_step()
+        return done[0]
+
+
+def _schedule_key(scheduler: Any) -> tuple[Any, ...]:
+    sigmas = (
+        getattr(scheduler, "_sigmas_host", None) if scheduler._sigmas_on_device else getattr(scheduler, "sigmas", None)
+    )
+    return (
+        type(scheduler).__name__,
+        repr(sorted(scheduler.config.items(), key=str)),
+        tuple(scheduler._host_timesteps().tolist()),
+        () if sigmas is None else tuple(sigmas.tolist()),
+        getattr(scheduler, "_step_index", None),
+        getattr(scheduler, "lower_order_nums", 0),
+    )
+
+
+def _has_hooks(module: Any) -> bool:
+    return any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+
+
+def _question(trajectory: Trajectory, x: Tensor) -> str:
+    """The trial's key on disk."""
+    denoiser = getattr(trajectory.denoiser, "_orig_mod", trajectory.denoiser)
+    size = sum(weight.numel() for weight in denoiser.parameters())
+    return (
+        f"{device_name(x.device)}: {type(denoiser).__name__} {size} {denoiser.dtype}, state {tuple(x.shape)}, "
+        f"{trajectory.last} steps, guided {trajectory.guided}, {type(trajectory.scheduler).__name__}, "
+        f"torch {torch.__version__}"
+    )
+
+
+def _listed(generator: Any) -> list[torch.Generator]:
+    if generator is None:
+        return []
+    return list(generator) if isinstance(generator, list) else [generator]
+
+
+def _clones(generator: Any) -> Any:
+    if isinstance(generator, list):
+        return [clone_generator(one) for one in generator]
+    return None if generator is None else clone_generator(generator)
+
+
+def _can_capture(options: dict[str, Any]) -> bool:
+    """Noise that a generator of the host draws cannot be drawn inside of a graph."""
+    return all(one.device.type == "cuda" for one in _listed(options.get("generator")))
+
+
+def _set_counters(scheduler: Any, steps: int, history: list[Tensor]) -> None:
+    """The scheduler's counters after steps that a graph made."""
+    if hasattr(scheduler, "_step_index"):
+        scheduler._step_index = (scheduler._step_index or 0) + steps
+    if hasattr(scheduler, "model_outputs"):
+        size = len(scheduler.model_outputs)
+        scheduler.model_outputs = [*[None] * (size - len(history)), *history]
+        scheduler.lower_order_nums = min(scheduler.lower_order_nums + steps, scheduler.config.solver_order)

@@ -1,0 +1,281 @@
+"""One call of an accelerated pipeline: its loop is understood at the first step and then run outside of it.
+
+The pipeline does everything else itself: prompts, first noise, decoding, safety checker. In its loop
+- the denoiser's first call shows the model's arguments,
+- the scheduler's first step shows what the pipeline makes of the output (guidance) and the options of the step.
+If that is what `Trajectory` would have done, to rounding, the remaining steps run there, and the pipeline's loop has
+nothing left to do. The next call of the same kind does not run the first step in the pipeline either. A call that
+differs from what was understood runs again from its start, in the pipeline's own loop, from the same random state.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from functools import wraps
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from pgraft_fast.integrations.callback import PGraftCallback
+from pgraft_fast.integrations.families import Family
+from pgraft_fast.integrations.runner import Runner
+from pgraft_fast.integrations.trajectory import Trajectory
+from pgraft_fast.schedulers.fused import FusedScheduler
+
+_LOG = logging.getLogger(__name__)
+_CALLBACKS = ("callback", "callback_on_step_end")
+
+
+class NotAsUnderstoodError(Exception):
+    """The loop did something else than in the call before."""
+
+
+class Session:
+    """The interception of one pipeline call; `with Session(...)` around it.
+
+    known: the kinds of calls understood so far, each with a blank output of the denoiser.
+    """
+
+    def __init__(
+        self, pipe: Any, family: Family, runner: Runner, bound: dict[str, Any], known: dict[Any, Any], plain: bool
+    ) -> None:
+        self._pipe, self._family, self._runner, self._bound, self._known = pipe, family, runner, bound, known
+        self._denoiser, self._scheduler = getattr(pipe, family.denoiser), pipe.scheduler
+        self._handover = handover_of(bound)
+        self._mode = "plain" if plain or not self._can_take_over() else "look"
+        self._calls = 0
+        self._kind: tuple[Any, ...] = ()
+        self._first: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._out: Any = None
+        self._final: Any = None
+        self._bar: Any = None
+        self._undo = ExitStack()
+
+    def _can_take_over(self) -> bool:
+        """Whether nothing in the arguments asks for the pipeline's own loop."""
+        if not isinstance(self._scheduler, FusedScheduler) or getattr(self._denoiser, "is_cache_enabled", False):
+            return False
+        # A hook of the user's would be called for outputs that nobody computes, too.
+        if getattr(self._denoiser, "_forward_hooks", None) or getattr(self._denoiser, "_forward_pre_hooks", None):
+            return False
+        asked = [name for name in (*_CALLBACKS, *self._family.refuses) if self._bound.get(name) is not None]
+        return asked == [] or (asked == ["callback_on_step_end"] and self._handover is not None)
+
+    def __enter__(self) -> "Session":
+        if self._mode == "plain":
+            return self
+        forward = self._intercept_forward()
+        step = _Replaced(self._scheduler, "step", self._on_step)
+        progress_bar = _Replaced(self._pipe, "progress_bar", self._on_progress_bar)
+        self._forward, self._step, self._progress_bar = forward.original, step.original, progress_bar.original
+        self._undo.callback(step.undo)
+        self._undo.callback(progress_bar.undo)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+    def _intercept_forward(self) -> "_Replaced":
+        # `denoiser.compile()` leaves `forward` to the compiler; the call is outside of it.
+        compiled = getattr(self._denoiser, "_compiled_call_impl", None) is not None
+        self._on_denoiser = _Replaced(
+            self._denoiser, "_compiled_call_impl" if compiled else "forward", self._on_forward
+        )
+        self._undo.callback(self._on_denoiser.undo)
+        return self._on_denoiser
+
+    def _on_forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._mode == "over":
+            return self._known[self._kind]
+        if self._mode != "look":
+            return self._forward(*args, **kwargs)
+        self._calls += 1
+        if self._calls == 1:
+            self._first = (args, kwargs)
+            self._kind = self._kind_of(args, kwargs)
+        if self._kind in self._known:
+            if self._calls > 1:
+                raise NotAsUnderstoodError
+            return self._known[self._kind]
+        self._out = self._forward(*args, **kwargs)
+        return self._out
+
+    def _on_step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        as_dict = kwargs.get("return_dict", True)
+        if self._mode == "over":
+            return _as_asked(self._final, as_dict)
+        if self._mode != "look":
+            return self._step(model_output, timestep, sample, *args, **kwargs)
+        trajectory = self._trajectory(sample, kwargs)
+        deferred = self._kind in self._known
+        if not deferred and (args or not self._understood(trajectory, model_output, timestep, sample)):
+            self._mode = "plain"
+            _LOG.info("%s: this call runs in its own loop", type(self._pipe).__name__)
+            return self._step(model_output, timestep, sample, *args, **kwargs)
+        x, first = sample, 0
+        if not deferred:
+            self._known[self._kind] = _blank(self._out)
+            done = self._step(model_output, timestep, sample, **kwargs)
+            x, first = (done.prev_sample if as_dict else done[0]), 1
+        if deferred or trajectory.on_step():
+            self._mode = "run"
+            self._on_denoiser.undo()
+            x = self._take_over(trajectory, x, first)
+            self._intercept_forward()
+        self._final, self._mode = x, "over"
+        if hasattr(type(self._pipe), "interrupt"):
+            # The loops that know `interrupt` skip their remaining rounds.
+            self._undo.callback(setattr, self._pipe, "_interrupt", self._pipe.interrupt)
+            self._pipe._interrupt = True
+        return _as_asked(x, as_dict)
+
+    def _take_over(self, trajectory: Trajectory, x: Tensor, first: int) -> Tensor:
+        if self._handover is None:
+            return self._runner.run(trajectory, x, first, trajectory.last)
+        pipe, handover = self._pipe, self._handover
+        # The pipeline calls it once more, after its first step.
+        self._undo.enter_context(handover.inside(pipe))
+        step = handover.step_of(pipe)
+        return self._runner.run_handover(trajectory, x, first, step, lambda: handover.switch(pipe, False))
+
+    def _understood(self, trajectory: Trajectory, given: Tensor, timestep: Any, x: Tensor) -> bool:
+        """Whether the trajectory explains the first step."""
+        out = self._out[0] if isinstance(self._out, (tuple, list)) or self._out is not None else None
+        return (
+            self._calls == 1
+            and trajectory.last > 1
+            and isinstance(timestep, Tensor)
+            and isinstance(out, Tensor)
+            and trajectory.state() is not None
+            and trajectory.explains(out, given, x, timestep)
+        )
+
+    def _trajectory(self, x: Tensor, kwargs: dict[str, Any]) -> Trajectory:
+        args, first = self._first
+        state = args[0] if args else first.get("sample", first.get("hidden_states"))
+        guided = state is not None and state.shape[0] == 2 * x.shape[0]
+        return Trajectory(
+            scheduler=self._scheduler,
+            denoiser=self._denoiser,
+            family=self._family,
+            args=args,
+            kwargs=first,
+            guided=guided,
+            learned=_channels(self._denoiser) == 2 * x.shape[1] and type(self._pipe).__name__ != "DDPMPipeline",
+            guidance=float(self._bound.get("guidance_scale") or 1.0) if guided else 1.0,
+            rescale=float(self._bound.get("guidance_rescale") or 0.0) if guided else 0.0,
+            options={name: value for name, value in kwargs.items() if name != "return_dict"},
+            last=self._steps(),
+            dtype=x.dtype if state is None else state.dtype,
+            on_step=self._after_step,
+        )
+
+    def _steps(self) -> int:
+        """The rounds of the pipeline's loop."""
+        steps = getattr(self._pipe, "_num_timesteps", None) if hasattr(type(self._pipe), "num_timesteps") else None
+        return len(self._scheduler.timesteps) if steps is None else steps
+
+    def _after_step(self) -> bool:
+        """Count the step on the bar; False once the user has interrupted the pipeline."""
+        if self._bar is not None:
+            self._bar.update()
+        return not getattr(self._pipe, "interrupt", False)
+
+    def _kind_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """What must be equal for a call to be understood like another."""
+        shapes = tuple((tuple(a.shape), a.dtype) if isinstance(a, Tensor) else type(a) for a in args)
+        given = tuple(sorted((name, value is None, isinstance(value, Tensor)) for name, value in kwargs.items()))
+        asked = tuple((name, value is None) for name, value in self._bound.items())
+        switches = tuple((float(self._bound.get(name) or 0.0) > 1.0) for name in ("guidance_scale", "true_cfg_scale"))
+        rescaled = bool(self._bound.get("guidance_rescale"))
+        # PixArt reads another result of a single step.
+        single = self._steps() == 1
+        kinds = (id(self._denoiser), type(self._scheduler), self._scheduler.config.get("prediction_type"), single)
+        return (*kinds, shapes, given, asked, switches, rescaled, kwargs.get("return_dict", True))
+
+    def _on_progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        if iterable is None:
+            self._bar = self._progress_bar(total=total)
+            return _Bar(self._bar, lambda: self._mode == "over")
+        rounds = list(iterable)
+        self._bar = self._progress_bar(total=len(rounds))
+        return self._rounds(rounds)
+
+    def _rounds(self, rounds: list[Any]) -> Iterator[Any]:
+        with self._bar:
+            for value in rounds:
+                yield value
+                if self._mode == "over":
+                    return
+                self._bar.update()
+
+
+def _like(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under the name and signature of the original."""
+
+    @wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
+
+
+class _Replaced:
+    """An attribute of one object, replaced by a function of its name and signature until `undo()`."""
+
+    def __init__(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        self.original = getattr(owner, name)
+        self._own, self._name, self._before = vars(owner), name, vars(owner).get(name, self)
+        self._ours = self._own[name] = _like(self.original, function)
+
+    def undo(self) -> None:
+        """As before; but what somebody else has put there meanwhile stays (offloading renews its hooks in a call)."""
+        if self._own.get(self._name) is not self._ours:
+            return
+        if self._before is self:
+            del self._own[self._name]
+        else:
+            self._own[self._name] = self._before
+
+
+class _Bar:
+    """A progress bar whose own updates stop once the loop has been taken over."""
+
+    def __init__(self, bar: Any, silent: Callable[[], bool]) -> None:
+        self._own, self._silent = bar, silent
+
+    def update(self, n: int = 1) -> None:
+        if not self._silent():
+            self._own.update(n)
+
+    def __enter__(self) -> "_Bar":
+        self._own.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._own.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+def handover_of(bound: dict[str, Any]) -> PGraftCallback | None:
+    """The handover among the arguments of a call."""
+    given = bound.get("callback_on_step_end")
+    return given if isinstance(given, PGraftCallback) else None
+
+
+def _channels(denoiser: Any) -> int | None:
+    return getattr(getattr(denoiser, "config", None), "out_channels", None)
+
+
+def _as_asked(x: Tensor, as_dict: bool) -> Any:
+    return SchedulerOutput(prev_sample=x) if as_dict else (x,)
+
+
+def _blank(out: Any) -> Any:
+    """An output of the same kind that holds zeros."""
+    zeros = torch.zeros_like(out[0])
+    return (zeros,) if isinstance(out, (tuple, list)) else type(out)(zeros)

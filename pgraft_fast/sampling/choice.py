@@ -1,0 +1,94 @@
+"""Choosing the fastest of several ways to do the same by a timed trial, once for each device and model."""
+
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from pgraft_fast.ops.build import cache_folder
+
+_LOG = logging.getLogger(__name__)
+_RUNS = 3
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or of the processor type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.device, store: Path | None = None) -> str:
+    """The name of the fastest way; ways that raise, for want of memory or support, are left out.
+
+    what: names the question, with device, model and shapes; the answer is kept under it in `store` (default
+    choices.json in the cache folder) and the trial is not repeated. Each way runs once to warm up, then three times;
+    the medians are logged.
+    """
+    if len(ways) == 1:
+        return next(iter(ways))
+    store = cache_folder() / "choices.json" if store is None else store
+    known = _read(store).get(what)
+    if isinstance(known, str) and known in ways:
+        return known
+    seconds = {}
+    last: Exception | None = None
+    for name, run in ways.items():
+        try:
+            seconds[name] = _median(run, device)
+        except Exception as error:
+            last = error
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            _LOG.warning("%s: %s is left out: %s", what, name, first_line)
+    if not seconds:
+        raise RuntimeError(f"{what}: none of {', '.join(ways)} runs") from last
+    best = min(seconds, key=lambda name: seconds[name])
+    told = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
+    _LOG.info("%s: %s is taken (%s)", what, best, told)
+    _write(store, what, best)
+    return best
+
+
+def _median(run: Callable[[], object], device: torch.device) -> float:
+    run()
+    taken = []
+    for _ in range(_RUNS):
+        _wait(device)
+        began = time.perf_counter()
+        run()
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _read(store: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write(store: Path, what: str, best: str) -> None:
+    """Add one answer. A folder that cannot be written costs a trial next time, nothing else."""
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(store.with_suffix(".lock")):
+            text = json.dumps(_read(store) | {what: best}, indent=1, sort_keys=True)
+            with tempfile.TemporaryDirectory(dir=store.parent) as folder:
+                whole = Path(folder) / store.name
+                whole.write_text(text, encoding="utf-8")
+                os.replace(whole, store)
+    except OSError as error:
+        _LOG.info("%s cannot be written (%s): the trial will be repeated", store, error)

@@ -1,0 +1,91 @@
+"""Steps of a scheduler worked out ahead, for a loop that makes many of them."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.ops import SolverSteps
+from pgraft_fast.schedulers.fused import Generators, Guide, Rows, draw
+
+
+class Planned(NamedTuple):
+    """One step: its row; whether noise is drawn; the std of noise added before it; its order in a multistep solver."""
+
+    row: int
+    noisy: bool = False
+    churn: float = 0.0
+    order: int = 1
+    scale: float = 1.0
+
+
+@dataclass
+class StepPlan:
+    """Consecutive steps of one scheduler on states of one shape and dtype.
+
+    limits: clip or threshold of x_0, as for `ops.solver_step`. needs_out: the model's output is the third state.
+    noise_dtype: of the draws; None: that of the model's output. weights: for order 3, of the two m before.
+    scaled: whether the model input is x / Planned.scale. history: the m of the steps before, the last one last.
+    """
+
+    rows: Rows
+    steps: list[Planned]
+    limits: dict[str, float] = field(default_factory=dict)
+    needs_out: bool = False
+    noise_dtype: torch.dtype | None = None
+    scaled: bool = False
+    multistep: bool = False
+    weights: list[tuple[float, float]] = field(default_factory=list)
+    history: list[Tensor] = field(default_factory=list)
+
+    def bind(self, guidance: float, rescale: float, generator: Generators) -> "Stepper":
+        """These steps under one guidance and generator."""
+        return Stepper(self, guidance, rescale, generator)
+
+
+class Stepper:
+    """Runs the steps of a plan: `stepper(place, x, out, out_null)` with place 0 for the first."""
+
+    def __init__(self, plan: StepPlan, guidance: float, rescale: float, generator: Generators) -> None:
+        self._plan, self._guidance, self._rescale, self._generator = plan, guidance, rescale, generator
+        self._steps: SolverSteps | None = None
+
+    def __call__(self, place: int, x: Tensor, out: Tensor, out_null: Tensor | None) -> Tensor:
+        """x_s. x and out: the same shape and dtype."""
+        plan = self._plan
+        planned = plan.steps[place]
+        steps = self._steps
+        if steps is None:
+            table, counters = plan.rows.on(x)
+            # Where the output is a third state, it is guided before the step.
+            scale, rescale = (1.0, 0.0) if plan.needs_out else (self._guidance, self._rescale)
+            steps = SolverSteps(table, counters, guidance=scale, guidance_rescale=rescale, **plan.limits)
+            self._steps = steps
+        if plan.needs_out and out_null is not None:
+            out, out_null = Guide(out_null, self._guidance, self._rescale).combine(out), None
+        noise = None
+        if planned.noisy or planned.churn > 0.0:
+            noise = draw(out.shape, self._generator, out.device, plan.noise_dtype or out.dtype)
+        if planned.churn > 0.0 and noise is not None:
+            x, noise = torch.add(x, noise, alpha=planned.churn), None
+        previous, dtype = out if plan.needs_out else None, x.dtype
+        if planned.order == 2:
+            previous = plan.history[-1]
+        elif planned.order == 3:
+            x, previous = third_state(x, plan.history, plan.weights[planned.row])
+        x_s, m = steps(planned.row, x, out, out_null, previous, noise, plan.multistep)
+        if m is not None:
+            plan.history = [*plan.history[-1:], m.to(dtype)]
+        return x_s.to(dtype)
+
+
+def third_state(x: Tensor, history: list[Tensor], weights: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """x and the weighted sum of the two m before, for a step of order 3.
+
+    Both at least float32: where levels lie close the weights are large and nearly cancel, and the sum in 16 bits would
+    be off by far more than the state's rounding.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    last, before = weights
+    return x.to(wide), torch.add(history[-1].to(wide) * last, history[-2], alpha=before)

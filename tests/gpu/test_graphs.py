@@ -1,0 +1,97 @@
+"""CUDA graphs of trajectories: the same states as eager, after weights changed in place too."""
+
+import pytest
+import torch
+from torch import nn
+
+import pgraft_fast as pf
+from pgraft_fast.sampling import GraphCache
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Net(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.mix = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x, t):
+        return torch.tanh(self.mix(x) + t[:, None, None, None])
+
+
+def roll(tuned, reference, graphs, seed=0, ids=None, solver="ddpm", n=6):
+    ids = torch.arange(n, device="cuda") if ids is None else ids
+    return pf.rollout(
+        reference, pf.Schedule.vp_linear(), shape=(4, 8, 8), steps=10, solver=solver, parameterization="v",
+        cuts=(0.2, 0.7), seed=seed, sample_ids=ids, tuned=tuned, cut=0.4, graphs=graphs,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpmpp_2m", "heun", "euler_sde"])
+def test_each_side_is_a_graph_with_the_same_states(solver):
+    tuned, reference, graphs = Net(0).cuda(), Net(1).cuda(), GraphCache()
+    for ids in (torch.arange(6, device="cuda"), torch.arange(20, 26, device="cuda")):
+        eager, graphed = (roll(tuned, reference, cache, ids=ids, solver=solver) for cache in (None, graphs))
+        torch.testing.assert_close(graphed.x_0, eager.x_0)
+        for cut in (0.2, 0.7):
+            torch.testing.assert_close(graphed.x_cut[cut], eager.x_cut[cut])
+    assert len(graphs) == 2
+
+
+def test_weights_that_change_in_place():
+    tuned, reference, graphs = Net(0).cuda(), Net(1).cuda(), GraphCache()
+    before = roll(tuned, reference, graphs).x_0
+    with torch.no_grad():
+        tuned.mix.weight.mul_(1.5)
+    after = roll(tuned, reference, graphs).x_0
+    assert len(graphs) == 2
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, roll(tuned, reference, None).x_0)
+    tuned.mix.weight = nn.Parameter(tuned.mix.weight.detach() * 0.5)
+    torch.testing.assert_close(roll(tuned, reference, graphs).x_0, roll(tuned, reference, None).x_0)
+
+
+def test_generators_advance_as_in_a_plain_run():
+    def noisy(inputs, generators):
+        return [inputs[0] + torch.randn(inputs[0].shape, device="cuda", generator=generators[0])]
+
+    x, graphs = torch.zeros(1000, device="cuda"), GraphCache()
+    plain, graphed = (torch.Generator("cuda").manual_seed(7) for _ in range(2))
+    for _ in range(3):
+        (got,) = graphs.run("noise", noisy, [x], [graphed])
+        assert torch.equal(got, noisy([x], [plain])[0])
+    assert torch.equal(plain.get_state(), graphed.get_state())
+
+
+def test_default_generator_advances_as_in_a_plain_run():
+    def noisy(inputs, generators):
+        return [inputs[0] + torch.randn_like(inputs[0])]
+
+    x, graphs = torch.zeros(1000, device="cuda"), GraphCache()
+    torch.cuda.manual_seed(3)
+    plain = [noisy([x], [])[0] for _ in range(3)]
+    torch.cuda.manual_seed(3)
+    assert all(torch.equal(graphs.run("noise", noisy, [x])[0], want) for want in plain)
+
+
+def test_memory_limit_drops_the_oldest():
+    def work(inputs, generators):
+        return [inputs[0].repeat(64).cumsum(0)]
+
+    graphs = GraphCache(memory_limit=1)
+    for key in range(3):
+        graphs.run(key, work, [torch.zeros(2**20, device="cuda")])
+    assert len(graphs) == 1
+
+
+def test_out_of_memory_is_told(caplog):
+    def work(inputs, generators):
+        return [torch.empty(2**40, device="cuda")]
+
+    graphs = GraphCache()
+    assert graphs.run("big", work, [torch.zeros(1, device="cuda")]) is None
+    assert "memory did not suffice" in caplog.text
+    assert graphs.run("big", work, [torch.zeros(1, device="cuda")]) is None
+    small = graphs.run("small", lambda inputs, generators: [inputs[0] + 1], [torch.zeros(1, device="cuda")])
+    assert float(small[0]) == 1.0

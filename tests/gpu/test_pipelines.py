@@ -1,0 +1,103 @@
+"""Fast schedulers and accelerated pipelines on a GPU: no waiting in a step, the same pictures in every mode."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+from contextlib import contextmanager  # noqa: E402
+
+from pipelines import NAMES, build, call_arguments  # noqa: E402
+
+from pgraft_fast import accelerate, restore, schedulers  # noqa: E402
+from pgraft_fast.integrations.runner import MODES  # noqa: E402
+
+
+@contextmanager
+def no_waiting():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", schedulers.__all__)
+@pytest.mark.parametrize("where", ["cuda", "cpu"])
+def test_a_step_does_not_wait(name, where):
+    scheduler = getattr(schedulers, name)()
+    scheduler.set_timesteps(8, device=where)
+    x = torch.randn(2, 4, 8, 8, device="cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    options = {"eta": 1.0} if "DDIM" in name else {}
+    torch.cuda.synchronize()
+    with no_waiting():
+        for t in scheduler.timesteps:
+            x_in = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            x = scheduler.step(torch.tanh(x_in), t, x, generator=generator, **options).prev_sample
+    assert bool(x.isfinite().all())
+
+
+def picture(pipe, name, seed=0, **more):
+    generator = torch.Generator("cuda").manual_seed(seed)
+    arguments = {**call_arguments(name), **more}
+    return np.asarray(pipe(**arguments, num_inference_steps=6, generator=generator)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if not mode.startswith("compile")])
+def test_the_same_pictures(name, mode):
+    pipe = build(name).to("cuda")
+    want = [picture(pipe, name, seed) for seed in range(4)]
+    accelerate(pipe, mode=mode)
+    for seed in range(4):
+        assert np.abs(picture(pipe, name, seed) - want[seed]).max() < 1 / 255
+    restore(pipe)
+    assert np.abs(picture(pipe, name, 0) - want[0]).max() < 1e-4
+
+
+def test_noise_and_other_prompts_in_a_graph():
+    pipe = build("sd").to("cuda")
+    asks = [{"prompt": text, "eta": 1.0, "guidance_scale": scale} for text in ("a", "b") for scale in (3.0, 7.5)]
+    want = [picture(pipe, "sd", seed, **ask) for seed, ask in enumerate(asks)]
+    accelerate(pipe, mode="trajectory_graph")
+    for _ in range(2):
+        for seed, ask in enumerate(asks):
+            assert np.abs(picture(pipe, "sd", seed, **ask) - want[seed]).max() < 1 / 255
+
+
+def test_a_host_generator_in_a_graph_mode():
+    pipe = build("sd").to("cuda")
+    arguments = {**call_arguments("sd"), "num_inference_steps": 6, "eta": 1.0}
+    want = np.asarray(pipe(**arguments, generator=torch.Generator().manual_seed(0))[0])
+    accelerate(pipe, mode="trajectory_graph")
+    for _ in range(3):
+        got = np.asarray(pipe(**arguments, generator=torch.Generator().manual_seed(0))[0])
+        assert np.abs(got - want).max() < 1 / 255
+
+
+def test_weights_changed_in_place_are_used():
+    pipe = accelerate(build("sd").to("cuda"), mode="trajectory_graph")
+    for _ in range(2):
+        before = picture(pipe, "sd")
+    with torch.no_grad():
+        for weight in pipe.unet.parameters():
+            weight.mul_(1.05)
+    after = picture(pipe, "sd")
+    restore(pipe)
+    assert np.abs(after - before).max() > 1 / 255
+    assert np.abs(after - picture(pipe, "sd")).max() < 1 / 255
+
+
+def test_auto_chooses_and_remembers(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path))
+    pipe = build("ddim").to("cuda")
+    want = picture(pipe, "ddim")
+    accelerate(pipe)
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        for _ in range(3):
+            assert np.abs(picture(pipe, "ddim") - want).max() < 1 / 255
+    assert " is taken (" in caplog.text
+    assert (tmp_path / "choices.json").exists()

@@ -1,0 +1,125 @@
+"""The timed trial: the faster way is taken, once."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgraft_fast.sampling.choice import choose
+
+CPU = torch.device("cpu")
+
+
+class Ways:
+    """Two ways of different length; counts their runs."""
+
+    def __init__(self):
+        self.runs = []
+        self.ways = {
+            "slow": self.way("slow", 0.008),
+            "fast": self.way("fast", 0.0),
+            "medium": self.way("medium", 0.004),
+        }
+
+    def way(self, name, seconds):
+        def run():
+            self.runs.append(name)
+            time.sleep(seconds)
+
+        return run
+
+
+def failing(error):
+    def run():
+        raise error
+
+    return run
+
+
+def test_the_faster_one_is_taken_and_remembered(tmp_path, caplog):
+    store, tried = tmp_path / "below" / "choices.json", Ways()
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        assert choose("a question", tried.ways, CPU, store) == "fast"
+    # Once to warm up, three times on the clock.
+    assert sorted(tried.runs) == sorted(["slow", "fast", "medium"] * 4)
+    assert json.loads(store.read_text()) == {"a question": "fast"}
+    assert "a question: fast is taken (slow " in caplog.text
+    tried.runs.clear()
+    assert choose("a question", tried.ways, CPU, store) == "fast" and tried.runs == []
+    assert choose("another question", tried.ways, CPU, store) == "fast" and len(tried.runs) == 12
+    assert set(json.loads(store.read_text())) == {"a question", "another question"}
+    assert sorted(path.name for path in store.parent.iterdir() if path.suffix != ".lock") == ["choices.json"]
+
+
+def test_one_way_needs_no_trial(tmp_path):
+    tried = Ways()
+    assert choose("what", {"slow": tried.ways["slow"]}, CPU, tmp_path / "choices.json") == "slow"
+    assert tried.runs == [] and list(tmp_path.iterdir()) == []
+
+
+def test_the_answer_is_among_those_asked_for(tmp_path):
+    store, tried = tmp_path / "choices.json", Ways()
+    assert choose("what", tried.ways, CPU, store) == "fast"
+    del tried.ways["fast"]
+    assert choose("what", tried.ways, CPU, store) == "medium"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"fast"', "null", '{"what": ["slow"]}', '{"what": {"slow": 1}}'])
+def test_a_corrupt_store_is_written_anew(tmp_path, text):
+    store = tmp_path / "choices.json"
+    store.write_text(text)
+    for _ in range(2):
+        assert choose("what", Ways().ways, CPU, store) == "fast"
+    assert json.loads(store.read_text()) == {"what": "fast"}
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    store = tmp_path / "choices.json"
+    store.write_bytes(b"\xff\xfe\x00{")
+    assert choose("what", Ways().ways, CPU, store) == "fast"
+    assert json.loads(store.read_text()) == {"what": "fast"}
+
+
+def places_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    return [tmp_path / "file" / "choices.json", tmp_path / "folder.json", Path("/proc/nothing/choices.json")]
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_store_that_cannot_be_written(tmp_path, place, caplog):
+    store, tried = places_that_cannot_be_written(tmp_path)[place], Ways()
+    before = sorted(tmp_path.rglob("*"))
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        assert choose("what", tried.ways, CPU, store) == "fast"
+    assert len(tried.runs) == 12 and "the trial will be repeated" in caplog.text
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.suffix != ".lock"] == before
+
+
+def test_the_default_store_is_in_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path))
+    assert choose("what", Ways().ways, CPU) == "fast"
+    assert json.loads((tmp_path / "choices.json").read_text()) == {"what": "fast"}
+
+
+@pytest.mark.parametrize("error", [
+    RuntimeError("no kernel\nfor this"), RuntimeError(""), NotImplementedError("not here"),
+    torch.OutOfMemoryError("full"), ValueError("a head is too wide"), ImportError("no xformers"), OSError("no gcc"),
+])  # fmt: skip
+def test_a_way_that_raises_is_left_out(tmp_path, error, caplog):
+    ways = {"broken": failing(error), **Ways().ways}
+    assert choose("what", ways, CPU, tmp_path / "choices.json") == "fast"
+    told = str(error).split("\n")[0] or type(error).__name__
+    assert f"what: broken is left out: {told}" in caplog.text
+
+
+def test_no_way_runs(tmp_path):
+    error = ValueError("the model is broken")
+    with pytest.raises(RuntimeError, match="what: none of one, two runs") as raised:
+        choose("what", {"one": failing(RuntimeError("no")), "two": failing(error)}, CPU, tmp_path / "choices.json")
+    assert raised.value.__cause__ is error
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        choose("what", {"one": failing(KeyboardInterrupt()), "two": print}, CPU, tmp_path / "choices.json")
