@@ -1,7 +1,7 @@
 """Write the README's tables from benchmarks/results, or with --check say whether they agree.
 
-demo.json is what `pgraft-fast demo --json` wrote, ops.json what `pgraft-fast bench ops --json` did on the machine that
-it names.
+demo.json is what `pgraft-fast demo --json` wrote, ops.json and sampling.json what `pgraft-fast bench ops --json` and
+`bench sampling --json` did on the machine that they name.
 """
 
 import json
@@ -38,7 +38,23 @@ def ops() -> str:
     return _markdown(["operation", "shape", "ms", *PEERS], rows)
 
 
-TABLES = {"demo": demo, "ops": ops}
+def sampling() -> str:
+    """Time outside of the models in a pipeline call, diffusers' and ours."""
+    cases: dict[str, dict[str, Any]] = {}
+    for row in _read("sampling.json")["rows"]:
+        if row["p50_ms"] is not None:
+            cases.setdefault(f"{row['case']}, batch {row['batch']}", {})[row["provider"]] = row
+    rows = []
+    for name, by in cases.items():
+        if {"diffusers", "ours"} <= set(by):
+            theirs, mine = by["diffusers"], by["ours"]
+            rest = [f"{row['non_model_ms']:.3g} ms ({row['non_model_share']:.1%})" for row in (theirs, mine)]
+            ratio = theirs["non_model_ms"] / mine["non_model_ms"]
+            rows.append([name, *rest, f"{ratio:.1f}x", f"{theirs['p50_ms'] / mine['p50_ms']:.3f}x"])
+    return _markdown(["pipeline", "diffusers' rest", "our rest", "ratio", "whole call"], rows)
+
+
+TABLES = {"demo": demo, "ops": ops, "sampling": sampling}
 
 
 def updated(text: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from schedulers.twins import KINDS, PAIRS, apart, largest
 
+from pgraft_fast.errors import InputError
 from pgraft_fast.ops import use_backend
 
 pytestmark = [
@@ -165,6 +166,7 @@ def test_before_and_after_the_schedule():
 
     for kind in SIGMA_KINDS:
         assert isinstance(on_both(kind, past), IndexError)
+    assert isinstance(on_both("dpm", past, {"solver_order": 1}), IndexError)
 
 
 def test_prediction_types_that_a_scheduler_does_not_have():
@@ -175,6 +177,22 @@ def test_prediction_types_that_a_scheduler_does_not_have():
     assert isinstance(on_both("dpm", third, config), ValueError)
 
 
+def test_a_variance_that_is_the_root_of_a_negative_number():
+    """Not at the last step, which draws no noise, nor where beta is 1."""
+    theirs, ours = (cls(variance_type="fixed_large_log") for cls in PAIRS["ddpm"])
+    theirs.set_timesteps(8)
+    ours.set_timesteps(8)
+    assert step(theirs, theirs.timesteps[2])[0].isnan().all()
+    with pytest.raises(InputError, match="variance_type='fixed_large_log' gives NaN"):
+        step(ours, ours.timesteps[2])
+    config = {"variance_type": "fixed_large_log", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    on_both(
+        "ddpm", lambda scheduler: step(scheduler, scheduler.timesteps[-1]), config | {"timestep_spacing": "leading"}
+    )
+    config["prediction_type"] = "v_prediction"
+    on_both("ddpm", lambda scheduler: step(scheduler, scheduler.timesteps[0]), config, steps=1)
+
+
 def test_integers_are_no_timesteps_of_euler():
     for kind in ("euler", "flow"):
         error = on_both(kind, lambda scheduler: step(scheduler, int(scheduler.timesteps[0])))
@@ -182,12 +200,13 @@ def test_integers_are_no_timesteps_of_euler():
         assert isinstance(on_both(kind, lambda scheduler: step(scheduler, 3.3)), IndexError)
 
 
-def test_churn_between_bounds_that_are_levels():
-    """A bound equal to a level in float32: diffusers compares there."""
+@pytest.mark.parametrize("bound", [{"s_tmin": 0.7}, {"s_tmax": 0.1}])
+def test_churn_within_a_bound_that_is_a_level(bound):
+    """0.7 is more in float64 than in float32, 0.1 less: diffusers compares in float32."""
 
     def use(scheduler):
         scheduler.set_timesteps(sigmas=[1.0, 0.7, 0.1, 0.0])
-        return [step(scheduler, t, s_churn=3.0, s_tmin=0.1, s_tmax=0.7)[0] for t in scheduler.timesteps]
+        return [step(scheduler, t, s_churn=3.0, **bound)[0] for t in scheduler.timesteps]
 
     on_both("euler", use)
 
@@ -251,3 +270,25 @@ def test_not_a_number_stays_in_its_sample(kind, bad):
                 finite.append(step(scheduler, scheduler.timesteps[2], x=x)[0].isfinite())
         theirs, mine = finite
         assert mine[0].all() and not (mine & ~theirs).any()
+
+
+@pytest.mark.parametrize("kind", SIGMA_KINDS)
+def test_noise_is_added_where_the_run_stands(kind):
+    """Inpainting: before the first step at the begin index, after it at the next level, whatever timestep is given."""
+
+    def use(scheduler):
+        scheduler.set_begin_index(3)
+        times = scheduler.timesteps[3:4].expand(2)
+
+        def noised():
+            if kind == "flow":
+                return scheduler.scale_noise(X, times, OUT)
+            return scheduler.add_noise(X, OUT, times)
+
+        states = [noised()]
+        for t in scheduler.timesteps[3:6]:
+            states += [step(scheduler, t)[0], noised()]
+        assert apart(states[2], states[0]) > 1e-2
+        return states
+
+    on_both(kind, use)

@@ -56,6 +56,10 @@ def test_half(kind, name):
 
 def test_half_where_large_weights_cancel():
     """Weights of -180 and 114 for the two x_0 before, at the third order's last step."""
-    config = {"solver_order": 3, "prediction_type": "sample", "lower_order_final": False, "use_beta_sigmas": True}
-    check_half(Setup("dpm", config | {"beta_schedule": "squaredcos_cap_v2"}, {"num_inference_steps": 5}), "bfloat16")
-    check_half(Setup("dpm", config, {"num_inference_steps": 5}, start=("timestep", 1)), "bfloat16")
+    config = {
+        "solver_order": 3, "prediction_type": "sample", "lower_order_final": False, "use_beta_sigmas": True,
+        "beta_schedule": "squaredcos_cap_v2",
+    }  # fmt: skip
+    setup = Setup("dpm", config, {"num_inference_steps": 5}, start=("timestep", 1))
+    for name in ("bfloat16", "float16"):
+        check_half(setup, name)
