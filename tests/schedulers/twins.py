@@ -242,3 +242,37 @@ def check_half(setup: Setup, name: str) -> None:
         assert max(map(apart, m, e), default=0.0) <= allowed
         # float16 ends at 65504: what diffusers overflows on its way, ours may still hold.
         assert all((a.isfinite() | ~b.isfinite()).all() for a, b in zip(m, t, strict=True))
+
+
+X = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+OUT = torch.tanh(X.flip(0))
+
+
+def step(scheduler, t, x=X, out=OUT, **options):
+    """One step with a seed of its own, as a tuple."""
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(x, t)
+    options.setdefault("generator", torch.Generator().manual_seed(4))
+    return scheduler.step(out, t, x, **options, return_dict=False)
+
+
+def on_both(kind, use, config=(), steps=8, rounding=2e-5):
+    """use(scheduler) with diffusers' class and ours: tensors that agree, or an error of each. Returns ours."""
+    results = []
+    for cls in PAIRS[kind]:
+        scheduler = cls(**dict(config))
+        if steps:
+            scheduler.set_timesteps(steps)
+        try:
+            results.append(use(scheduler))
+        except Exception as error:
+            results.append(error)
+    theirs, mine = results
+    if isinstance(theirs, Exception):
+        assert isinstance(mine, Exception)
+        return mine
+    assert not isinstance(mine, Exception), mine
+    for a, b in zip(mine, theirs, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert apart(a, b) <= rounding * max(largest(X), largest(b))
+    return mine
