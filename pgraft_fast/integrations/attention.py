@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.sampling.choice import choose, device_name
+from pgraft_fast.sampling.choice import choose, model_name
 
 KINDS = ("keep", "sdpa", "xformers", "auto")
 
@@ -75,7 +75,6 @@ class Attention:
             return
         self._open = False
         device = next(self._denoiser.parameters()).device
-        size = sum(weight.numel() for weight in self._denoiser.parameters())
         short = copy.copy(bound)
         quick: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
         quick |= dict.fromkeys(("generator", "callback", "callback_on_step_end"))
@@ -92,7 +91,7 @@ class Attention:
 
             return run
 
-        what = f"{device_name(device)}: attention of {type(self._denoiser).__name__} {size} {self._denoiser.dtype}"
+        what = f"attention on {model_name(self._denoiser, device)}"
         self.use(choose(what, {kind: way(kind) for kind in ("sdpa", "xformers")}, device))
 
     def undo(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pgraft_fast.diffusion.schedule import Schedule, check_cut
 from pgraft_fast.errors import InputError
+from pgraft_fast.integrations.families import denoiser_of
 
 
 class PGraftCallback:
@@ -82,8 +83,7 @@ def _steps(pipe: Any) -> int:
 
 
 def _denoiser(pipe: Any) -> Any:
-    denoiser = getattr(pipe, "transformer", None)
-    denoiser = getattr(pipe, "unet", None) if denoiser is None else denoiser
+    denoiser = denoiser_of(pipe)
     if not getattr(denoiser, "_hf_peft_config_loaded", False):
         raise InputError(f"{type(pipe).__name__} has no LoRA on its denoiser; load one with pipe.load_lora_weights")
     return denoiser

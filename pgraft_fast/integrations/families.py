@@ -53,6 +53,12 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def denoiser_of(pipe: Any) -> Any:
+    """The transformer or UNet of a pipeline, whatever its class; None where it has neither."""
+    transformer = getattr(pipe, "transformer", None)
+    return getattr(pipe, "unet", None) if transformer is None else transformer
+
+
 def family_of(pipe: Any) -> Family | None:
     """The loop of a pipeline, by its class; None for classes that are not known."""
     return FAMILIES.get(type(pipe).__name__) if type(pipe).__module__.startswith("diffusers.") else None

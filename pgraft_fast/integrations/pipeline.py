@@ -11,7 +11,7 @@ import torch
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.attention import Attention, check_kind
-from pgraft_fast.integrations.families import Family, family_of
+from pgraft_fast.integrations.families import Family, denoiser_of, family_of
 
 if TYPE_CHECKING:
     from pgraft_fast.integrations.runner import Runner
@@ -60,7 +60,7 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
         registered=pipe.config.get("scheduler"),
         family=family,
         runner=runner,
-        attention=Attention(getattr(pipe, family.denoiser) if family else _denoiser(pipe), attention),
+        attention=Attention(getattr(pipe, family.denoiser) if family else denoiser_of(pipe), attention),
     )
     _swap_scheduler(pipe, state)
     if family is None:
@@ -103,11 +103,6 @@ def _swap_scheduler(pipe: Any, state: _State) -> None:
     pipe.register_to_config(scheduler=state.registered)
 
 
-def _denoiser(pipe: Any) -> Any:
-    transformer = getattr(pipe, "transformer", None)
-    return getattr(pipe, "unet", None) if transformer is None else transformer
-
-
 def _accelerated(cls: Any) -> type:
     """A subclass that calls through a Session, under the name of the class itself."""
 
@@ -121,6 +116,7 @@ def _accelerated(cls: Any) -> type:
 
 
 def _call(pipe: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    from pgraft_fast.integrations.runner import listed
     from pgraft_fast.integrations.session import NotAsUnderstoodError, Session
 
     state: _State = pipe.__dict__["_pgraft_fast"]
@@ -131,12 +127,11 @@ def _call(pipe: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
     state.attention.settle(bound, cls.__call__)
     # A call that turns out otherwise than understood is repeated from the same random state.
-    given = arguments.get("generator")
-    generators = [one for one in (given if isinstance(given, list) else [given]) if one is not None]
+    generators = listed(arguments.get("generator"))
     before = [one.get_state() for one in generators]
     host, devices = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
-        with Session(pipe, state.family, state.runner, arguments, state.known, plain=False):
+        with Session(pipe, state.family, state.runner, arguments, state.known):
             return cls.__call__(pipe, *args, **kwargs)
     except NotAsUnderstoodError:
         _LOG.info("%s: this call does not run as the one before; it starts again in its own loop", cls.__name__)
@@ -145,8 +140,7 @@ def _call(pipe: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     torch.set_rng_state(host)
     torch.cuda.set_rng_state_all(devices)
     state.known.clear()
-    with Session(pipe, state.family, state.runner, arguments, state.known, plain=True):
-        return cls.__call__(pipe, *args, **kwargs)
+    return cls.__call__(pipe, *args, **kwargs)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.trajectory import Call, Trajectory, call_module
-from pgraft_fast.sampling.choice import choose, device_name
+from pgraft_fast.sampling.choice import choose, model_name
 from pgraft_fast.sampling.graphs import GraphCache, clone_generator, weights_key
 
 _LOG = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Runner:
         """The steps first ... last - 1 as one graph."""
         leaves, shape = pytree.tree_flatten((trajectory.args, trajectory.kwargs))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        generators = _listed(trajectory.options.get("generator"))
+        generators = listed(trajectory.options.get("generator"))
         scheduler, options = trajectory.scheduler, trajectory.options
         single = not isinstance(options.get("generator"), list)
         # Model outputs of the steps before, of a multistep solver; None where there are none yet.
@@ -199,15 +199,15 @@ def _has_hooks(module: Any) -> bool:
 def _question(trajectory: Trajectory, x: Tensor) -> str:
     """The trial's key on disk."""
     denoiser = getattr(trajectory.denoiser, "_orig_mod", trajectory.denoiser)
-    size = sum(weight.numel() for weight in denoiser.parameters())
     return (
-        f"{device_name(x.device)}: {type(denoiser).__name__} {size} {denoiser.dtype}, state {tuple(x.shape)}, "
+        f"{model_name(denoiser, x.device)}, state {tuple(x.shape)}, "
         f"{trajectory.last} steps, guided {trajectory.guided}, {type(trajectory.scheduler).__name__}, "
         f"torch {torch.__version__}"
     )
 
 
-def _listed(generator: Any) -> list[torch.Generator]:
+def listed(generator: Any) -> list[torch.Generator]:
+    """The generators of a call: one, a list, or None."""
     if generator is None:
         return []
     return list(generator) if isinstance(generator, list) else [generator]
@@ -221,7 +221,7 @@ def _clones(generator: Any) -> Any:
 
 def _can_capture(options: dict[str, Any]) -> bool:
     """Noise that a generator of the host draws cannot be drawn inside of a graph."""
-    return all(one.device.type == "cuda" for one in _listed(options.get("generator")))
+    return all(one.device.type == "cuda" for one in listed(options.get("generator")))
 
 
 def _set_counters(scheduler: Any, steps: int, history: list[Tensor]) -> None:

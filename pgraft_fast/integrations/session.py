@@ -21,7 +21,7 @@ from torch import Tensor
 from pgraft_fast.integrations.callback import PGraftCallback
 from pgraft_fast.integrations.families import Family
 from pgraft_fast.integrations.runner import Runner
-from pgraft_fast.integrations.trajectory import Trajectory
+from pgraft_fast.integrations.trajectory import Trajectory, model_state
 from pgraft_fast.schedulers.fused import FusedScheduler
 
 _LOG = logging.getLogger(__name__)
@@ -38,13 +38,11 @@ class Session:
     known: the kinds of calls understood so far, each with a blank output of the denoiser.
     """
 
-    def __init__(
-        self, pipe: Any, family: Family, runner: Runner, bound: dict[str, Any], known: dict[Any, Any], plain: bool
-    ) -> None:
+    def __init__(self, pipe: Any, family: Family, runner: Runner, bound: dict[str, Any], known: dict[Any, Any]) -> None:
         self._pipe, self._family, self._runner, self._bound, self._known = pipe, family, runner, bound, known
         self._denoiser, self._scheduler = getattr(pipe, family.denoiser), pipe.scheduler
         self._handover = handover_of(bound)
-        self._mode = "plain" if plain or not self._can_take_over() else "look"
+        self._mode = "look" if self._can_take_over() else "plain"
         self._calls = 0
         self._kind: tuple[Any, ...] = ()
         self._first: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
@@ -142,7 +140,7 @@ class Session:
 
     def _understood(self, trajectory: Trajectory, given: Tensor, timestep: Any, x: Tensor) -> bool:
         """Whether the trajectory explains the first step."""
-        out = self._out[0] if isinstance(self._out, (tuple, list)) or self._out is not None else None
+        out = None if self._out is None else self._out[0]
         return (
             self._calls == 1
             and trajectory.last > 1
@@ -154,7 +152,7 @@ class Session:
 
     def _trajectory(self, x: Tensor, kwargs: dict[str, Any]) -> Trajectory:
         args, first = self._first
-        state = args[0] if args else first.get("sample", first.get("hidden_states"))
+        state = model_state(args, first)
         guided = state is not None and state.shape[0] == 2 * x.shape[0]
         return Trajectory(
             scheduler=self._scheduler,

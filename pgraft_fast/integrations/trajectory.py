@@ -94,7 +94,7 @@ class Trajectory:
 
     def state(self) -> Any:
         """The model input of the first call."""
-        return self.args[0] if self.args else self.kwargs.get("sample", self.kwargs.get("hidden_states"))
+        return model_state(self.args, self.kwargs)
 
     def time(self) -> Any:
         """The time argument of the first call."""
@@ -117,7 +117,7 @@ class Trajectory:
         expected = self.family.time(t.to(x.device), state, self.denoiser)
         if not isinstance(time, Tensor) or time.shape != expected.shape or not torch.equal(time.to(x.device), expected):
             return False
-        if self.model_input(x, t).shape != state.shape or not torch.equal(self.model_input(x, t), state):
+        if not torch.equal(self.model_input(x, t), state):
             return False
         mine, null = self.split(out, x)
         mine = mine if null is None else Guide(null, self.guidance, self.rescale).combine(mine)
@@ -135,6 +135,11 @@ class Trajectory:
             self.on_step = ended
             for name, value in held.items():
                 setattr(self.scheduler, name, value)
+
+
+def model_state(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The state among the arguments of a denoiser."""
+    return args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
 
 
 def call_module(module: Any) -> Call:

@@ -24,6 +24,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def model_name(model: Any, device: torch.device) -> str:
+    """Device, class, number of weights and dtype: what decides which way to run a model is the fastest."""
+    size = sum(weight.numel() for weight in model.parameters())
+    return f"{device_name(device)}: {type(model).__name__} {size} {model.dtype}"
+
+
 def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.device, store: Path | None = None) -> str:
     """The name of the fastest way; ways that raise, for want of memory or support, are left out.
 
