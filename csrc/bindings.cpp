@@ -26,31 +26,33 @@ void philox_words(const Tensor& id, const Tensor& step, int64_t seed, int64_t n,
   });
 }
 
+void run(const SolverStep& args) {
+  if (args.size == 0) {
+    if (args.log_prob != nullptr) std::fill_n(args.log_prob, args.batch, 0.0f);
+    return;
+  }
+  if (args.rescale != 0.0f || args.ratio > 0.0f || args.log_prob != nullptr) {
+    split(args.batch, samples_a_thread(args.size), [&](int64_t begin, int64_t end) {
+      for (int64_t sample = begin; sample < end; ++sample) kernels().solver_step_sample(args, sample);
+    });
+    return;
+  }
+  split_samples(args.batch, args.size, [&](int64_t sample, int64_t begin, int64_t end) {
+    kernels().solver_step_part(args, sample, begin, end);
+  });
+}
+
 void solver_step(const Tensor& x, const Tensor& out, const Optional& out_null, const Optional& previous,
                  const Optional& noise, const Tensor& table, const Tensor& step, const Optional& sample_id,
                  int64_t seed, double guidance, double rescale, double clip, double ratio, double limit,
                  int64_t batch, int64_t channels, const Tensor& x_s, const Optional& x_0, const Optional& x_cut,
                  const Optional& log_prob) {
   const int64_t row = *pointer<int64_t>(step), size = batch == 0 ? 0 : x.numel() / batch;
-  const SolverStep args{
-      pointer<void>(x), pointer<void>(out), pointer<void>(out_null), pointer<void>(previous), pointer<void>(noise),
-      pointer<void>(x_s), pointer<void>(x_0), pointer<void>(x_cut), pointer<float>(log_prob),
-      pointer<int64_t>(sample_id), pointer<float>(table) + row * kColumns, dtype(x), dtype(out), dtype(noise), batch,
-      size, channels, seed, static_cast<float>(guidance), static_cast<float>(rescale), static_cast<float>(clip),
-      static_cast<float>(ratio), static_cast<float>(limit)};
-  if (size == 0) {
-    if (log_prob.has_value()) std::fill_n(args.log_prob, batch, 0.0f);
-    return;
-  }
-  if (rescale != 0.0 || ratio > 0.0 || log_prob.has_value()) {
-    split(batch, samples_a_thread(size), [&](int64_t begin, int64_t end) {
-      for (int64_t sample = begin; sample < end; ++sample) kernels().solver_step_sample(args, sample);
-    });
-    return;
-  }
-  split_samples(batch, size, [&](int64_t sample, int64_t begin, int64_t end) {
-    kernels().solver_step_part(args, sample, begin, end);
-  });
+  run({pointer<void>(x), pointer<void>(out), pointer<void>(out_null), pointer<void>(previous), pointer<void>(noise),
+       pointer<void>(x_s), pointer<void>(x_0), pointer<void>(x_cut), pointer<float>(log_prob),
+       pointer<int64_t>(sample_id), pointer<float>(table) + row * kColumns, dtype(x), dtype(out), dtype(noise), batch,
+       size, channels, seed, static_cast<float>(guidance), static_cast<float>(rescale), static_cast<float>(clip),
+       static_cast<float>(ratio), static_cast<float>(limit)});
 }
 
 void partial_noise(const Tensor& x, const Optional& noise, const Tensor& levels, const Optional& sample_id,
@@ -156,6 +158,22 @@ int64_t instruction_set() {
 }
 
 }  // namespace
+
+// For callers that keep the argument block themselves, pgraft_fast/ops/direct.py: a dispatched call of twenty arguments
+// costs more than a small step.
+#define PGRAFT_EXPORT extern "C" __attribute__((visibility("default")))
+
+// A step of the block with another row of its table and other outputs: out, or out_null and `half` bytes behind it out.
+PGRAFT_EXPORT void pgraft_solver_step(const SolverStep* block, int64_t row, const char* out, int64_t half) {
+  SolverStep args = *block;
+  args.row += row * kColumns;
+  args.out = out + half;
+  args.out_null = half == 0 ? nullptr : out;
+  run(args);
+}
+
+PGRAFT_EXPORT int64_t pgraft_solver_step_bytes() { return sizeof(SolverStep); }
+
 }  // namespace pgraft
 
 STABLE_TORCH_LIBRARY(pgraft_fast_cpp, m) {

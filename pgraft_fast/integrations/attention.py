@@ -36,10 +36,10 @@ class Attention:
         layers = [module for module in modules if hasattr(module, "set_processor") and hasattr(module, "processor")]
         self._before = [(layer, layer.processor) for layer in layers]
         self._backends = [getattr(processor, "_attention_backend", None) for _, processor in self._before]
-        self._open = False
+        self.open = False
         if kind == "auto":
             found = torch.cuda.is_available() and importlib.util.find_spec("xformers") is not None
-            self._open = found and self._foreign() is None
+            self.open = found and self._foreign() is None
         elif kind != "keep":
             self.use(kind)
 
@@ -71,9 +71,9 @@ class Attention:
 
     def settle(self, bound: inspect.BoundArguments, call: Callable[..., Any]) -> None:
         """For "auto": time the first call, `call` with arguments `bound`, with both, once for a device and model."""
-        if not self._open:
+        if not self.open:
             return
-        self._open = False
+        self.open = False
         device = next(self._denoiser.parameters()).device
         short = copy.copy(bound)
         quick: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}

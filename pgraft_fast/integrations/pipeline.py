@@ -66,7 +66,7 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     if family is None:
         _LOG.info("%s: its loop is not known; it gets the fast scheduler only", type(pipe).__name__)
     pipe.__dict__["_pgraft_fast"] = state
-    pipe.__class__ = _accelerated(type(pipe))
+    pipe.__class__ = _accelerated(type(pipe), family is not None)
     return pipe
 
 
@@ -103,15 +103,16 @@ def _swap_scheduler(pipe: Any, state: _State) -> None:
     pipe.register_to_config(scheduler=state.registered)
 
 
-def _accelerated(cls: Any) -> type:
-    """A subclass that calls through a Session, under the name of the class itself."""
+def _accelerated(cls: Any, known: bool) -> type:
+    """A subclass that calls through a Session where its loop is known, under the name of the class itself."""
+    from pgraft_fast.integrations.shortcuts import shortcuts
 
     @wraps(cls.__call__)
     def through_session(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _call(self, cls, args, kwargs)
 
     told = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__}
-    names = {"__call__": through_session, **told}
+    names = {"__call__": through_session, **told, **(shortcuts(cls) if known else {})}
     return type(cls.__name__, (cls,), names)
 
 
@@ -122,10 +123,12 @@ def _call(pipe: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     state: _State = pipe.__dict__["_pgraft_fast"]
     if state.family is None:
         return cls.__call__(pipe, *args, **kwargs)
-    bound = _signature(cls.__call__).bind(pipe, *args, **kwargs)
-    bound.apply_defaults()
-    arguments = {**bound.arguments, **bound.arguments.get("kwargs", {})}
-    state.attention.settle(bound, cls.__call__)
+    names, defaults = _parameters(cls.__call__)
+    arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
+    if state.attention.open:
+        bound = inspect.signature(cls.__call__).bind(pipe, *args, **kwargs)
+        bound.apply_defaults()
+        state.attention.settle(bound, cls.__call__)
     # A call that turns out otherwise than understood is repeated from the same random state.
     generators = listed(arguments.get("generator"))
     before = [one.get_state() for one in generators]
@@ -144,5 +147,8 @@ def _call(pipe: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @functools.cache
-def _signature(function: Any) -> inspect.Signature:
-    return inspect.signature(function)
+def _parameters(function: Any) -> tuple[list[str], dict[str, Any]]:
+    """The names of a method's arguments without self, in order, and the defaults."""
+    given = list(inspect.signature(function).parameters.values())[1:]
+    names = [one.name for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
+    return names, {one.name: one.default for one in given if one.default is not one.empty}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.integrations.trajectory import Call, Trajectory, call_module
+from pgraft_fast.integrations.trajectory import Call, ModuleCall, Trajectory
 from pgraft_fast.sampling.choice import choose, model_name
 from pgraft_fast.sampling.graphs import GraphCache, clone_generator, weights_key
 
@@ -92,7 +92,7 @@ class Runner:
 
     def _run(self, mode: str, trajectory: Trajectory, x: Tensor, first: int, last: int) -> Tensor:
         module = self._compile(trajectory.denoiser) if mode.startswith("compile") else trajectory.denoiser
-        call = call_module(module)
+        call: Call = ModuleCall(module)
         if mode.endswith("trajectory_graph") and _can_capture(trajectory.options):
             done = self._replay(mode, trajectory, x, first, last, call)
             if done is not None:
@@ -174,7 +174,7 @@ class Runner:
             return None
         _set_counters(scheduler, last - first, done[1:])
         for _ in range(first, last):
-            trajectory.on_step()
+            trajectory.ends()
         return done[0]
 
 

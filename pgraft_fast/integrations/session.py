@@ -8,18 +8,20 @@ nothing left to do. The next call of the same kind does not run the first step i
 differs from what was understood runs again from its start, in the pipeline's own loop, from the same random state.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from functools import wraps
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from pgraft_fast.integrations.callback import PGraftCallback
 from pgraft_fast.integrations.families import Family
+from pgraft_fast.integrations.replaced import Bar, NoBar, Replaced
 from pgraft_fast.integrations.runner import Runner
 from pgraft_fast.integrations.trajectory import Trajectory, model_state
 from pgraft_fast.schedulers.fused import FusedScheduler
@@ -41,6 +43,7 @@ class Session:
     def __init__(self, pipe: Any, family: Family, runner: Runner, bound: dict[str, Any], known: dict[Any, Any]) -> None:
         self._pipe, self._family, self._runner, self._bound, self._known = pipe, family, runner, bound, known
         self._denoiser, self._scheduler = getattr(pipe, family.denoiser), pipe.scheduler
+        self._can_interrupt = hasattr(type(pipe), "interrupt")
         self._handover = handover_of(bound)
         self._mode = "look" if self._can_take_over() else "plain"
         self._calls = 0
@@ -65,8 +68,8 @@ class Session:
         if self._mode == "plain":
             return self
         forward = self._intercept_forward()
-        step = _Replaced(self._scheduler, "step", self._on_step)
-        progress_bar = _Replaced(self._pipe, "progress_bar", self._on_progress_bar)
+        step = Replaced(self._scheduler, "step", self._on_step)
+        progress_bar = Replaced(self._pipe, "progress_bar", self._on_progress_bar)
         self._forward, self._step, self._progress_bar = forward.original, step.original, progress_bar.original
         self._undo.callback(step.undo)
         self._undo.callback(progress_bar.undo)
@@ -75,12 +78,10 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self._undo.close()
 
-    def _intercept_forward(self) -> "_Replaced":
+    def _intercept_forward(self) -> Replaced:
         # `denoiser.compile()` leaves `forward` to the compiler; the call is outside of it.
         compiled = getattr(self._denoiser, "_compiled_call_impl", None) is not None
-        self._on_denoiser = _Replaced(
-            self._denoiser, "_compiled_call_impl" if compiled else "forward", self._on_forward
-        )
+        self._on_denoiser = Replaced(self._denoiser, "_compiled_call_impl" if compiled else "forward", self._on_forward)
         self._undo.callback(self._on_denoiser.undo)
         return self._on_denoiser
 
@@ -117,13 +118,13 @@ class Session:
             self._known[self._kind] = _blank(self._out)
             done = self._step(model_output, timestep, sample, **kwargs)
             x, first = (done.prev_sample if as_dict else done[0]), 1
-        if deferred or trajectory.on_step():
+        if deferred or not trajectory.ends():
             self._mode = "run"
             self._on_denoiser.undo()
             x = self._take_over(trajectory, x, first)
-            self._intercept_forward()
+            self._on_denoiser.redo()
         self._final, self._mode = x, "over"
-        if hasattr(type(self._pipe), "interrupt"):
+        if self._can_interrupt:
             # The loops that know `interrupt` skip their remaining rounds.
             self._undo.callback(setattr, self._pipe, "_interrupt", self._pipe.interrupt)
             self._pipe._interrupt = True
@@ -167,7 +168,7 @@ class Session:
             options={name: value for name, value in kwargs.items() if name != "return_dict"},
             last=self._steps(),
             dtype=x.dtype if state is None else state.dtype,
-            on_step=self._after_step,
+            ends=self._ends(),
         )
 
     def _steps(self) -> int:
@@ -175,11 +176,18 @@ class Session:
         steps = getattr(self._pipe, "_num_timesteps", None) if hasattr(type(self._pipe), "num_timesteps") else None
         return len(self._scheduler.timesteps) if steps is None else steps
 
-    def _after_step(self) -> bool:
-        """Count the step on the bar; False once the user has interrupted the pipeline."""
-        if self._bar is not None:
-            self._bar.update()
-        return not getattr(self._pipe, "interrupt", False)
+    def _ends(self) -> Callable[[], object]:
+        """Called after each step: counts it on the bar; true once the user has interrupted the pipeline."""
+        bar, pipe = self._bar, self._pipe
+        if bar is None:
+            # One call of C, where the property would be two of Python.
+            return functools.partial(vars(pipe).get, "_interrupt") if self._can_interrupt else lambda: False
+
+        def ends() -> bool:
+            bar.update()
+            return self._can_interrupt and pipe.interrupt
+
+        return ends
 
     def _kind_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """What must be equal for a call to be understood like another."""
@@ -194,69 +202,23 @@ class Session:
         return (*kinds, shapes, given, asked, switches, rescaled, kwargs.get("return_dict", True))
 
     def _on_progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        own = getattr(self._progress_bar, "__func__", None) is DiffusionPipeline.progress_bar
+        if own and getattr(self._pipe, "_progress_bar_config", {}).get("disable") is True:
+            return NoBar() if iterable is None else self._rounds(list(iterable), NoBar())
         if iterable is None:
             self._bar = self._progress_bar(total=total)
-            return _Bar(self._bar, lambda: self._mode == "over")
+            return Bar(self._bar, lambda: self._mode == "over")
         rounds = list(iterable)
         self._bar = self._progress_bar(total=len(rounds))
-        return self._rounds(rounds)
+        return self._rounds(rounds, self._bar)
 
-    def _rounds(self, rounds: list[Any]) -> Iterator[Any]:
-        with self._bar:
+    def _rounds(self, rounds: list[Any], bar: Any) -> Iterator[Any]:
+        with bar:
             for value in rounds:
                 yield value
                 if self._mode == "over":
                     return
-                self._bar.update()
-
-
-def _like(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under the name and signature of the original."""
-
-    @wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    return call
-
-
-class _Replaced:
-    """An attribute of one object, replaced by a function of its name and signature until `undo()`."""
-
-    def __init__(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
-        self.original = getattr(owner, name)
-        self._own, self._name, self._before = vars(owner), name, vars(owner).get(name, self)
-        self._ours = self._own[name] = _like(self.original, function)
-
-    def undo(self) -> None:
-        """As before; but what somebody else has put there meanwhile stays (offloading renews its hooks in a call)."""
-        if self._own.get(self._name) is not self._ours:
-            return
-        if self._before is self:
-            del self._own[self._name]
-        else:
-            self._own[self._name] = self._before
-
-
-class _Bar:
-    """A progress bar whose own updates stop once the loop has been taken over."""
-
-    def __init__(self, bar: Any, silent: Callable[[], bool]) -> None:
-        self._own, self._silent = bar, silent
-
-    def update(self, n: int = 1) -> None:
-        if not self._silent():
-            self._own.update(n)
-
-    def __enter__(self) -> "_Bar":
-        self._own.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._own.__exit__(*error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+                bar.update()
 
 
 def handover_of(bound: dict[str, Any]) -> PGraftCallback | None:

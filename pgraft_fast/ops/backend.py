@@ -80,6 +80,11 @@ def _cpp_launcher(op: str) -> Launcher:
     return getattr(_cpp_library(), op)
 
 
+def runs_cpp(op: str, x: Tensor) -> bool:
+    """Whether `launcher` gives the C++ of csrc for tensors like x."""
+    return x.is_cpu and _forced != "triton" and launcher(op, x) is not None
+
+
 @functools.cache
 def _cpp_library() -> Any:
     from pgraft_fast.ops.extension import load

@@ -36,14 +36,24 @@ _X86 = {
 
 def load() -> Any:
     """torch.ops.pgraft_fast_cpp, built first where needed. Raises BackendError with one line."""
+    path = find()
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise BackendError(f"{_USER}: {path} cannot be loaded: {first_line(str(error))}") from error
+    return torch.ops.pgraft_fast_cpp
+
+
+def find() -> Path:
+    """The library of this machine, built first where needed. Raises BackendError."""
     sources = source_folder(_USER)
     name = library_name(sources)
     shipped = sources / name
     if is_whole(shipped):
-        return _load(shipped)
+        return shipped
     path = cache_folder() / name
     build_once(_USER, path, "compiling the CPU operations, once (about 20 s)", lambda target: build(sources, target))
-    return _load(path)
+    return path
 
 
 def library_name(sources: Path) -> str:
@@ -75,14 +85,6 @@ def build(sources: Path, target: Path) -> None:
         libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
         run(_USER, [compiler, "-shared", *objects, "-o", str(library), libraries, "-ltorch", "-ltorch_cpu", "-lc10"])
         put(library, target)
-
-
-def _load(path: Path) -> Any:
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        raise BackendError(f"{_USER}: {path} cannot be loaded: {first_line(str(error))}") from error
-    return torch.ops.pgraft_fast_cpp
 
 
 def _compiler() -> str:

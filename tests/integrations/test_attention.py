@@ -100,7 +100,7 @@ def test_a_trial_leaves_the_call_as_it_is(name, tmp_path, monkeypatch, caplog):
     more = {} if name == "ddim" else {"callback_on_step_end": lambda pipe, i, t, tensors: seen.append(i) or tensors}
     want, before, plain = call(pipe, name, **more), processors(pipe), list(seen)
     accelerate(pipe)
-    pipe._pgraft_fast.attention._open = True
+    pipe._pgraft_fast.attention.open = True
     seen.clear()
     with caplog.at_level("INFO", logger="pgraft_fast"):
         assert off(call(pipe, name, **more), want) < 1e-4
@@ -119,6 +119,6 @@ def test_a_trial_with_arguments_by_position(tmp_path, monkeypatch):
 
     want = drawn()
     accelerate(pipe)
-    pipe._pgraft_fast.attention._open = True
+    pipe._pgraft_fast.attention.open = True
     for _ in range(2):
         assert np.abs(drawn() - want).max() < 1e-4

@@ -28,6 +28,7 @@ def test_mode_compile():
     want = call(pipe, "ddim")
     accelerate(pipe, mode="compile")
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     for _ in range(3):
         assert off(call(pipe, "ddim"), want) < 1e-4
     assert taken_over(pipe)

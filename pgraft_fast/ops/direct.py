@@ -1,0 +1,130 @@
+"""`solver_step` of csrc by plain pointers, for loops of many small steps whose states nobody keeps.
+
+A call through torch's dispatcher with its twenty arguments costs more than a step on small states, and after a model
+call, which leaves no cache warm, three times as much again. Here all is laid out before the first step; a step passes
+three numbers.
+"""
+
+import ctypes
+import functools
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.ops.backend import runs_cpp
+from pgraft_fast.ops.solver_step import COLUMNS
+
+_POINTERS = (
+    "x", "out", "out_null", "previous", "noise", "x_s", "x_0", "x_cut", "log_prob", "sample_id", "row",
+)  # fmt: skip
+# DType of csrc/kernels.h.
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+class SolverStepArguments(ctypes.Structure):
+    """SolverStep of csrc/kernels.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int) for name in ("x_type", "out_type", "noise_type")),
+        *((name, ctypes.c_int64) for name in ("batch", "size", "channels", "seed")),
+        *((name, ctypes.c_float) for name in ("guidance", "rescale", "clip", "ratio", "limit")),
+    )
+
+
+class DirectSteps:
+    """Steps without history, each from the state that the one before made: `step(row, x, out)` -> x_s.
+
+    x: (B, ...), the first state. out: like the model's outputs, (B, ...), or (2 B, ...) with out_null before out.
+    table: (S, 8) float32. options: those of `solver_step`. twice: x_in, the next model input, is x_s twice, (2 B, ...).
+    A state lives until the step after the next. The caller asks `serve` first; rows that draw noise need `noise`.
+    """
+
+    def __init__(
+        self,
+        table: Tensor,
+        x: Tensor,
+        out: Tensor,
+        *,
+        twice: bool = False,
+        guidance: float = 1.0,
+        guidance_rescale: float = 0.0,
+        clip: float | None = None,
+        dynamic_ratio: float | None = None,
+        dynamic_limit: float = 1.0,
+    ) -> None:
+        if twice:
+            table = _keeping(table)
+        batch = x.shape[0]
+        self.x, self.x_in = x, x
+        self._table, self._run = table, _function()
+        self._out_shape, self._out_dtype = out.shape, out.dtype
+        self._half = out.nbytes // 2 if out.shape[0] == 2 * batch else 0
+        one, two = (torch.empty(((1 + twice) * batch, *x.shape[1:]), dtype=x.dtype) for _ in range(2))
+        # Where each step reads and writes: the first one, and those that alternate after it.
+        moves = ((x, one), (one, two), (two, one))
+        size = x.numel() // max(1, batch)
+        fixed = {
+            "x_type": _TYPES[x.dtype], "out_type": _TYPES[out.dtype], "batch": batch, "size": size,
+            "guidance": guidance, "rescale": guidance_rescale, "clip": clip or 0.0, "ratio": dynamic_ratio or 0.0,
+            "limit": dynamic_limit,
+        }  # fmt: skip
+        self._keep = []
+        for source, target in moves:
+            block: Any = SolverStepArguments(**fixed)
+            block.x, block.x_s, block.row = source.data_ptr(), target.data_ptr(), table.data_ptr()
+            block.x_cut = target.data_ptr() + target.nbytes // 2 if twice else None
+            self._keep.append((block, ctypes.addressof(block), target[:batch] if twice else target, target))
+        self._turns = itertools.chain(self._keep[:1], itertools.cycle(self._keep[1:]))
+
+    @staticmethod
+    def serve(x: Tensor, out: Tensor, table: Tensor) -> bool:
+        """Whether steps on such states can be made here: contiguous, on the CPU, and nobody records operations."""
+        if not all(map(_plain, (x, out, table))):
+            return False
+        if x.dtype not in _TYPES or out.dtype not in _TYPES or table.dtype is not torch.float32 or x.ndim == 0:
+            return False
+        shapes = out.shape[1:] == x.shape[1:] and out.shape[0] in (x.shape[0], 2 * x.shape[0])
+        recorded = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+        return shapes and not recorded and runs_cpp("solver_step", x)
+
+    def step(self, row: int, x: Tensor, out: Tensor, noise: Tensor | None = None) -> Tensor | None:
+        """x_s; None, and nothing is done, where x is not the last x_s or out or noise is not like the first."""
+        if x is not self.x or out.shape != self._out_shape or out.dtype is not self._out_dtype or not _plain(out):
+            return None
+        if noise is not None and (noise.shape != x.shape or noise.dtype not in _TYPES or not _plain(noise)):
+            return None
+        block, place, x_s, x_in = next(self._turns)
+        if noise is not None:
+            block.noise, block.noise_type = noise.data_ptr(), _TYPES[noise.dtype]
+        self._run(place, row, out.data_ptr(), self._half)
+        self.x, self.x_in = x_s, x_in
+        return x_s
+
+
+@functools.lru_cache(maxsize=16)
+def _keeping(table: Tensor) -> Tensor:
+    """The table with a state to keep at every step: the second copy goes where that of a cut would."""
+    table = table.clone()
+    table[:, COLUMNS.index("keep")] = 1.0
+    return table
+
+
+def _plain(value: Tensor) -> bool:
+    return type(value) is Tensor and value.is_cpu and value.is_contiguous()
+
+
+@functools.cache
+def _function() -> Any:
+    from pgraft_fast.ops.extension import find
+
+    library = ctypes.CDLL(str(find()))
+    size = library.pgraft_solver_step_bytes
+    size.restype = ctypes.c_int64
+    if size() != ctypes.sizeof(SolverStepArguments):
+        raise AssertionError("SolverStepArguments differs from SolverStep of csrc/kernels.h")
+    run = library.pgraft_solver_step
+    run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64], None
+    return run

@@ -1,0 +1,98 @@
+"""What an accelerated pipeline answers sooner is what diffusers answers."""
+
+import copy
+
+import pytest
+import torch
+from integrations.calls import call, off
+from pipelines import build
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from pgraft_fast import accelerate
+
+
+def counted(pipe):
+    """accelerate(pipe); how often diffusers was asked for the device."""
+    asked = []
+    cls = type(pipe)
+
+    class Asked(cls):
+        @property
+        def _execution_device(self):
+            asked.append(1)
+            return super()._execution_device
+
+    Asked.__name__, Asked.__module__ = cls.__name__, cls.__module__
+    pipe.__class__ = Asked
+    return accelerate(pipe), asked
+
+
+def test_the_device_is_asked_for_once():
+    pipe, asked = counted(build("sd"))
+    assert [pipe._execution_device for _ in range(3)] == [torch.device("cpu")] * 3
+    assert len(asked) == 1
+
+
+def test_a_new_component_and_moved_weights():
+    pipe, asked = counted(build("sd"))
+    assert pipe._execution_device == torch.device("cpu")
+    pipe.unet = copy.deepcopy(pipe.unet)
+    assert pipe._execution_device == torch.device("cpu") and len(asked) == 2
+    for part in (pipe.text_encoder, pipe.vae, pipe.unet):
+        part.to("meta")
+    assert [pipe._execution_device for _ in range(2)] == [torch.device("meta")] * 2
+    pipe.vae = None
+    assert pipe._execution_device == torch.device("meta")
+
+
+def test_where_something_could_be_offloaded_the_pipeline_is_asked(monkeypatch):
+    pipe, asked = counted(build("sd"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for _ in range(3):
+        assert pipe._execution_device == torch.device("cpu")
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("prompt", ["a <cat> and <cat>", ["a <cat>", "a dog"], "a <hat>"])
+@pytest.mark.parametrize("tokens", [["<hat>"], ["<cat>", "<cat>_1", "<cat>_2", "<hat>"]])
+def test_prompts_with_textual_inversions(prompt, tokens):
+    pipe = build("sd")
+    pipe.tokenizer.add_tokens(tokens)
+    want = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)
+    assert accelerate(pipe).maybe_convert_prompt(prompt, pipe.tokenizer) == want
+    several = "<cat>_2" in tokens and any("<cat>" in text for text in ([prompt] if isinstance(prompt, str) else prompt))
+    assert (want != prompt) == several
+
+
+def test_a_hook_sees_every_model_call():
+    """Also one of all modules, which the loop outside of the pipeline must not pass by."""
+    pipe = accelerate(build("ddim"))
+    call(pipe, "ddim")
+    seen = []
+    handle = register_module_forward_hook(lambda module, args, out: seen.append(1) if module is pipe.unet else None)
+    try:
+        call(pipe, "ddim")
+    finally:
+        handle.remove()
+    # The first call of the loop is the pipeline's own, of which nothing is computed.
+    assert len(seen) == 5
+
+
+def test_the_call_of_a_class_of_its_own():
+    """A denoiser that does something in `__call__` itself."""
+    pipe = build("ddim")
+    want = call(pipe, "ddim")
+    calls = []
+
+    class Loud(type(pipe.unet)):
+        def __call__(self, *args, **kwargs):
+            calls.append(1)
+            return nn.Module.__call__(self, *args, **kwargs)
+
+    pipe.unet.__class__ = Loud
+    accelerate(pipe)
+    for _ in range(2):
+        calls.clear()
+        assert off(call(pipe, "ddim"), want) < 1e-4
+        assert len(calls) >= 4
