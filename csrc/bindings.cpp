@@ -163,8 +163,15 @@ int64_t instruction_set() {
 // costs more than a small step.
 #define PGRAFT_EXPORT extern "C" __attribute__((visibility("default")))
 
+// A step of the block with the row of its table that `step` counts.
+PGRAFT_EXPORT void pgraft_solver_step(const SolverStep* block, const int64_t* step) {
+  SolverStep args = *block;
+  args.row += *step * kColumns;
+  run(args);
+}
+
 // A step of the block with another row of its table and other outputs: out, or out_null and `half` bytes behind it out.
-PGRAFT_EXPORT void pgraft_solver_step(const SolverStep* block, int64_t row, const char* out, int64_t half) {
+PGRAFT_EXPORT void pgraft_solver_step_at(const SolverStep* block, int64_t row, const char* out, int64_t half) {
   SolverStep args = *block;
   args.row += row * kColumns;
   args.out = out + half;

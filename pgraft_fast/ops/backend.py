@@ -77,7 +77,12 @@ def _by_device(op: str, find: Callable[[str], Launcher]) -> Launcher | None:
 
 
 def _cpp_launcher(op: str) -> Launcher:
-    return getattr(_cpp_library(), op)
+    library = _cpp_library()
+    if op == "solver_step":
+        from pgraft_fast.ops.direct import launch
+
+        return launch
+    return getattr(library, op)
 
 
 def runs_cpp(op: str, x: Tensor) -> bool:

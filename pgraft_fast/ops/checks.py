@@ -38,8 +38,11 @@ def check_rows(name: str, value: Tensor, x: Tensor, dtype: torch.dtype) -> None:
 
 def check_no_gradient(op: str, *tensors: Tensor | None) -> None:
     """A result without the gradient that was asked for would be wrong in silence."""
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
-        raise InputError(f"{op} has no gradient: call it under torch.no_grad() or detach its inputs")
+    if not torch.is_grad_enabled():
+        return
+    for x in tensors:
+        if x is not None and x.requires_grad:
+            raise InputError(f"{op} has no gradient: call it under torch.no_grad() or detach its inputs")
 
 
 def layout(x: Tensor) -> torch.memory_format:

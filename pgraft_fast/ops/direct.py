@@ -1,14 +1,15 @@
-"""`solver_step` of csrc by plain pointers, for loops of many small steps whose states nobody keeps.
+"""`solver_step` of csrc by plain pointers.
 
 A call through torch's dispatcher with its twenty arguments costs more than a step on small states, and after a model
-call, which leaves no cache warm, three times as much again. Here all is laid out before the first step; a step passes
-three numbers.
+call, which leaves no cache warm, three times as much again. `launch` fills a block of arguments and passes that.
+`DirectSteps` is for loops of many small steps whose states nobody keeps: all is laid out before the first step, and a
+step passes three numbers.
 """
 
 import ctypes
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,33 @@ class SolverStepArguments(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("batch", "size", "channels", "seed")),
         *((name, ctypes.c_float) for name in ("guidance", "rescale", "clip", "ratio", "limit")),
     )
+
+
+def launch(
+    x: Tensor, out: Tensor, out_null: Tensor | None, previous: Tensor | None, noise: Tensor | None, table: Tensor,
+    step: Tensor, sample_id: Tensor | None, seed: int, guidance: float, rescale: float, clip: float, ratio: float,
+    limit: float, batch: int, channels: int, x_s: Tensor, x_0: Tensor | None, x_cut: Tensor | None,
+    log_prob: Tensor | None,
+) -> None:  # fmt: skip
+    """The launcher: arguments as for the operator in csrc."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        # Who records operations must see this one.
+        _library().op(
+            x, out, out_null, previous, noise, table, step, sample_id, seed, guidance, rescale, clip, ratio, limit,
+            batch, channels, x_s, x_0, x_cut, log_prob,
+        )  # fmt: skip
+        return
+    block = SolverStepArguments(
+        x.data_ptr(), out.data_ptr(), _at(out_null), _at(previous), _at(noise), x_s.data_ptr(), _at(x_0), _at(x_cut),
+        _at(log_prob), _at(sample_id), table.data_ptr(), _TYPES[x.dtype], _TYPES[out.dtype],
+        0 if noise is None else _TYPES[noise.dtype], batch, x.numel() // max(1, batch), channels, seed, guidance,
+        rescale, clip, ratio, limit,
+    )  # fmt: skip
+    _library().step(ctypes.addressof(block), step.data_ptr())
+
+
+def _at(value: Tensor | None) -> int | None:
+    return None if value is None else value.data_ptr()
 
 
 class DirectSteps:
@@ -59,7 +87,7 @@ class DirectSteps:
             table = _keeping(table)
         batch = x.shape[0]
         self.x, self.x_in = x, x
-        self._table, self._run = table, _function()
+        self._table, self._run = table, _library().step_at
         self._out_shape, self._out_dtype = out.shape, out.dtype
         self._half = out.nbytes // 2 if out.shape[0] == 2 * batch else 0
         one, two = (torch.empty(((1 + twice) * batch, *x.shape[1:]), dtype=x.dtype) for _ in range(2))
@@ -116,15 +144,22 @@ def _plain(value: Tensor) -> bool:
     return type(value) is Tensor and value.is_cpu and value.is_contiguous()
 
 
-@functools.cache
-def _function() -> Any:
-    from pgraft_fast.ops.extension import find
+class _Library(NamedTuple):
+    step: Any
+    step_at: Any
+    op: Any
 
-    library = ctypes.CDLL(str(find()))
+
+@functools.cache
+def _library() -> _Library:
+    from pgraft_fast.ops.extension import find, load
+
+    op, library = load().solver_step, ctypes.CDLL(str(find()))
     size = library.pgraft_solver_step_bytes
     size.restype = ctypes.c_int64
     if size() != ctypes.sizeof(SolverStepArguments):
         raise AssertionError("SolverStepArguments differs from SolverStep of csrc/kernels.h")
-    run = library.pgraft_solver_step
-    run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64], None
-    return run
+    step, step_at = library.pgraft_solver_step, library.pgraft_solver_step_at
+    step.argtypes, step.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    step_at.argtypes, step_at.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64], None
+    return _Library(step, step_at, op)

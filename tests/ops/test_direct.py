@@ -83,4 +83,4 @@ def test_a_library_of_another_layout(monkeypatch):
 
     monkeypatch.setattr(direct, "SolverStepArguments", direct.ctypes.c_int)
     with pytest.raises(AssertionError, match="SolverStepArguments differs from SolverStep"):
-        direct._function.__wrapped__()
+        direct._library.__wrapped__()
