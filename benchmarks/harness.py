@@ -51,7 +51,8 @@ class Provider:
     steps: steps of a solver in one run; times are of one step. reset: done before each reading, outside of it.
     backend: forced while it runs. optional: left out with a note, where it cannot run at all.
     bytes: its least traffic, where that is not the case's. own_clock: run is one reading, returns its seconds and is
-    warm after the gate. columns: more columns of its row, asked for after the readings.
+    warm after the gate. columns: more columns of its row, asked for after the readings. per_hour: columns that tell how
+    many of something that a run makes so many of are made in an hour.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Provider:
     bytes: int | None = None
     own_clock: bool = False
     columns: Callable[[], Row] | None = None
+    per_hour: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,7 @@ def _more(provider: Provider, row: Row, bandwidth: float | None) -> Row:
     """The columns of the provider's own, and those of an operation on a GPU."""
     with use_backend(provider.backend):
         found = {} if provider.columns is None else provider.columns()
+        found |= {name: round(3.6e6 * count / row["p50_ms"], 1) for name, count in provider.per_hour.items()}
         if bandwidth is None:
             return found
         _reset(provider)

@@ -13,7 +13,7 @@ from pgraft_fast.finetune.files import write_file
 from pgraft_fast.ops import use_backend
 from pgraft_fast.report import Table
 
-KNOWN = ("ops", "sampling")
+KNOWN = ("ops", "sampling", "round")
 _TIMES = (
     "Medians; the other columns say how many times as long a provider takes. skipped: it could not run here; fail: its "
     "result was wrong, so it has no time."

@@ -30,6 +30,7 @@ from pgraft_fast.finetune import (
     collect,
     train,
 )
+from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.files import to_json, write_file
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report import Table
@@ -95,6 +96,7 @@ class _Demo:
     def __init__(self, settings: DemoSettings, task: Task) -> None:
         self.settings, self.task = settings, task
         self.reward = task.reward(settings.reward)
+        self.device = next(task.model.parameters()).device
         self.ledger = Ledger()
         self.data = DemoData()
 
@@ -118,14 +120,16 @@ class _Demo:
         settings, task, ledger = self.settings, self.task, self.ledger
         yield self._row("base", 0.0, seed, self._evaluate(seed, settings.samples, check), accepted, 0, 0.0)
         began, calls_before = time.perf_counter(), ledger.model_calls
+        run = Execution("eager", self.device)
         candidates = collect(
-            task.model, task.schedule, self.reward, task.prompts, settings.of(seed), shape=task.shape,
+            run.of(task.model), task.schedule, self.reward, task.prompts, settings.of(seed), shape=task.shape,
             parameterization=task.parameterization, cuts=settings.cuts, ledger=ledger, check=check,
         )  # fmt: skip
         shared_seconds, shared_calls = time.perf_counter() - began, ledger.model_calls - calls_before
         for cut in settings.cuts:
             began, calls_before = time.perf_counter(), ledger.model_calls
             learner = Learner(task.model, settings.of(seed, cut).train)
+            learner.run = run.of(learner.model)
             train(
                 learner, candidates.kept(cut, learner.settings.objective), task.schedule,
                 parameterization=task.parameterization, seed=seed, ledger=ledger, check=check,

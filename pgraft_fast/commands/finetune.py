@@ -127,6 +127,7 @@ class _Run:
             cut=None if tuned is None else self.config.train.cut,
             ledger=self.ledger,
             check=self.stop.check,
+            execution=self.trainer.execution,
         )
         path.parent.mkdir(exist_ok=True)
         write_file(path, tensor_bytes({"samples": found.samples, "rewards": found.rewards}))

@@ -11,7 +11,7 @@ from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.ops import gather_rows
 from pgraft_fast.rewards import score
-from pgraft_fast.sampling import Model, Rollout, rollout
+from pgraft_fast.sampling import GraphCache, Model, Rollout, rollout
 from pgraft_fast.selection import Acceptance, accept
 
 
@@ -79,11 +79,12 @@ def collect(
     ledger: Ledger | None = None,
     check: Callable[[], None] = lambda: None,
     device: torch.device | str | None = None,
+    graphs: GraphCache | None = None,
 ) -> Candidates:
     """Sample the groups of a round, score them and choose.
 
     tuned: samples come from it above `settings.train.cut`, from `model` below. check() is called between batches and
-    may raise. Sample ids are unique over rounds.
+    may raise. graphs: see `rollout`. Sample ids are unique over rounds.
     """
     ledger = Ledger() if ledger is None else ledger
     sample = settings.sample
@@ -113,6 +114,7 @@ def collect(
             condition=condition,
             batch_size=sample.batch_size,
             device=device,
+            graphs=graphs,
             on_batch=count,
         )
     with ledger.phase("score"):

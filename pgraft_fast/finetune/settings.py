@@ -74,9 +74,14 @@ class BudgetSettings(Settings):
 
 
 class FinetuneSettings(Settings):
-    """Everything that a `Trainer` needs to know beside the model and the reward."""
+    """Everything that a `Trainer` needs to know beside the model and the reward.
+
+    mode: "eager"; "compile", the models through torch.compile, which takes a minute and more at the start; "graph", the
+    trajectories as CUDA graphs.
+    """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
+    mode: Literal["eager", "compile", "graph"] = "eager"
     sample: SampleSettings = SampleSettings()
     select: SelectSettings = SelectSettings(k=4)
     train: TrainSettings = TrainSettings()

@@ -11,6 +11,7 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.budget import CALLS_OF_A_TRAINED_SAMPLE, Budget
 from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.files import check_space, remove_temporary
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.rounds import Candidates, Prompts, collect
@@ -67,7 +68,9 @@ class Trainer:
         self._checkpoints = self.run / "checkpoints"
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         self._identity = {**(identity or {}), **settings.future()}
+        self.execution = Execution(settings.mode, self._device)
         self._learner = Learner(model, settings.train)
+        self._learner.run = self.execution.of(self._learner.model)
         self.ledger = Ledger(self.run / "ledger.jsonl") if ledger is None else ledger
         self.budget = Budget(settings.budget, self.ledger)
         self._resume()
@@ -153,8 +156,9 @@ class Trainer:
         )
 
     def _collect(self, number: int) -> Candidates:
+        run = self.execution
         return collect(
-            self._model,
+            run.of(self._model),
             self._schedule,
             self._reward,
             self._prompts,
@@ -164,10 +168,11 @@ class Trainer:
             round_=number,
             cuts=(self.settings.train.cut,),
             # The first round samples the reference itself: the tuned model still equals it.
-            tuned=self._learner.ema.eval() if number else None,
+            tuned=run.of(self._learner.ema.eval()) if number else None,
             ledger=self.ledger,
             check=self._check_sampling,
             device=self._device,
+            graphs=run.graphs,
         )
 
     def _check_sampling(self) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgraft_fast.finetune import FinetuneSettings, Ledger
+from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.rounds import choose
 from pgraft_fast.rewards import score
-from pgraft_fast.sampling import Model, rollout
+from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.base import Task
 
 # Sample ids of evaluations lie far above those of any round.
@@ -30,20 +31,22 @@ def evaluate(
     settings: FinetuneSettings,
     samples: int,
     *,
-    tuned: Model | None = None,
+    tuned: nn.Module | None = None,
     cut: float | None = None,
     first_id: int = EVALUATION_IDS,
     ledger: Ledger,
+    execution: Execution | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Draw at least `samples` samples in whole groups of candidates, prompts in turn, and score them."""
+    run = Execution("eager", next(task.model.parameters()).device) if execution is None else execution
     n = settings.sample.candidates
     groups = -(-samples // n)
     prompt = (torch.arange(groups) % len(task.prompts.text)).repeat_interleave(n)
     sample_id = torch.arange(groups * n) + first_id
     with ledger.phase("evaluate"):
         drawn = rollout(
-            task.model,
+            run.of(task.model),
             task.schedule,
             shape=task.shape,
             steps=settings.sample.steps,
@@ -52,7 +55,7 @@ def evaluate(
             parameterization=task.parameterization,
             seed=settings.seed,
             sample_ids=sample_id,
-            tuned=tuned,
+            tuned=None if tuned is None else run.of(tuned),
             cut=cut,
             condition=None if task.prompts.condition is None else task.prompts.condition[prompt],
             batch_size=settings.sample.batch_size,

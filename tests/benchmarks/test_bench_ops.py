@@ -175,7 +175,7 @@ def test_gates_see_small_errors():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["everything"], "bench 'everything' is unknown; known: ops, sampling"),
+        (["everything"], "bench 'everything' is unknown; known: ops, sampling, round"),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
         (["ops", "--threads", "0"], "--threads 0: at least 1"),
         (["ops", "--only", "no such case"], "--only 'no such case': in no label; known: solver_step ddim 16x4x64x64;"),

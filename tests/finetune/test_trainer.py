@@ -241,3 +241,21 @@ def test_too_little_space(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(StorageError, match="MB free, has 0"):
         trainer(tmp_path).run_rounds()
+
+
+def test_compiled_models_are_called_instead(tmp_path, monkeypatch):
+    """The reference, the average and the model in training; the run is that of the plain ones."""
+    compiled = []
+
+    def compile_(module):
+        compiled.append(module)
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr("pgraft_fast.finetune.execution.onednn_pays", lambda: False)
+    fast = trainer(tmp_path / "fast", settings(mode="compile"))
+    fast.run_rounds()
+    assert len(compiled) == 3 and compiled[0] is fast._learner.model and compiled[2] is fast._learner.ema
+    plain = trainer(tmp_path / "plain")
+    plain.run_rounds()
+    assert_same(fast, plain)

@@ -1,0 +1,209 @@
+"""A whole round of P-GRAFT, sample, score, accept, train, against the same written plainly and against training on all.
+
+The configuration is pinned: groups of 16, the best 2 kept, cut 0.25, 25 steps, ten passes over the kept rows.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.finetune import (
+    FinetuneSettings,
+    Learner,
+    Ledger,
+    SampleSettings,
+    SelectSettings,
+    TrainSettings,
+    collect,
+    pgraft_loss,
+    train,
+)
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.sampling import rollout
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.digits import DigitsSettings, digits_task
+from pgraft_fast_benchmarks import round_goals
+from pgraft_fast_benchmarks.harness import Case, Each, Provider, Row, Settings, run_cases
+from pgraft_fast_benchmarks.plain_round import Law, PlainRound, cosine_v, linear_flow
+from pgraft_fast_benchmarks.timing import percentile
+
+GOALS = round_goals.GOALS
+SHOWN = ("plain", "plain compile", "all rows", "ours compile", "ours graph")
+COLUMNS = ("batch", "steps", "samples_per_hour", "sample_ms", "score_ms", "accept_ms", "train_ms")
+DETAILS = {
+    "samples_per_hour": "samples/h", "sample_ms": "sample ms", "score_ms": "score", "accept_ms": "accept",
+    "train_ms": "train",
+}  # fmt: skip
+DETAILS_NOTE = "samples/h: candidates drawn, scored and learned from in an hour of the device."
+
+_CANDIDATES, _KEPT, _STEPS, _CUT, _PASSES, _BATCH = 16, 2, 25, 0.25, 10, 64
+_REWARD = "symmetry"
+_PARTS = ("sample", "score", "accept", "train")
+_LAWS: dict[str, tuple[Callable[[], Law], str]] = {"vp": (cosine_v, "ddpm"), "flow": (linear_flow, "euler")}
+
+
+def cases(settings: Settings) -> Iterator[Case]:
+    """Every shipped model."""
+    prompts = 4 if settings.quick else 100
+    for variant in _LAWS:
+        yield Case(
+            "round", f"digits {variant}", (prompts, _CANDIDATES, 1, 8, 8), "float32", None,
+            partial(_providers, variant, prompts), columns={"batch": prompts * _CANDIDATES, "steps": _STEPS},
+            budget=1.0 if settings.quick else 15.0, least=2 if settings.quick else 5,
+        )  # fmt: skip
+
+
+def run(settings: Settings, each: Each) -> dict[str, Any]:
+    """Measure all. each: told the label and the rows of a case when it is done."""
+    return run_cases(cases(settings), settings, each)
+
+
+class OurRound:
+    """The round of `pgraft_fast.finetune`, the second one, in which the tuned model samples above the cut."""
+
+    def __init__(self, task: Task, given: FinetuneSettings, device: torch.device, mode: str) -> None:
+        self._task, self._settings, self._device = task, given, device
+        self._execution = Execution(mode, device)
+        self._learner = Learner(task.model, given.train)
+        self._learner.run = self._execution.of(self._learner.model)
+        self.seconds: list[dict[str, float]] = []
+
+    def run(self) -> Tensor:
+        """Rewards (groups, candidates)."""
+        task, ledger, run = self._task, Ledger(), self._execution
+        found = collect(
+            run.of(task.model), task.schedule, task.reward(_REWARD), task.prompts, self._settings, shape=task.shape,
+            parameterization=task.parameterization, round_=1, cuts=(_CUT,), tuned=run.of(self._learner.ema),
+            ledger=ledger, device=self._device, graphs=run.graphs,
+        )  # fmt: skip
+        kept = found.kept(_CUT, "state")
+        with torch.enable_grad():
+            train(self._learner, kept, task.schedule, parameterization=task.parameterization, seed=1, ledger=ledger)
+        self.seconds.append({part: ledger.seconds[part] for part in _PARTS})
+        return found.rewards
+
+
+class _Plain(PlainRound):
+    def run(self) -> tuple[Tensor, float]:
+        with torch.enable_grad():
+            return super().run()
+
+
+def _providers(variant: str, prompts: int, settings: Settings) -> Sequence[Provider]:
+    task = _on(settings.device, digits_task(DigitsSettings(variant=variant)))
+    given = _settings(variant, prompts)
+    plain = {
+        name: _plain(task, given, variant, settings.device, compiled="compile" in name, all_rows=name == "all rows")
+        for name in ("plain", *([] if settings.quick else ["plain compile"]), "all rows")
+    }
+    modes = ["eager", *([] if settings.quick else ["compile"]), *(["graph"] if settings.device.type == "cuda" else [])]
+    ours = {
+        "ours" if mode == "eager" else f"ours {mode}": OurRound(task, given, settings.device, mode) for mode in modes
+    }  # fmt: skip
+    rewards: dict[str, Tensor] = {}
+
+    def gate(name: str) -> str | None:
+        one = ours.get(name) or plain[name]
+        rewards[name] = one.run()[0] if name in plain else ours[name].run()
+        return _same_law(rewards[name], rewards["ours"]) or _same_work(task, plain["plain"], variant, settings.device)
+
+    def provider(name: str) -> Provider:
+        one: Any = ours.get(name) or plain[name]
+        return Provider(
+            name, partial(_timed, one.run, settings.device), partial(gate, name), optional="compile" in name,
+            backend=settings.backend if name in ours else None, own_clock=True,
+            columns=lambda: _parts(one.seconds),
+            per_hour={"samples_per_hour": prompts * _CANDIDATES},
+        )  # fmt: skip
+
+    return [provider(name) for name in (*ours, *plain)]
+
+
+def _settings(variant: str, prompts: int) -> FinetuneSettings:
+    kept = prompts * _KEPT
+    return FinetuneSettings(
+        seed=3,
+        sample=SampleSettings(prompts=prompts, candidates=_CANDIDATES, steps=_STEPS, solver=_LAWS[variant][1]),
+        select=SelectSettings(k=_KEPT),
+        train=TrainSettings(
+            cut=_CUT, steps=max(1, round(_PASSES * kept / _BATCH)), batch_size=_BATCH, learning_rate=1e-4, ema=0.98
+        ),
+    )
+
+
+def _plain(
+    task: Task, given: FinetuneSettings, variant: str, device: torch.device, *, compiled: bool, all_rows: bool
+) -> PlainRound:
+    assert task.prompts.condition is not None
+    chosen = task.prompts.of_round(given.seed, 1, given.sample.prompts).to(device)
+    return _Plain(
+        task.model, _LAWS[variant][0](), task.reward(_REWARD), task.prompts.condition[chosen], task.shape, _CANDIDATES,
+        _KEPT, _STEPS, _CUT, _PASSES, given.sample.batch_size, _BATCH, given.train.learning_rate, given.train.clip,
+        given.train.ema, all_rows=all_rows, compiled=compiled,
+    )  # fmt: skip
+
+
+def _on(device: torch.device, task: Task) -> Task:
+    if device.type == "cpu":
+        return task
+    condition = task.prompts.condition
+    moved = replace(task.prompts, condition=None if condition is None else condition.to(device))
+    return replace(task, model=task.model.to(device), prompts=moved)
+
+
+def _parts(seconds: list[dict[str, float]]) -> Row:
+    """Medians in milliseconds."""
+    return {f"{part}_ms": round(1e3 * percentile([one[part] for one in seconds], 0.5), 3) for part in _PARTS}
+
+
+def _timed(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _same_law(one: Tensor, other: Tensor) -> str | None:
+    """Whether two sets of rewards have the same mean, within five standard errors."""
+    error = (one.var() / one.numel() + other.var() / other.numel()).sqrt()
+    off = float((one.mean() - other.mean()).abs() / error)
+    return None if off <= 5.0 else f"the mean reward is {off:.1f} standard errors off"
+
+
+def _same_work(task: Task, plain: PlainRound, variant: str, device: torch.device) -> str | None:
+    """The same loss on the same noisy states, and with a deterministic solver the same samples from the same noise."""
+    generator = torch.Generator().manual_seed(7)
+    x, noise = (torch.randn(32, *task.shape, generator=generator).to(device) for _ in range(2))
+    labels, start = plain.labels[:1].expand(32), plain.t_cut()
+    t = torch.linspace(start + 0.01, 1.0, 32, device=device)
+    with torch.no_grad():
+        wanted = plain.losses(x, labels, t, noise, start)
+        mine = pgraft_loss(
+            plain._tuned, task.schedule, x, t_cut=start, parameterization=task.parameterization, condition=labels,
+            t=t.double(), noise=noise, reduction="none",
+        )  # fmt: skip
+    if not torch.allclose(mine, wanted, rtol=1e-3, atol=1e-4):
+        return f"the losses differ by {float((mine - wanted).abs().max()):.1e}"
+    return None if variant == "vp" else _same_samples(task, plain, device)
+
+
+def _same_samples(task: Task, plain: PlainRound, device: torch.device) -> str | None:
+    """Samples and states at the cut of the deterministic solver, from the same noise."""
+    count = len(plain.labels) * plain.candidates
+    x = torch.randn(count, *task.shape, generator=torch.Generator().manual_seed(8)).to(device)
+    final, kept = plain.sample(x)
+    roll = rollout(
+        task.model, task.schedule, shape=task.shape, steps=_STEPS, solver="euler", cuts=(_CUT,), tuned=plain.ema,
+        cut=_CUT, parameterization=task.parameterization, x_start=x, start=1.0 - 1e-12, n=count, device=device,
+        condition=plain.labels.repeat_interleave(plain.candidates),
+    )  # fmt: skip
+    off = max(float((final - roll.x_0).abs().max()), float((kept - roll.x_cut[_CUT]).abs().max()))
+    return None if off <= 5e-3 else f"the samples differ by {off:.1e}"

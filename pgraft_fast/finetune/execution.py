@@ -1,0 +1,64 @@
+"""How the models of a run are called: as they are, compiled, or in CUDA graphs of whole trajectories.
+
+On a CPU for which torch's own product is slow, their linear layers go through `ops.linear`.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.ops.linear import linear, onednn_pays
+from pgraft_fast.sampling import GraphCache, Model
+
+# Below, a product is over before its call is.
+_LEAST_WEIGHTS = 1024
+
+
+class Execution:
+    """mode: see `FinetuneSettings`. graphs: for `rollout`, or None. Raises InputError for graphs without CUDA."""
+
+    def __init__(self, mode: str, device: torch.device) -> None:
+        if mode == "graph" and device.type != "cuda":
+            raise InputError(f"mode='graph' needs CUDA, the model is on {device}; set mode='eager'")
+        self.graphs = GraphCache() if mode == "graph" else None
+        self._compiles = mode == "compile"
+        self._twins = device.type == "cpu" and onednn_pays()
+        self._found: dict[int, tuple[nn.Module, Model]] = {}
+
+    def of(self, module: nn.Module) -> Model:
+        """What to call instead of the module; its weights may change in place."""
+        found = self._found.get(id(module))
+        if found is None:
+            run: Any = _Twin(module) if self._twins else module
+            # The module is kept, so that no other one gets its id.
+            found = self._found[id(module)] = (module, torch.compile(run) if self._compiles else run)
+        return found[1]
+
+
+class _Twin(nn.Module):
+    """The same weights in another tree of modules, whose linear layers are `ops.linear`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
+        self.twin = copy.deepcopy(module, shared)
+        for one in self.twin.modules():
+            if type(one) is nn.Linear and one.weight.numel() >= _LEAST_WEIGHTS:
+                one.__class__ = _Linear
+        # Not a child: its weights are counted once.
+        self._original = [module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        original = self._original[0]
+        if original.training is not self.twin.training:
+            for one, other in zip(original.modules(), self.twin.modules(), strict=True):
+                other.training = one.training
+        return self.twin(*args, **kwargs)
+
+
+class _Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)

@@ -1,0 +1,50 @@
+"""The round benchmark: the plain round does the same work, and its gate sees where it does not."""
+
+import pytest
+import torch
+
+from pgraft_fast.finetune import pgraft_loss
+from pgraft_fast.tasks.digits import DigitsSettings, digits_task
+from pgraft_fast_benchmarks import bench_round
+from pgraft_fast_benchmarks.harness import Settings, measure
+
+QUICK = Settings(torch.device("cpu"), quick=True)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [row for case in bench_round.cases(QUICK) for row in measure(case, QUICK)]
+
+
+def test_gates_are_green_and_rows_whole(rows):
+    assert [(row["case"], row["provider"]) for row in rows] == [
+        (f"digits {variant}", name) for variant in ("vp", "flow") for name in ("ours", "plain", "all rows")
+    ]
+    for row in rows:
+        assert row["gate"] == "ok", row
+        assert row["samples_per_hour"] == pytest.approx(3.6e6 * 64 / row["p50_ms"], rel=1e-3)
+        assert set(bench_round.COLUMNS) <= set(row)
+        parts = sum(row[f"{part}_ms"] for part in ("sample", "score", "accept", "train"))
+        assert 0 < parts <= 1.5 * row["p80_ms"]
+
+
+def test_losers_cost_training_where_all_rows_are_trained_on(rows):
+    times = {row["provider"]: row["train_ms"] for row in rows if row["case"] == "digits vp"}
+    assert times["all rows"] > 4 * times["plain"]
+
+
+@pytest.mark.parametrize("variant", ["vp", "flow"])
+def test_the_gate_sees_another_loss(variant, monkeypatch):
+    task = digits_task(DigitsSettings(variant=variant))
+    plain = bench_round._plain(
+        task, bench_round._settings(variant, 4), variant, QUICK.device, compiled=False, all_rows=False
+    )
+    assert bench_round._same_work(task, plain, variant, QUICK.device) is None
+    monkeypatch.setattr(bench_round, "pgraft_loss", lambda *given, **more: 1.01 * pgraft_loss(*given, **more))
+    assert "the losses differ" in bench_round._same_work(task, plain, variant, QUICK.device)
+
+
+def test_the_gate_sees_another_law():
+    one = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert bench_round._same_law(one, one.flip(0)) is None
+    assert "standard errors off" in bench_round._same_law(one, one + 0.5)
