@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-faults test-gpu bench lint readme clean
+.PHONY: demo test test-faults test-gpu bench bench-compare gpu-check lint plots readme-tables clean
 
 demo: $(READY)
 	$(BIN)/pgraft-fast demo
@@ -19,17 +19,28 @@ test-faults: $(READY)
 test-gpu: $(READY)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
 
+# Half an hour on two cores; rows go to benchmarks/results/<device>.csv.
 bench: $(READY)
-	$(BIN)/pgraft-fast bench ops --json benchmarks/results/ops.json
-	$(BIN)/pgraft-fast bench sampling --json benchmarks/results/sampling.json
+	$(BIN)/pgraft-fast bench all
+
+# On a machine as it is, without a network: PYTHON=... has torch. At most nine minutes; files go to OUT.
+gpu-check:
+	OUT="$(OUT)" $(PYTHON) benchmarks/gpu_check.py
+
+bench-compare: $(READY)
+	@test -n "$(BASE)" || { echo "give a commit to compare with: make bench-compare BASE=<commit>"; exit 2; }
+	$(BIN)/python benchmarks/compare.py $(BASE) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-readme: $(READY)
-	$(BIN)/python benchmarks/readme_table.py
+readme-tables: $(READY)
+	$(BIN)/python benchmarks/readme_tables.py
+
+plots: $(READY)
+	$(BIN)/pgraft-fast bench plot
 
 clean:
 	rm -rf $(VENV) build *.egg-info

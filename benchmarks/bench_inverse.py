@@ -15,7 +15,7 @@ _HISTORY = 4
 
 def cases(settings: Settings) -> Iterator[Case]:
     """One batch of 16 latents."""
-    shape = (2, 4, 8, 8) if settings.quick else (16, 4, 64, 64)
+    shape = (2, 4, 8, 8) if settings.small else (16, 4, 64, 64)
     one = 4 * torch.Size(shape).numel()
     yield Case("fixed_point_update", "step", shape, "float32", 4 * one, partial(_fixed_point_update, shape))
     # The iterates and the residuals once each, and the mixture.

@@ -15,7 +15,6 @@ from pgraft_fast_benchmarks.harness import Case, Each, Settings, copy_bandwidth,
 
 GOALS = goals.GOALS
 SHOWN = ("diffusers", "compile", "eager", "torch", "copy")
-COLUMNS = ("bytes", "share_of_copy_bandwidth", "launches_per_step")
 DETAILS: dict[str, str] = {}
 DETAILS_NOTE = ""
 

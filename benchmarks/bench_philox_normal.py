@@ -15,7 +15,7 @@ _SEED, _SAMPLES = 5, 10
 
 def cases(settings: Settings) -> Iterator[Case]:
     """Ten million numbers, in two dtypes."""
-    n = 1000 if settings.quick else 10**7
+    n = 1000 if settings.small else 10**7
     for dtype in (torch.float32, torch.bfloat16):
         yield Case(
             "philox_normal", "noise", (n,), str(dtype).removeprefix("torch."), n * dtype.itemsize,

@@ -16,7 +16,7 @@ _KEPT, _OF, _FLOATS = 4, 16, 64
 
 def cases(settings: Settings) -> Iterator[Case]:
     """The rule alone, with its rows, and the rows alone."""
-    groups = 8 if settings.quick else 65_536
+    groups = 8 if settings.small else 65_536
     shape, kept, row = (groups, _OF), groups * _KEPT, 4 * _FLOATS
     chosen = groups * (_OF * 5 + 8) + 8 * kept
     rows = 8 * kept + 2 * kept * row

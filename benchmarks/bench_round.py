@@ -3,7 +3,6 @@
 The configuration is pinned: groups of 16, the best 2 kept, cut 0.25, 25 steps, ten passes over the kept rows.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,11 +29,11 @@ from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast_benchmarks import round_goals
 from pgraft_fast_benchmarks.harness import Case, Each, Provider, Row, Settings, run_cases
 from pgraft_fast_benchmarks.plain_round import Law, PlainRound, cosine_v, linear_flow
-from pgraft_fast_benchmarks.timing import percentile
+from pgraft_fast_benchmarks.providers import missing
+from pgraft_fast_benchmarks.timing import percentile, timed
 
 GOALS = round_goals.GOALS
 SHOWN = ("plain", "plain compile", "all rows", "ours compile", "ours graph")
-COLUMNS = ("batch", "steps", "samples_per_hour", "sample_ms", "score_ms", "accept_ms", "train_ms")
 DETAILS = {
     "samples_per_hour": "samples/h", "sample_ms": "sample ms", "score_ms": "score", "accept_ms": "accept",
     "train_ms": "train",
@@ -49,12 +48,12 @@ _LAWS: dict[str, tuple[Callable[[], Law], str]] = {"vp": (cosine_v, "ddpm"), "fl
 
 def cases(settings: Settings) -> Iterator[Case]:
     """Every shipped model."""
-    prompts = 4 if settings.quick else 100
+    prompts = 4 if settings.small else 100
     for variant in _LAWS:
         yield Case(
             "round", f"digits {variant}", (prompts, _CANDIDATES, 1, 8, 8), "float32", None,
             partial(_providers, variant, prompts), columns={"batch": prompts * _CANDIDATES, "steps": _STEPS},
-            budget=1.0 if settings.quick else 15.0, least=2 if settings.quick else 5,
+            budget=settings.by_size(15.0, 5.0, 1.0), least=settings.by_size(5, 2, 2),
         )  # fmt: skip
 
 
@@ -97,11 +96,16 @@ class _Plain(PlainRound):
 def _providers(variant: str, prompts: int, settings: Settings) -> Sequence[Provider]:
     task = _on(settings.device, digits_task(DigitsSettings(variant=variant)))
     given = _settings(variant, prompts)
-    plain = {
-        name: _plain(task, given, variant, settings.device, compiled="compile" in name, all_rows=name == "all rows")
-        for name in ("plain", *([] if settings.quick else ["plain compile"]), "all rows")
-    }
-    modes = ["eager", *([] if settings.quick else ["compile"]), *(["graph"] if settings.device.type == "cuda" else [])]
+    names = ("plain", *([] if settings.short else ["plain compile"]), "all rows")
+    try:
+        plain = {
+            name: _plain(task, given, variant, settings.device, compiled="compile" in name, all_rows=name == "all rows")
+            for name in names
+        }
+        absent: list[Provider] = []
+    except ImportError as error:
+        plain, absent = {}, [missing(name, error) for name in names]
+    modes = ["eager", *([] if settings.short else ["compile"]), *(["graph"] if settings.device.type == "cuda" else [])]
     ours = {
         "ours" if mode == "eager" else f"ours {mode}": OurRound(task, given, settings.device, mode) for mode in modes
     }  # fmt: skip
@@ -110,18 +114,19 @@ def _providers(variant: str, prompts: int, settings: Settings) -> Sequence[Provi
     def gate(name: str) -> str | None:
         one = ours.get(name) or plain[name]
         rewards[name] = one.run()[0] if name in plain else ours[name].run()
-        return _same_law(rewards[name], rewards["ours"]) or _same_work(task, plain["plain"], variant, settings.device)
+        wrong = _same_law(rewards[name], rewards["ours"])
+        return wrong if wrong or not plain else _same_work(task, plain["plain"], variant, settings.device)
 
     def provider(name: str) -> Provider:
         one: Any = ours.get(name) or plain[name]
         return Provider(
-            name, partial(_timed, one.run, settings.device), partial(gate, name), optional="compile" in name,
+            name, partial(timed, one.run, settings.device), partial(gate, name), optional="compile" in name,
             backend=settings.backend if name in ours else None, own_clock=True,
             columns=lambda: _parts(one.seconds),
             per_hour={"samples_per_hour": prompts * _CANDIDATES},
         )  # fmt: skip
 
-    return [provider(name) for name in (*ours, *plain)]
+    return [*(provider(name) for name in (*ours, *plain)), *absent]
 
 
 def _settings(variant: str, prompts: int) -> FinetuneSettings:
@@ -159,16 +164,6 @@ def _on(device: torch.device, task: Task) -> Task:
 def _parts(seconds: list[dict[str, float]]) -> Row:
     """Medians in milliseconds."""
     return {f"{part}_ms": round(1e3 * percentile([one[part] for one in seconds], 0.5), 3) for part in _PARTS}
-
-
-def _timed(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def _same_law(one: Tensor, other: Tensor) -> str | None:

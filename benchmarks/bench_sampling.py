@@ -18,11 +18,6 @@ from pgraft_fast_benchmarks.models import denoiser_name, seeded, stable_diffusio
 
 GOALS = sampling_goals.GOALS
 SHOWN = ("diffusers", "diffusers compile", "diffusers xformers", "ours eager")
-COLUMNS = (
-    "batch", "steps", "images_per_s", "model_ms", "non_model_ms", "non_model_share", "model_calls", "error",
-    "images_per_gpu_hour", "model_calls_per_s", "launches_per_image", "host_ms_per_step", "host_ms_per_trajectory",
-    "peak_memory_mb", "energy_j_per_image", "mode",
-)  # fmt: skip
 DETAILS = {
     "images_per_s": "images/s", "non_model_ms": "rest ms", "non_model_share": "share",
     "host_ms_per_trajectory": "host ms", "launches_per_image": "launches", "peak_memory_mb": "MB",
@@ -38,7 +33,7 @@ _LEVEL = 1 / 255
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Those of the device. The ones with a compiled denoiser are not quick."""
+    """Those of the device. Compiled denoisers are for full runs."""
     if settings.device.type == "cuda":
         yield from sampling_gpu.cases(settings)
         return
@@ -46,7 +41,7 @@ def cases(settings: Settings) -> Iterator[Case]:
     yield _case("digits", digits, (1, 1, 8, 8), {"batch_size": 1}, settings)
     tiny = {"prompt": _PROMPTS, "guidance_scale": 7.5}
     yield _case("tiny sd", tiny_sd, (4, 4, 8, 8), tiny, settings)
-    if not settings.quick:
+    if not settings.short:
         yield _case("compiled digits", digits, (16, 1, 8, 8), {"batch_size": 16}, settings, compiled=True)
         yield _case("compiled tiny sd", tiny_sd, (4, 4, 8, 8), tiny, settings, compiled=True)
 
@@ -72,12 +67,12 @@ def _case(
     name: str, make: Callable[[], Any], shape: tuple[int, ...], arguments: dict[str, Any], settings: Settings,
     compiled: bool = False,
 ) -> Case:  # fmt: skip
-    steps = 10 if settings.quick else 50
+    steps = 10 if settings.small else 50
     arguments = {**arguments, "num_inference_steps": steps}
     return Case(
         "sampling", name, shape, "float32", None, partial(_providers, make, arguments, shape[0], compiled),
-        columns={"batch": shape[0], "steps": steps}, budget=0.5 if settings.quick else 20.0,
-        least=5 if settings.quick else 20, optional=name.endswith("tiny sd"),
+        columns={"batch": shape[0], "steps": steps}, budget=settings.by_size(20.0, 3.0, 0.5),
+        least=settings.by_size(20, 5, 5), optional=name.endswith("tiny sd"),
     )  # fmt: skip
 
 

@@ -10,31 +10,35 @@ from pgraft_fast.ops import solver_step
 from pgraft_fast_benchmarks import gates
 from pgraft_fast_benchmarks.harness import Case, Provider, Settings
 from pgraft_fast_benchmarks.peers import GUIDANCE, PEERS, Peer
-from pgraft_fast_benchmarks.providers import compiled, copy, draw, eager, ours, plain
+from pgraft_fast_benchmarks.providers import compiled, copy, draw, eager, missing, ours, plain
 
 _SEED = 3
 
 
 def cases(settings: Settings) -> Iterator[Case]:
     """All noise laws at one size, the smallest batch, narrow dtypes; on a GPU also what no cache holds."""
-    many, one = ((2, 4, 8, 8), (1, 4, 8, 8)) if settings.quick else ((16, 4, 64, 64), (1, 4, 64, 64))
+    many, one = ((2, 4, 8, 8), (1, 4, 8, 8)) if settings.small else ((16, 4, 64, 64), (1, 4, 64, 64))
     for name in PEERS:
         yield _case(name, many)
+    if settings.device.type == "cpu":
+        # As in a process that has freed no large block yet.
+        yield _case("ddim", many, heap="fresh")
     yield _case("ddim", one)
     for dtype in (torch.bfloat16, torch.float16):
         yield _case("ddim", many, dtype)
-    if settings.device.type == "cuda" and not settings.quick:
+    if settings.device.type == "cuda" and not settings.small:
         for name in ("ddim", "ddpm"):
             yield _case(name, (256, 4, 128, 128))
 
 
-def _case(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Case:
+def _case(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, heap: str = "settled") -> Case:
     peer = PEERS[name]
     # x, out and out_null read, x_s written; with a history also x_0 read and written.
     tensors = 6 if peer.stateful else 4
     return Case(
-        "solver_step", name, shape, str(dtype).removeprefix("torch."),
+        "solver_step", name if heap == "settled" else f"{name}, {heap} heap", shape, str(dtype).removeprefix("torch."),
         tensors * torch.Size(shape).numel() * dtype.itemsize, partial(_providers, peer, shape, dtype),
+        heap=heap,
     )  # fmt: skip
 
 
@@ -58,14 +62,17 @@ def _providers(peer: Peer, shape: tuple[int, ...], dtype: torch.dtype, settings:
     found = [ours(work, inputs, settings, steps)]
     if dtype is torch.float32:
         found.append(_diffusers(peer, work, inputs, steps))
-        if not settings.quick:
+        if not settings.short:
             found.append(_compile(peer, work, inputs, counters))
     return [*found, eager(work, inputs, steps), copy(inputs["x"])]
 
 
 def _diffusers(peer: Peer, work: gates.Work, inputs: gates.Inputs, steps: int) -> Provider:
     generator = torch.Generator(inputs["x"].device)
-    run = peer.run(inputs["x"], inputs["text"], inputs["null"], generator)
+    try:
+        run = peer.run(inputs["x"], inputs["text"], inputs["null"], generator)
+    except ImportError as error:
+        return missing("diffusers", error)
 
     def gate() -> str | None:
         noise = _seeded_noise(inputs["x"], generator) if peer.noisy else None

@@ -13,7 +13,7 @@ from pgraft_fast_benchmarks.providers import compiled, copy, draw, eager, ours, 
 
 def cases(settings: Settings) -> Iterator[Case]:
     """One batch of 64 latents."""
-    shape = (2, 4, 8, 8) if settings.quick else (64, 4, 64, 64)
+    shape = (2, 4, 8, 8) if settings.small else (64, 4, 64, 64)
     one = 4 * torch.Size(shape).numel()
     # Forward reads out and target, backward reads both again and writes the gradient.
     yield Case("weighted_mse", "forward+backward", shape, "float32", 5 * one, partial(_weighted_mse, shape))
@@ -30,7 +30,7 @@ def _weighted_mse(shape: tuple[int, ...], settings: Settings) -> Sequence[Provid
         plain("eager", partial(_loss_and_gradient, _expression, **inputs), work, inputs),
         copy(out),
     ]
-    if not settings.quick:
+    if not settings.short:
         run = partial(_loss_and_gradient, compiled(_expression), **inputs)
         found.append(plain("compile", run, work, inputs, optional=True))
     return found

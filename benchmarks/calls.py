@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pgraft_fast_benchmarks.harness import Row
-from pgraft_fast_benchmarks.meters import Energy, launches_of, peak_memory
+from pgraft_fast_benchmarks.meters import Board, launches_of, peak_memory
 from pgraft_fast_benchmarks.models import denoiser_name
 from pgraft_fast_benchmarks.timing import percentile
 
@@ -103,7 +103,7 @@ class PipelineCall:
         self._pipe: Any = None
         self._readings: list[Reading] = []
         self._joules = 0.0
-        self._energy = Energy.of(device)
+        self._energy = Board.of(device)
         self._peak: float | None = None
 
     @property
@@ -148,6 +148,7 @@ class PipelineCall:
             "host_ms_per_step": _rounded(host / self._steps),
             "peak_memory_mb": self._peak,
             "energy_j_per_image": self._joules_per_image(),
+            **self._energy.clocks(),
             "launches_per_image": launches_of(self._once, self._batch) if short else None,
         }
         mode = self._mode()

@@ -8,14 +8,22 @@ from typing import Any
 
 import torch
 
+from pgraft_fast_benchmarks.meters import Board
+from pgraft_fast_benchmarks.records import now
+
 _PACKAGES = ("torch", "triton", "diffusers", "transformers", "xformers")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """device, threads, versions, commit of the checkout and whether it was changed; None outside of a checkout."""
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    """run (when), device, driver, threads, versions, commit of the checkout and whether it was changed.
+
+    commit and dirty are None outside of a checkout; results that were only added to do not count as a change.
+    """
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {
+        "run": now(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "driver": Board.of(device).driver(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "commit": commit,
@@ -44,7 +52,7 @@ def _version(name: str) -> str | None:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
         )  # fmt: skip
     except OSError:
         return None

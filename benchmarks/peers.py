@@ -1,10 +1,8 @@
 """Schedulers of diffusers, as its pipelines call them, and our tables for the same steps."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
@@ -21,12 +19,14 @@ _LAW: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Peer:
-    """A scheduler. timed: which of its n steps are taken, one after the other. options: of its step.
+    """A scheduler by the name of its class, and its configuration. timed: which of its n steps are taken, one after the
+    other. options: of its step.
 
     noisy: it draws from a generator. stateful: it counts its steps and must be set back before each pass.
     """
 
-    make: Callable[[], Any]
+    scheduler: str
+    config: dict[str, Any]
     solver: str
     eta: float | None
     n: int
@@ -37,13 +37,15 @@ class Peer:
 
     def table(self, device: torch.device) -> Tensor:
         """(n, 8) float32 rows of `ops.solver_step` for the same steps."""
-        schedule = Schedule.from_diffusers(self.make())
+        schedule = Schedule.from_diffusers({"_class_name": self.scheduler, **_LAW, **self.config})
         rows = make_table(make_steps(schedule, schedule.grid(self.n), self.solver, "epsilon", self.eta))
         return rows.coefficients.to(device, torch.float32)
 
     def run(self, x: Tensor, text: Tensor, null: Tensor, generator: torch.Generator) -> "Running":
-        """The work of a pipeline between two calls of the network."""
-        scheduler = self.make()
+        """The work of a pipeline between two calls of the network. Raises ImportError without diffusers."""
+        import diffusers
+
+        scheduler = getattr(diffusers, self.scheduler)(**_LAW, **self.config)
         scheduler.set_timesteps(self.n, device=x.device)
         options = {**self.options, **({"generator": generator} if self.noisy else {})}
         times = list(scheduler.timesteps[self.timed.start : self.timed.stop])
@@ -71,25 +73,14 @@ class Running:
         self.scheduler.set_timesteps(self.scheduler.num_inference_steps, device=self.inputs[0].device)
 
 
-def _ddim() -> Any:
-    return diffusers.DDIMScheduler(**_LAW, clip_sample=False, set_alpha_to_one=True)
-
-
-def _ddpm() -> Any:
-    return diffusers.DDPMScheduler(**_LAW, clip_sample=False, variance_type="fixed_small")
-
-
-def _dpmpp_2m() -> Any:
-    return diffusers.DPMSolverMultistepScheduler(
-        **_LAW, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
-    )
-
-
+_DDIM: dict[str, Any] = {"clip_sample": False, "set_alpha_to_one": True}
+_DDPM: dict[str, Any] = {"clip_sample": False, "variance_type": "fixed_small"}
+_DPM: dict[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
 _MIDDLE = range(25, 26)
 PEERS = {
-    "ddim": Peer(_ddim, "ddim", 0.0, 50, _MIDDLE, {"eta": 0.0}),
-    "ddim eta=1": Peer(_ddim, "ddim", 1.0, 50, _MIDDLE, {"eta": 1.0}, noisy=True),
-    "ddpm": Peer(_ddpm, "ddpm", None, 50, _MIDDLE, {}, noisy=True),
+    "ddim": Peer("DDIMScheduler", _DDIM, "ddim", 0.0, 50, _MIDDLE, {"eta": 0.0}),
+    "ddim eta=1": Peer("DDIMScheduler", _DDIM, "ddim", 1.0, 50, _MIDDLE, {"eta": 1.0}, noisy=True),
+    "ddpm": Peer("DDPMScheduler", _DDPM, "ddpm", None, 50, _MIDDLE, {}, noisy=True),
     # Its history makes a whole pass the unit.
-    "dpmpp_2m": Peer(_dpmpp_2m, "dpmpp_2m", None, 20, range(20), {}, stateful=True),
+    "dpmpp_2m": Peer("DPMSolverMultistepScheduler", _DPM, "dpmpp_2m", None, 20, range(20), {}, stateful=True),
 }

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +31,8 @@ class Law:
 
 
 def cosine_v() -> Law:
-    """The shipped variance-preserving digits model, by DDPM."""
+    """The shipped variance-preserving digits model, by DDPM. Raises ImportError without diffusers, as `linear_flow`."""
+    import diffusers
 
     def alpha_sigma(t: Tensor) -> tuple[Tensor, Tensor]:
         start = 0.5 * math.pi * 0.008 / 1.008
@@ -54,6 +54,7 @@ def cosine_v() -> Law:
 
 def linear_flow() -> Law:
     """The shipped flow model, by Euler steps."""
+    import diffusers
 
     def set_steps(scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1.0 / steps, steps).tolist())

@@ -48,6 +48,15 @@ def clone(x: Tensor) -> Provider:
     return Provider("copy", x.clone, lambda: None, bytes=2 * x.nbytes)
 
 
+def missing(name: str, error: ImportError) -> Provider:
+    """One that is skipped for want of a package."""
+
+    def refuse() -> str | None:
+        raise error
+
+    return Provider(name, refuse, refuse, optional=True)
+
+
 def draw(shape: Sequence[int], settings: Settings, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """Normal tensors, the same in every run."""
     generator = torch.Generator(settings.device).manual_seed(1)

@@ -28,14 +28,14 @@ _references: dict[tuple[str, int], Tensor] = {}
 
 def cases(settings: Settings) -> Iterator[Case]:
     """Each model at each batch."""
-    steps = 8 if settings.quick else STEPS
+    steps = 8 if settings.short else STEPS
     for name, large in LARGE.items():
-        for batch in BATCHES[:1] if settings.quick else BATCHES:
+        for batch in settings.by_size(BATCHES, BATCHES[:2], BATCHES[:1]):
             channels, side = large.config.get("in_channels", 4), large.config["sample_size"]
             yield Case(
                 "sampling", name, (batch, channels, side, side), "bfloat16", None,
                 partial(providers, name, large, batch, steps), columns={"batch": batch, "steps": steps},
-                budget=1.0 if settings.quick else 6.0, least=2, optional=True,
+                budget=settings.by_size(6.0, 2.0, 1.0), least=2, optional=True,
             )  # fmt: skip
 
 

@@ -1,7 +1,5 @@
-"""A result as text: tables for a person, CSV for a file."""
+"""A result as tables for a person."""
 
-import csv
-import io
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Protocol
@@ -9,7 +7,6 @@ from typing import Any, Protocol
 from pgraft_fast_benchmarks.harness import Row
 
 Table = tuple[list[str], list[list[str]]]
-_COLUMNS = ("op", "case", "shape", "dtype", "provider", "gate", "p50_ms", "p20_ms", "p80_ms", "readings")
 
 
 class Goal(Protocol):
@@ -53,17 +50,6 @@ def goals(result: dict[str, Any], promised: Sequence[Goal]) -> Table:
     return ["case", "goal", "measured", "verdict"], rows
 
 
-def to_csv(result: dict[str, Any], columns: Sequence[str]) -> bytes:
-    """A line a row, each with where and of what it was measured. columns: of this benchmark."""
-    where = {name: result[name] for name in ("device", "threads", "backend", "commit", "dirty")} | result["versions"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*_COLUMNS, *columns, "note", *where], restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in result["rows"]:
-        writer.writerow({**row, "shape": _shape(row["shape"]), **where})
-    return text.getvalue().encode()
-
-
 def _shape(shape: Any) -> str:
     return "x".join(map(str, shape))
 
@@ -88,5 +74,6 @@ def _times_row(label: str, by_provider: dict[str, Row], shown: Sequence[str]) ->
             cells.append(row["gate"])
         else:
             # Without a time of ours, the other's own.
-            cells.append(f"{row['p50_ms']:.4g} ms" if mine is None else f"{row['p50_ms'] / mine:.2f}x")
+            ratio = row.get("times_ours") or (None if mine is None else row["p50_ms"] / mine)
+            cells.append(f"{row['p50_ms']:.4g} ms" if ratio is None else f"{ratio:.2f}x")
     return cells

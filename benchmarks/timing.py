@@ -64,9 +64,20 @@ class CudaTimer:
         return self._began.elapsed_time(self._ended) * 1e-3 / calls
 
 
-def timer_of(device: torch.device, quick: bool) -> Timer:
+def timer_of(device: torch.device, size: str) -> Timer:
     """The clock of a device."""
-    return CudaTimer(device) if device.type == "cuda" else CpuTimer(2e-5 if quick else 5e-3)
+    return CudaTimer(device) if device.type == "cuda" else CpuTimer({"full": 5e-3, "quick": 2e-3, "smoke": 2e-5}[size])
+
+
+def timed(run: Run, device: torch.device) -> float:
+    """Wall seconds of one call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -19,6 +19,7 @@ _HOME = {
     "accept": "pgraft_fast.selection",
     "acceptance_law": "pgraft_fast.selection",
     "guided": "pgraft_fast.sampling",
+    "invert": "pgraft_fast.inverse_noise",
     "pgraft_loss": "pgraft_fast.finetune",
     "restore": "pgraft_fast.integrations",
     "rollout": "pgraft_fast.sampling",

@@ -43,6 +43,9 @@ def finetune(
     *,
     run: Annotated[str | None, arg(help="run folder, in place of the config's")] = None,
     reward: Annotated[str | None, arg(help="a reward's name or file.py:function, in place of the config's")] = None,
+    dry_run: Annotated[
+        bool, arg(help="tell what the run would take, from a short timed probe, and write nothing")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Fine-tune as a TOML file says. The same command again goes on where a stopped run was."""
@@ -52,6 +55,11 @@ def finetune(
 
     _check_json(json)
     settings = read_config(config, {"run": run, "task.reward": reward})
+    if dry_run:
+        from pgraft_fast.commands.dry_run import dry_run as plan
+
+        _emit(plan(settings, Terminal()), json)
+        return
     try:
         result = run_finetune(settings, Terminal())
     except StoppedError as error:
@@ -125,22 +133,33 @@ def train_base(
 
 @app.command
 def bench(
-    what: Annotated[Positional[str], arg(metavar="WHAT", help="ops: the operations; sampling: whole pipeline calls")],
+    what: Annotated[
+        Positional[str],
+        arg(
+            metavar="WHAT",
+            help="ops, sampling, round, invert, quality; all of these; scaling; plot, of benchmarks/results",
+        ),
+    ],
     /,
     *,
-    csv: Annotated[Path | None, arg(metavar="FILE", help="write the rows as CSV to FILE")] = None,
-    quick: Annotated[bool, arg(help="small and short: whether it runs, not how fast")] = False,
+    csv: Annotated[
+        Path | None,
+        arg(metavar="FILE", help="append the rows to FILE; full runs in a checkout go to benchmarks/results otherwise"),
+    ] = None,
+    quick: Annotated[bool, arg(help="full sizes, few readings, nothing compiled")] = False,
+    smoke: Annotated[bool, arg(help="tiny sizes: whether it runs, not how fast")] = False,
     backend: Annotated[str | None, arg(help="of our operations, in place of the choice by device")] = None,
     threads: Annotated[int, arg(help="of torch on a CPU")] = 2,
     only: Annotated[str, arg(metavar="TEXT", help="the cases with TEXT in their label")] = "",
     json: Json = None,
 ) -> int:
-    """Time operations or sampling against diffusers, torch.compile and plain torch; each result is checked first."""
+    """Time operations, sampling and rounds against diffusers, torch.compile and plain torch; results are checked."""
     from pgraft_fast.commands.bench import bench as measure
 
     _check_json(json)
     _check_writable("--csv", csv)
-    result = measure(what, csv=csv, quick=quick, backend=backend, threads=threads, only=only)
+    size = "smoke" if smoke else "quick" if quick else "full"
+    result = measure(what, csv=csv, size=size, backend=backend, threads=threads, only=only)
     _emit(result, json)
     return 1 if result["failed"] else 0
 
@@ -178,7 +197,7 @@ def _check_writable(option: str, path: str | Path | None) -> None:
 
 
 def _emit(result: dict[str, Any], path: str | None) -> None:
-    from pgraft_fast.finetune.files import to_json, write_file
+    from pgraft_fast.files import to_json, write_file
 
     if path == "-":
         sys.stdout.write(to_json(result).decode())

@@ -3,64 +3,122 @@
 import importlib
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.files import write_file
 from pgraft_fast.ops import use_backend
 from pgraft_fast.report import Table
 
-KNOWN = ("ops", "sampling", "round")
+BENCHES = ("ops", "sampling", "round", "invert", "quality")
+KNOWN = (*BENCHES, "scaling", "all", "plot")
+SIZES = ("full", "quick", "smoke")
+_NEED_DIFFUSERS = ("sampling",)
 _TIMES = (
-    "Medians; the other columns say how many times as long a provider takes. skipped: it could not run here; fail: its "
-    "result was wrong, so it has no time."
+    "Medians; the other columns say how many times as long a provider takes, the median over rounds. skipped: it could "
+    "not run here; fail: its result was wrong, so it has no time."
 )
 _NO_GOALS = "The goals are for full sizes: no verdict."
 
 
 def bench(
-    what: str, *, csv: Path | None, quick: bool, backend: str | None, threads: int, only: str = ""
+    what: str, *, csv: Path | None, size: str, backend: str | None, threads: int, only: str = ""
 ) -> dict[str, Any]:
-    """Measure and show; "failed" in the result counts red gates. Raises InputError, BackendError."""
+    """Measure and show; "failed" in the result counts red gates. Raises InputError, BackendError.
+
+    Rows are appended to `csv`, and without one those of a full run in a checkout to benchmarks/results/<device>.csv.
+    """
     if what not in KNOWN:
         raise InputError(f"bench {what!r} is unknown; known: {', '.join(KNOWN)}")
     if threads < 1:
         raise InputError(f"--threads {threads}: at least 1")
-    if importlib.util.find_spec("diffusers") is None:
-        raise InputError("bench compares with diffusers, which is missing: pip install 'pgraft-fast[bench]'")
+    terminal = Terminal()
+    if what == "plot":
+        return _plot(csv, terminal)
     with use_backend(backend):
         pass
-    from pgraft_fast_benchmarks import show
     from pgraft_fast_benchmarks.harness import Settings
 
-    module = importlib.import_module(f"pgraft_fast_benchmarks.bench_{what}")
+    if what in _NEED_DIFFUSERS and not _has_diffusers():
+        raise InputError(f"bench {what} compares with diffusers, which is missing: pip install 'pgraft-fast[bench]'")
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    terminal = Terminal()
+    settings = Settings(device, backend, size, only)
+    result: dict[str, Any] = {"bench": what, "rows": []}
+    for name in BENCHES if what == "all" else (what,):
+        if name in _NEED_DIFFUSERS and not _has_diffusers():
+            terminal.line(f"{name}: skipped, diffusers is missing")
+            continue
+        found = _one(name, settings, terminal)
+        _record(csv, found, settings, terminal)
+        result |= {key: value for key, value in found.items() if key not in ("bench", "rows")}
+        result["rows"] += found["rows"] if what == name else [{"bench": name, **row} for row in found["rows"]]
+    result["failed"] = sum(row["gate"] == "fail" for row in result["rows"])
+    return result
+
+
+def _one(name: str, settings: Any, terminal: Terminal) -> dict[str, Any]:
+    from pgraft_fast_benchmarks.run import module_of
+
+    module = importlib.import_module(module_of(name))
 
     def each(label: str, rows: list[dict[str, Any]]) -> None:
-        terminal.line(f"{label}: {', '.join(_one(row) for row in rows)}")
+        terminal.line(f"{label}: {', '.join(_told(row) for row in rows)}")
         for row in rows:
             if row["gate"] != "ok":
                 terminal.line(f"  {row['provider']} {row['gate']}: {row.get('note', '')}")
 
-    result: dict[str, Any] = {"bench": what, **module.run(Settings(device, backend, quick, only), each)}
-    result["failed"] = sum(row["gate"] == "fail" for row in result["rows"])
-    if csv is not None:
-        write_file(csv, show.to_csv(result, module.COLUMNS))
-    header, rows = show.times(result, module.SHOWN)
-    terminal.table(str(result["device"]), Table(header, rows, _TIMES))
+    result = {"bench": name, **module.run(settings, each)}
+    _show(result, module, terminal)
+    return result
+
+
+def _show(result: dict[str, Any], module: ModuleType, terminal: Terminal) -> None:
+    from pgraft_fast_benchmarks import show
+
+    if module.SHOWN:
+        header, rows = show.times(result, module.SHOWN)
+        terminal.table(f"{result['device']}: {result['bench']}", Table(header, rows, _TIMES))
     if module.DETAILS:
         header, rows = show.details(result, module.DETAILS)
         terminal.table("In each call", Table(header, rows, module.DETAILS_NOTE))
     header, rows = show.goals(result, module.GOALS)
     terminal.table("Goals", Table(header, rows)) if rows else terminal.line(_NO_GOALS)
-    return result
 
 
-def _one(row: dict[str, Any]) -> str:
+def _record(csv: Path | None, result: dict[str, Any], settings: Any, terminal: Terminal) -> None:
+    from pgraft_fast_benchmarks import records
+
+    if csv is None and settings.size == "full" and result["commit"] is not None:
+        csv = records.file_of(result["device"])
+    if csv is not None:
+        records.append(csv, records.rows_of(result))
+        terminal.line(f"{len(result['rows'])} rows added to {csv}")
+
+
+def _plot(source: Path | None, terminal: Terminal) -> dict[str, Any]:
+    from pgraft_fast_benchmarks import plots, records
+
+    rows = records.all_rows() if source is None else records.read(source)
+    folder = (records.RESULTS if source is None else source.parent) / "plots"
+    drawn = plots.draw(rows, folder)
+    for path in drawn:
+        terminal.line(str(path))
+    if not drawn:
+        raise InputError(f"{source or records.RESULTS}: no row that could be drawn; run pgraft-fast bench first")
+    return {"bench": "plot", "files": [str(path) for path in drawn], "failed": 0}
+
+
+def _has_diffusers() -> bool:
+    return importlib.util.find_spec("diffusers") is not None
+
+
+def _told(row: dict[str, Any]) -> str:
     mode = f" ({row['mode']})" if row.get("mode") else ""
-    return f"{row['provider']} {row['gate'] if row['p50_ms'] is None else format(row['p50_ms'], '.4g')}{mode}"
+    if row.get("model_error") is not None and row["provider"] == "model":
+        mode = f" ({100 * row['model_error']:+.0f} %)"
+    time = row.get("p50_ms")
+    return f"{row['provider']} {row['gate'] if time is None else format(time, '.4g')}{mode}"

@@ -20,6 +20,7 @@ from torch import Tensor
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.errors import StoppedError
+from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune import (
     FinetuneSettings,
     Learner,
@@ -31,7 +32,6 @@ from pgraft_fast.finetune import (
     train,
 )
 from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.files import to_json, write_file
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report import Table
 from pgraft_fast.report.demo_report import DemoData, write_demo_report

@@ -14,17 +14,17 @@ import torch
 
 from pgraft_fast.commands.config import RunConfig, load_task
 from pgraft_fast.commands.console import Terminal
+from pgraft_fast.commands.dry_run import SAFETY
 from pgraft_fast.errors import InputError
+from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
-from pgraft_fast.finetune.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
 from pgraft_fast.report import write_run_report
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate
 
 CONFIG, RESULT, MODEL = "config.json", "result.json", "model.safetensors"
-_SAFETY = 1.3
 
 
 def finetune(config: RunConfig, terminal: Terminal) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class _Run:
         with self.terminal.progress(config.train.rounds * trainer.calls_of_a_round()):
             before = self._evaluation("before")
             # What the evaluation took tells what must be kept back for the one at the end.
-            trainer.budget.reserve = _SAFETY * max(self.ledger.seconds["evaluate"], self.ledger.elapsed - began)
+            trainer.budget.reserve = SAFETY * max(self.ledger.seconds["evaluate"], self.ledger.elapsed - began)
             trainer.run_rounds()
             if trainer.rounds_done == 0:
                 raise InputError("budget: the time is up before the first round; raise [budget]")

@@ -9,8 +9,8 @@ import torch
 from pgraft_fast.commands.config import RunConfig, checked, load_task
 from pgraft_fast.commands.finetune import MODEL, read_run
 from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
-from pgraft_fast.finetune.files import write_file
 from pgraft_fast.report import picture_grid_png
 from pgraft_fast.sampling import Model, guided, rollout
 from pgraft_fast.tasks import Task

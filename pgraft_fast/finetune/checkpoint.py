@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pgraft_fast.errors import CheckpointError, StorageError
-from pgraft_fast.finetune.files import (
+from pgraft_fast.files import (
     read_folder,
     storage_error,
     to_json,

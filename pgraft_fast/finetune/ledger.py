@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pgraft_fast.finetune.files import storage_error
+from pgraft_fast.files import storage_error
 
 PHASES = ("start", "sample", "score", "accept", "train", "evaluate", "save", "lost")
 _HEARTBEAT_SECONDS = 1.0

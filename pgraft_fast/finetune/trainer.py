@@ -9,10 +9,10 @@ from torch import nn
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
+from pgraft_fast.files import check_space, remove_temporary
 from pgraft_fast.finetune.budget import CALLS_OF_A_TRAINED_SAMPLE, Budget
 from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_checkpoint
 from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.files import check_space, remove_temporary
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.rounds import Candidates, Prompts, collect
 from pgraft_fast.finetune.settings import FinetuneSettings

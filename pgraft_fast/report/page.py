@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
-from pgraft_fast.finetune.files import storage_error, write_file
+from pgraft_fast.files import storage_error, write_file
 
 
 @dataclass(frozen=True)

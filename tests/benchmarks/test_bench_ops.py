@@ -3,6 +3,11 @@
 import csv
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +18,11 @@ from pgraft_fast_benchmarks.goals import GOALS
 from pgraft_fast_benchmarks.harness import Case, Provider, Settings, measure
 from pgraft_fast_benchmarks.timing import CpuTimer, percentile
 
-QUICK = Settings(torch.device("cpu"), quick=True)
-KEYS = {"op", "case", "shape", "dtype", "provider", "gate", "p50_ms", "p20_ms", "p80_ms", "readings", "bytes"}
+ROOT = Path(__file__).parents[2]
+SMOKE = Settings(torch.device("cpu"), size="smoke")
+KEYS = {
+    "op", "case", "shape", "dtype", "provider", "gate", "p50_ms", "p20_ms", "p80_ms", "times_ours", "readings", "bytes",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +30,14 @@ def result(tmp_path_factory):
     """(JSON, CSV rows) of the command."""
     folder = tmp_path_factory.mktemp("bench")
     paths = [folder / "ops.json", folder / "ops.csv"]
-    assert main(["bench", "ops", "--quick", "--json", str(paths[0]), "--csv", str(paths[1])]) == 0
+    assert main(["bench", "ops", "--smoke", "--json", str(paths[0]), "--csv", str(paths[1])]) == 0
     with open(paths[1], newline="") as file:
         return json.loads(paths[0].read_text()), list(csv.DictReader(file))
 
 
 def test_every_gate_is_green_and_every_row_whole(result):
     data, _ = result
-    assert data["failed"] == 0 and data["quick"]
+    assert data["failed"] == 0 and data["size"] == "smoke"
     for row in data["rows"]:
         assert row["gate"] == "ok", row
         assert set(row) - {"note"} == KEYS
@@ -115,7 +123,7 @@ def test_a_red_gate_has_no_times():
     ran = []
     wrong = Provider("wrong", lambda: ran.append(1), lambda: gates.same([torch.ones(3)], [torch.zeros(3)]))
     right = Provider("ours", lambda: None, lambda: None)
-    red, green = measure(made_up(wrong, right), QUICK)
+    red, green = measure(made_up(wrong, right), SMOKE)
     assert red["gate"] == "fail" and red["note"] == "output 0 differs" and ran == []
     assert [red[key] for key in ("p50_ms", "p20_ms", "p80_ms")] == [None] * 3
     assert green["gate"] == "ok" and green["p50_ms"] > 0
@@ -124,7 +132,7 @@ def test_a_red_gate_has_no_times():
 def test_a_red_gate_is_the_exit_status(monkeypatch, capsys):
     wrong = Provider("ours", lambda: None, lambda: "wrong by 1")
     monkeypatch.setattr(bench_ops, "cases", lambda settings: [made_up(wrong)])
-    assert main(["bench", "ops", "--quick"]) == 1
+    assert main(["bench", "ops", "--smoke"]) == 1
     assert "ours fail: wrong by 1" in capsys.readouterr().err
 
 
@@ -133,10 +141,10 @@ def test_what_cannot_run_is_skipped_only_where_that_is_allowed():
         raise RuntimeError("no compiler\nmore")
 
     optional = Provider("compile", broken, broken, optional=True)
-    (skipped,) = measure(made_up(optional), QUICK)
+    (skipped,) = measure(made_up(optional), SMOKE)
     assert (skipped["gate"], skipped["note"], skipped["p50_ms"]) == ("skipped", "RuntimeError: no compiler", None)
     with pytest.raises(RuntimeError, match="no compiler"):
-        measure(made_up(Provider("ours", broken, broken)), QUICK)
+        measure(made_up(Provider("ours", broken, broken)), SMOKE)
 
 
 def test_resets_stay_outside_and_steps_divide():
@@ -144,7 +152,7 @@ def test_resets_stay_outside_and_steps_divide():
     provider = Provider(
         "diffusers", lambda: events.append("run"), lambda: None, steps=4, reset=lambda: events.append("reset")
     )  # fmt: skip
-    (measured,) = measure(made_up(provider), QUICK)
+    (measured,) = measure(made_up(provider), SMOKE)
     assert measured["gate"] == "ok"
     assert events[0] == "reset" and "run,run" not in ",".join(events)
     # A reading is a run before it and the timed one; the plan takes one reading too.
@@ -154,7 +162,7 @@ def test_resets_stay_outside_and_steps_divide():
 def test_the_faster_of_several_gets_a_row():
     slow = Provider("slow", lambda: sum(range(20_000)), lambda: None)
     fast = Provider("fast", lambda: None, lambda: None)
-    rows = measure(made_up(slow, fast, best_of={"torch": ("slow", "fast")}), QUICK)
+    rows = measure(made_up(slow, fast, best_of={"torch": ("slow", "fast")}), SMOKE)
     assert rows[2]["provider"] == "torch" and rows[2]["p50_ms"] == rows[1]["p50_ms"]
     assert rows[2]["note"] == "the faster one, fast"
 
@@ -175,7 +183,10 @@ def test_gates_see_small_errors():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["everything"], "bench 'everything' is unknown; known: ops, sampling, round"),
+        (
+            ["everything"],
+            "bench 'everything' is unknown; known: ops, sampling, round, invert, quality, scaling, all, plot",
+        ),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
         (["ops", "--threads", "0"], "--threads 0: at least 1"),
         (["ops", "--only", "no such case"], "--only 'no such case': in no label; known: solver_step ddim 16x4x64x64;"),
@@ -189,6 +200,34 @@ def test_wrong_input(arguments, message, capsys):
 
 
 def test_without_diffusers(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["bench", "ops"]) == 2
+    """Sampling is refused in one line; of the operations only its rows are left out."""
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr("pgraft_fast.commands.bench._has_diffusers", lambda: False)
+    assert main(["bench", "sampling"]) == 2
     assert "diffusers, which is missing: pip install" in capsys.readouterr().err
+    case = next(case for case in bench_ops.cases(SMOKE) if case.case == "ddim")
+    found = {row["provider"]: row["gate"] for row in measure(case, SMOKE)}
+    assert found == {"ours": "ok", "diffusers": "skipped", "eager": "ok", "copy": "ok"}
+
+
+def test_an_error_planted_in_the_library_is_red(tmp_path):
+    """csrc built anew with a coefficient one percent off: its rows have no times, and the command fails."""
+    code = tmp_path / "code"
+    for name, home in (("pgraft_fast", "pgraft_fast"), ("pgraft_fast_kernels", "kernels"),
+                       ("pgraft_fast_benchmarks", "benchmarks")):  # fmt: skip
+        (code / name).parent.mkdir(exist_ok=True)
+        (code / name).symlink_to(ROOT / home)
+    shutil.copytree(ROOT / "csrc", code / "pgraft_fast_csrc")
+    source = code / "pgraft_fast_csrc" / "solver_step.h"
+    text = source.read_text()
+    assert text.count("float next = u.a * x[i] + u.b * clean;") == 1
+    source.write_text(text.replace("u.b * clean;", "1.01f * u.b * clean;"))
+    done = subprocess.run(
+        [sys.executable, "-m", "pgraft_fast.cli", "bench", "ops", "--smoke", "--only", "ddim 2x4x8x8", "--json", "-"],
+        env={**os.environ, "PYTHONPATH": str(code), "PGRAFT_FAST_CACHE": str(tmp_path / "cache")},
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    rows = {row["provider"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows["ours"]["gate"] == "fail" and rows["ours"]["p50_ms"] is None and "error" in rows["ours"]["note"]
+    assert rows["eager"]["gate"] == rows["diffusers"]["gate"] == "ok"

@@ -15,10 +15,10 @@ from pgraft_fast_benchmarks import bench_sampling, calls, harness, meters, model
 from pgraft_fast_benchmarks.harness import Settings, measure
 from pgraft_fast_benchmarks.sampling_goals import GOALS, AtMost, NotSlower, Times
 
-QUICK = Settings(torch.device("cpu"), quick=True)
+SMOKE = Settings(torch.device("cpu"), size="smoke")
 KEYS = {
     "op", "case", "shape", "dtype", "batch", "steps", "provider", "gate", "p50_ms", "p20_ms", "p80_ms", "readings",
-    "images_per_s", "model_ms", "non_model_ms", "non_model_share", "model_calls", "error",
+    "images_per_s", "model_ms", "non_model_ms", "non_model_share", "model_calls", "error", "times_ours",
 }  # fmt: skip
 # The published configs at a size for a CPU.
 SMALL = {
@@ -54,14 +54,14 @@ def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     paths = [folder / "sampling.json", folder / "sampling.csv"]
     files = ["--json", str(paths[0]), "--csv", str(paths[1])]
-    assert main(["bench", "sampling", "--quick", "--threads", "1", *files]) == 0
+    assert main(["bench", "sampling", "--smoke", "--threads", "1", *files]) == 0
     with open(paths[1], newline="") as file:
         return json.loads(paths[0].read_text()), list(csv.DictReader(file))
 
 
 def test_every_gate_is_green_and_every_row_whole(result):
     data, lines = result
-    assert (data["bench"], data["failed"], data["quick"]) == ("sampling", 0, True)
+    assert (data["bench"], data["failed"], data["size"]) == ("sampling", 0, "smoke")
     found = [(row["case"], row["batch"], row["provider"]) for row in data["rows"]]
     cases = [("digits", 16), ("digits", 1), ("tiny sd", 4)]
     assert found == [(*case, provider) for case in cases for provider in ("diffusers", "ours")]
@@ -70,13 +70,13 @@ def test_every_gate_is_green_and_every_row_whole(result):
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and row["readings"] == 5
         assert row["shape"][0] == row["batch"] and row["error"] <= 1 / 255
         assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"], rel=1e-4)
-        assert float(line["non_model_share"]) == row["non_model_share"] > 0 and line["energy_j_per_image"] == ""
+        assert float(line["non_model_share"]) == row["non_model_share"] > 0 and "energy_j_per_image" not in line
         assert 0 < row["model_ms"] < row["p80_ms"] + row["non_model_ms"]
         # Of Stable Diffusion also the prompts, twice, and the decoder.
         assert row["model_calls"] == row["steps"] + (3 if row["case"] == "tiny sd" else 0)
 
 
-def test_no_verdict_of_a_quick_run(result):
+def test_no_verdict_of_a_smoke_run(result):
     assert show.goals(result[0], GOALS)[1] == []
     header, rows = show.details(result[0], bench_sampling.DETAILS)
     assert header == ["case", "provider", "images/s", "rest ms", "share"] and len(rows) == 6
@@ -91,17 +91,17 @@ def test_a_wrong_scheduler_is_red(monkeypatch, capsys):
         return fast
 
     monkeypatch.setattr(bench_sampling, "accelerate", wrong)
-    assert main(["bench", "sampling", "--quick", "--threads", "1", "--only", "digits 1x1"]) == 1
+    assert main(["bench", "sampling", "--smoke", "--threads", "1", "--only", "digits 1x1"]) == 1
     assert "ours fail: pictures differ by" in capsys.readouterr().err
-    case = next(iter(bench_sampling.cases(QUICK)))
-    theirs, ours = measure(case, QUICK)
+    case = next(iter(bench_sampling.cases(SMOKE)))
+    theirs, ours = measure(case, SMOKE)
     assert (ours["gate"], ours["p50_ms"], ours["readings"]) == ("fail", None, 0) and theirs["gate"] == "ok"
     assert {"batch", "steps"} < set(ours) and "non_model_ms" not in ours
 
 
 def test_an_error_of_a_later_call_is_seen(monkeypatch):
-    case = next(iter(bench_sampling.cases(QUICK)))
-    _, ours = case.build(QUICK)
+    case = next(iter(bench_sampling.cases(SMOKE)))
+    _, ours = case.build(SMOKE)
     call = ours.run
     first = call.pictures
 
@@ -114,11 +114,11 @@ def test_an_error_of_a_later_call_is_seen(monkeypatch):
 
 
 def test_full_runs_have_the_goals_cases():
-    full = replace(QUICK, quick=False)
+    full = replace(SMOKE, size="full")
     cases = [*bench_sampling.cases(full), *sampling_gpu.cases(full)]
     known = {(case.case, case.shape[0], case.columns["steps"]) for case in cases}
     assert {(goal.case, goal.batch, goal.steps) for goal in GOALS} == known
-    assert len(list(sampling_gpu.cases(QUICK))) == 3
+    assert len(list(sampling_gpu.cases(SMOKE))) == 3
 
 
 def timed(provider, p50, spread=0.02, **more):
@@ -155,13 +155,13 @@ def test_large_models_are_as_large_as_the_published_ones(name, millions):
 @pytest.mark.parametrize("name", models.LARGE)
 def test_gpu_cases_at_a_small_size(name, monkeypatch):
     monkeypatch.setattr(sampling_gpu, "_references", {})
-    (case,) = (case for case in sampling_gpu.cases(QUICK) if case.case == name)
+    (case,) = (case for case in sampling_gpu.cases(SMOKE) if case.case == name)
 
     def build(settings):
         every = sampling_gpu.providers(name, models.LARGE[name], 2, 3, settings, **SMALL[name])
         return [provider for provider in every if provider.name != "diffusers compile"]
 
-    rows = {row["provider"]: row for row in measure(replace(case, build=build, least=2, budget=0.0), QUICK)}
+    rows = {row["provider"]: row for row in measure(replace(case, build=build, least=2, budget=0.0), SMOKE)}
     xformers = rows.pop("diffusers xformers")
     assert xformers["gate"] == "skipped" and "xformers" in xformers["note"]
     assert set(rows) == {"diffusers", "ours", "ours eager"}
@@ -175,9 +175,9 @@ def test_out_of_memory_skips_the_provider_or_the_case():
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
     case = harness.Case("sampling", "sdxl", (64, 4), "bfloat16", None, full, columns={"batch": 64}, optional=True)
-    assert [(row["gate"], row["batch"]) for row in measure(case, QUICK)] == [("skipped", 64)]
+    assert [(row["gate"], row["batch"]) for row in measure(case, SMOKE)] == [("skipped", 64)]
     with pytest.raises(torch.OutOfMemoryError):
-        measure(replace(case, optional=False), QUICK)
+        measure(replace(case, optional=False), SMOKE)
     fits = harness.Provider("ours", lambda: 0.5, lambda: None, own_clock=True, optional=True)
     found = [
         fits,
@@ -185,7 +185,7 @@ def test_out_of_memory_skips_the_provider_or_the_case():
         replace(fits, name="later", run=full),
         replace(fits, name="at last", columns=full),
     ]
-    rows = measure(replace(case, build=lambda settings: found), QUICK)
+    rows = measure(replace(case, build=lambda settings: found), SMOKE)
     assert [row["gate"] for row in rows] == ["ok", "skipped", "skipped", "skipped"]
     assert rows[0]["p50_ms"] == 500.0 and [row["p50_ms"] for row in rows[1:]] == [None] * 3
     assert rows[3]["note"] == "OutOfMemoryError: CUDA out of memory."
@@ -218,6 +218,8 @@ def gpu(monkeypatch):
     nvml = types.SimpleNamespace(
         nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: uuid, NVMLError=RuntimeError,
         nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(energy),
+        nvmlDeviceGetClockInfo=lambda handle, kind: 1000 + kind, NVML_CLOCK_SM=1, NVML_CLOCK_MEM=2,
+        nvmlSystemGetDriverVersion=lambda: b"580.1",
     )  # fmt: skip
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     for name, value in {
@@ -244,6 +246,7 @@ def test_what_a_gpu_is_asked(gpu, monkeypatch):
     assert 2000.0 < row["peak_memory_mb"] < 2010.0
     # Readings of 4 ms in all say nothing about energy; the models are timed in a call of its own.
     assert row["energy_j_per_image"] is None and "mode" not in row
+    assert (row["sm_mhz"], row["memory_mhz"]) == (1001, 1002)
     assert row["model_calls"] == 6 and row["model_ms"] == pytest.approx(12.0)
     monkeypatch.setattr(FakeEvent, "elapsed_time", lambda self, other: 600.0)
     call = calls.PipelineCall(lambda: pipe, arguments, gpu, 2, 3)
@@ -260,10 +263,24 @@ def test_graphs_hide_the_models(gpu):
     assert row["mode"] == "trajectory_graph" and "model_ms" not in row
 
 
+def test_what_an_operation_asks_of_a_gpu(gpu, monkeypatch):
+    for name, value in {"memory_allocated": 10**6, "max_memory_allocated": 5 * 10**6}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(meters, "launches", lambda run: 4)
+    board, calls = meters.Board.of(gpu), []
+    assert board.driver() == "580.1"
+    row = meters.op_columns(lambda: calls.append(1), 2, gpu, board, 0.01)
+    assert row["launches"] == 2.0 and row["peak_memory_mb"] == 4.0 and 0 < row["host_ms"] < 1.0
+    # The made-up meter tells 6 J between two questions.
+    assert row["energy_j"] == pytest.approx(12.0 / (len(calls) - 6) / 2, rel=0.6) and row["sm_mhz"] == 1001
+    assert "energy_j" not in meters.op_columns(lambda: None, 1, gpu, board, 0.0)
+    assert "energy_j" not in meters.op_columns(lambda: None, 1, gpu, meters.Board(), 1.0)
+
+
 def test_no_meter_is_no_number(monkeypatch):
-    assert meters.Energy.of(torch.device("cpu")).joules() is None
+    assert meters.Board.of(torch.device("cpu")).joules() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert meters.Energy.of(torch.device("cuda")).joules() is None
+    assert meters.Board.of(torch.device("cuda")).joules() is None
 
 
 def test_watched_models_are_left_as_they_were():

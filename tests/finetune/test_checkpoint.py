@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgraft_fast.errors import CheckpointError, StorageError
+from pgraft_fast.files import check_space, read_folder, remove_temporary, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, run_lock, save_checkpoint, tensor_bytes
-from pgraft_fast.finetune.files import check_space, read_folder, remove_temporary, write_file, write_folder
 
 
 def checkpoint(number, seed=0, size=300):

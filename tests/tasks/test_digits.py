@@ -19,12 +19,12 @@ from pgraft_fast.tasks.digits.recipe import (
     train_base,
     train_classifier,
 )
-from pgraft_fast.tasks.digits.task import WEIGHTS, _load
+from pgraft_fast.tasks.digits.task import WEIGHTS, load_weights
 
 
 @pytest.fixture(scope="module")
 def classifier():
-    return _load(DigitsClassifier(), WEIGHTS / "classifier.safetensors")[0]
+    return load_weights(DigitsClassifier(), WEIGHTS / "classifier.safetensors")[0]
 
 
 def test_split():
@@ -43,6 +43,7 @@ def test_shipped_weights_are_small():
     assert sorted(path.name for path in WEIGHTS.iterdir()) == [
         "classifier.safetensors",
         "flow.safetensors",
+        "mlp_flow.safetensors",
         "vp.safetensors",
     ]
 

@@ -44,8 +44,8 @@ def digits_task(settings: DigitsSettings) -> Task:
     """Load the models. Raises CheckpointError for missing or damaged weights."""
     folder = WEIGHTS if settings.weights is None else Path(settings.weights)
     variant = VARIANTS[settings.variant]
-    model, model_hash = _load(DigitsDiT(), folder / f"{settings.variant}.safetensors")
-    classifier, classifier_hash = _load(DigitsClassifier(), folder / "classifier.safetensors")
+    model, model_hash = load_weights(DigitsDiT(), folder / f"{settings.variant}.safetensors")
+    classifier, classifier_hash = load_weights(DigitsClassifier(), folder / "classifier.safetensors")
     labels = torch.arange(N_CLASSES)
     prompts = Prompts([str(d) for d in range(N_CLASSES)], labels) if settings.conditional else Prompts(["any digit"])
 
@@ -93,7 +93,8 @@ def _pictures(samples: Tensor) -> np.ndarray:
     return (255.0 * (1.0 - ink)).round().to(torch.uint8).cpu().numpy()
 
 
-def _load(model: ModelT, path: Path) -> tuple[ModelT, str]:
+def load_weights(model: ModelT, path: Path) -> tuple[ModelT, str]:
+    """The model with the weights of a file, in eval mode, and the file's SHA-256. Raises CheckpointError."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -1,0 +1,149 @@
+"""Pictures of what the results hold: images an hour, bandwidth, reward against hours, distance against FLOPs."""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pgraft_fast_benchmarks.records import Row, newest, slug
+
+_HOUR = 3600.0
+
+
+def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Write folder/<plot>-<device>.png and .svg for everything that the rows can show; the files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for device in dict.fromkeys(str(row["device"]) for row in rows):
+        here = [row for row in rows if str(row["device"]) == device]
+        for name, plot in PLOTS.items():
+            figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+            if not plot(here, figure):
+                continue
+            figure.suptitle(f"{device}", fontsize=9, x=0.99, ha="right")
+            for kind in ("png", "svg"):
+                path = folder / f"{name}-{slug(device)}.{kind}"
+                # Without the time of day and drawn names, the same rows give the same file.
+                with rc_context({"svg.hashsalt": "pgraft"}):
+                    figure.savefig(path, dpi=120, metadata={"Date": None} if kind == "svg" else None)
+                written.append(path)
+    return written
+
+
+def images_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
+    """By batch and provider, a panel a model."""
+    found = [row for row in newest(rows, "sampling") if row["gate"] == "ok"]
+    cases = _grouped(found, lambda row: str(row["case"]))
+    if not cases:
+        return False
+    axes = _panels(figure, len(cases))
+    for axis, (case, mine) in zip(axes, cases.items(), strict=True):
+        providers = list(dict.fromkeys(row["provider"] for row in mine))
+        batches = sorted({row["batch"] for row in mine})
+        for place, provider in enumerate(providers):
+            at = {row["batch"]: _HOUR * row["images_per_s"] for row in mine if row["provider"] == provider}
+            x = [index + 0.8 * (place + 0.5) / len(providers) - 0.4 for index, one in enumerate(batches) if one in at]
+            axis.bar(x, [at[one] for one in batches if one in at], 0.8 / len(providers), label=provider)
+        axis.set_xticks(range(len(batches)), [str(one) for one in batches])
+        axis.set(title=case, xlabel="batch", ylabel="images per device-hour")
+        axis.legend(fontsize=7)
+    return True
+
+
+def bandwidth(rows: Sequence[Row], figure: Figure) -> bool:
+    """Bytes that each operation must move by the time that it took, beside the copy in the same run."""
+    names, ours, copies = [], [], []
+    for label, mine in _grouped(newest(rows, "ops"), lambda row: f"{row['op']} {row['case']}\n{row['shape']}").items():
+        speed = {
+            row["provider"]: row["bytes"] / (1e6 * row["p50_ms"])
+            for row in mine if row["gate"] == "ok" and row.get("bytes") and row["dtype"] == "float32"
+        }  # fmt: skip
+        if {"ours", "copy"} <= set(speed):
+            names.append(label)
+            ours.append(speed["ours"])
+            copies.append(speed["copy"])
+    if not names:
+        return False
+    axis = figure.subplots()
+    places = range(len(names))
+    axis.barh([place - 0.2 for place in places], ours, 0.4, label="ours")
+    axis.barh([place + 0.2 for place in places], copies, 0.4, label="copy of the result, the limit")
+    axis.set_yticks(places, names, fontsize=6)
+    axis.invert_yaxis()
+    axis.set(xlabel="GB/s of the bytes that must move")
+    axis.legend(fontsize=7)
+    return True
+
+
+def reward_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
+    """Of each method, its mean over seeds, against the device-hours of sampling and training."""
+    found = [row for row in newest(rows, "quality") if row.get("op") == "demo"]
+    if not found:
+        return False
+    axis = figure.subplots()
+    base = [row["reward"] for row in found if row["provider"] == "base"]
+    for name, mine in _grouped(found, _method).items():
+        if name == "base" or not base:
+            continue
+        rewards = [row["reward"] for row in mine]
+        hours = sum(row["device_hours"] for row in mine) / len(mine)
+        mean = sum(rewards) / len(rewards)
+        axis.errorbar(
+            [0.0, hours], [sum(base) / len(base), mean], yerr=[[0.0, mean - min(rewards)], [0.0, max(rewards) - mean]],
+            marker="o", capsize=3, label=name,
+        )  # fmt: skip
+    axis.set(xlabel="device-hours of sampling and training", ylabel="mean reward")
+    axis.set_title("digits towards symmetry: mean, least and greatest of the seeds", fontsize=9)
+    axis.legend(fontsize=7)
+    return True
+
+
+def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
+    """Frechet distance to the data against the FLOPs of an image, by the numbers of steps."""
+    found = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
+    if not found:
+        return False
+    axis = figure.subplots()
+    for name, mine in _grouped(found, lambda row: str(row["provider"])).items():
+        ordered = sorted(mine, key=lambda row: row["flops_per_image"])
+        x = [row["flops_per_image"] for row in ordered]
+        axis.plot(x, [row["fd_data"] for row in ordered], marker="o", label=name)
+        for row in ordered:
+            axis.annotate(str(row["steps"]), (row["flops_per_image"], row["fd_data"]), fontsize=6,
+                          xytext=(3, 3), textcoords="offset points")  # fmt: skip
+    axis.axhline(min(row["fd_floor"] for row in found), linestyle=":", color="gray", label="two draws of the data")
+    axis.set(xscale="log", yscale="log", xlabel="FLOPs per image, counted", ylabel="Frechet distance to the data")
+    axis.legend(fontsize=7)
+    return True
+
+
+PLOTS: dict[str, Callable[[Sequence[Row], Figure], bool]] = {
+    "images-per-hour": images_per_hour,
+    "bandwidth": bandwidth,
+    "reward-per-hour": reward_per_hour,
+    "distance-per-flop": distance_per_flop,
+}
+
+
+def _method(row: Row) -> str:
+    return f"p-graft {row['cut']:g}" if row["provider"] == "p-graft" else str(row["provider"])
+
+
+def _grouped(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """In the order in which the names come first."""
+    order = {one: index for index, one in enumerate(dict.fromkeys(map(name, rows)))}
+    ordered = sorted(rows, key=lambda row: order[name(row)])
+    return {one: list(mine) for one, mine in groupby(ordered, name)}
+
+
+def _panels(figure: Figure, count: int) -> list[Axes]:
+    figure.set_size_inches(4.0 * min(count, 3), 3.6 * (1 + (count - 1) // 3))
+    found: Any = figure.subplots(1 + (count - 1) // 3, min(count, 3), squeeze=False)
+    axes = list(found.flat)
+    for spare in axes[count:]:
+        spare.set_axis_off()
+    return axes[:count]

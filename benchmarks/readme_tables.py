@@ -1,0 +1,114 @@
+"""Write the README's tables from benchmarks/results/*.csv, or with --check say whether they agree.
+
+Each table is that of the newest full runs of a device, one behind the other where there are several devices.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pgraft_fast.commands.demo import demo_table, summarise
+from pgraft_fast_benchmarks.records import Row, all_rows, newest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+_PEERS = ("diffusers", "compile", "torch", "eager", "copy")
+_ROUND_PEERS = ("plain", "ours compile", "plain compile", "all rows")
+
+
+def demo(rows: Sequence[Row]) -> str:
+    """Rewards and distances of the demo."""
+    found = [row for row in newest(rows, "quality") if row.get("op") == "demo"]
+    if not found:
+        return ""
+    told = [{**row, "method": row["provider"], "reward_ci": [row["reward_low"], row["reward_high"]]} for row in found]
+    table = demo_table(summarise(told), None)
+    return _markdown(table.header, table.rows)
+
+
+def ops(rows: Sequence[Row]) -> str:
+    """Our milliseconds, and how many times as long the others take."""
+    lines = []
+    for mine in _cases([row for row in newest(rows, "ops") if row["dtype"] == "float32"]):
+        by = {row["provider"]: row for row in mine if row["gate"] == "ok"}
+        if "ours" in by:
+            ratios = [f"{by[peer]['times_ours']:.3g}x" if peer in by else "" for peer in _PEERS]
+            lines.append(
+                [f"{mine[0]['op']} {mine[0]['case']}", mine[0]["shape"], f"{by['ours']['p50_ms']:.3g}", *ratios]
+            )
+    return _markdown(["operation", "shape", "ms", *_PEERS], lines)
+
+
+def sampling(rows: Sequence[Row]) -> str:
+    """Whole pipeline calls: time outside of the models, diffusers' and ours, and the whole call."""
+    lines = []
+    for mine in _cases(newest(rows, "sampling")):
+        by = {row["provider"]: row for row in mine if row["gate"] == "ok"}
+        if {"diffusers", "ours"} <= set(by) and by["ours"].get("non_model_ms"):
+            pair = by["diffusers"], by["ours"]
+            rest = [f"{row['non_model_ms']:.3g} ms ({row['non_model_share']:.1%})" for row in pair]
+            ratio = pair[0]["non_model_ms"] / pair[1]["non_model_ms"]
+            name = f"{mine[0]['case']}, batch {mine[0]['batch']}"
+            lines.append([name, *rest, f"{ratio:.1f}x", f"{pair[0]['times_ours']:.3f}x"])
+    return _markdown(["pipeline", "diffusers' rest", "our rest", "ratio", "whole call"], lines)
+
+
+def rounds(rows: Sequence[Row]) -> str:
+    """Whole rounds: samples an hour, and how many times as long the others take."""
+    lines = []
+    for mine in _cases(newest(rows, "round")):
+        by = {row["provider"]: row for row in mine if row["gate"] == "ok"}
+        if "ours" in by:
+            ratios = [f"{by[peer]['times_ours']:.3g}x" if peer in by else "" for peer in _ROUND_PEERS]
+            lines.append([mine[0]["case"], f"{by['ours']['samples_per_hour']:,.0f}", *ratios])
+    return _markdown(["round", "samples per hour", *_ROUND_PEERS], lines)
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "demo": demo, "ops": ops, "sampling": sampling, "round": rounds,
+}  # fmt: skip
+
+
+def updated(text: str, rows: Sequence[Row]) -> str:
+    """The README with the tables in their places."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name} table: make readme-tables -->\n", f"<!-- end of {name} table -->\n"
+        head, rest = text.split(begin)
+        text = head + begin + _of_devices(table, rows) + end + rest.split(end)[1]
+    return text
+
+
+def main() -> int:
+    """Exit status 1 where --check finds a difference."""
+    text = README.read_text()
+    if "--check" in sys.argv:
+        return int(updated(text, all_rows()) != text)
+    README.write_text(updated(text, all_rows()))
+    return 0
+
+
+def _of_devices(table: Callable[[Sequence[Row]], str], rows: Sequence[Row]) -> str:
+    """With a line that names the device, where there are several."""
+    devices = list(dict.fromkeys(str(row["device"]) for row in rows))
+    made = {device: table([row for row in rows if str(row["device"]) == device]) for device in devices}
+    found = {device: text for device, text in made.items() if text}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return "\n".join(f"{device}:\n\n{text}" for device, text in found.items())
+
+
+def _cases(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of the same case together, in the order of the file."""
+    found: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault((row["op"], row["case"], row.get("shape"), row.get("batch")), []).append(row)
+    return list(found.values())
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines) if rows else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""A benchmark without the command line's packages: python -m pgraft_fast_benchmarks.run ops --size quick --csv FILE.
+
+For machines where only some packages are installed, and for other commits than the installed one. Prints plain lines;
+the exit status is 1 where a gate is red, 3 where a package is missing.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="pgraft_fast_benchmarks.run", description=__doc__)
+    parser.add_argument("what", choices=("ops", "sampling", "round", "invert", "quality", "scaling"))
+    parser.add_argument("--size", choices=("full", "quick", "smoke"), default="full")
+    parser.add_argument("--csv", type=Path, help="append the rows to this file")
+    parser.add_argument("--only", default="", help="the cases with this in their label")
+    parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
+    parser.add_argument("--backend", help="of our operations, in place of the choice by device")
+    given = parser.parse_args(arguments)
+    try:
+        import torch
+
+        from pgraft_fast_benchmarks import records
+        from pgraft_fast_benchmarks.harness import Settings
+
+        module = importlib.import_module(module_of(given.what))
+    except ModuleNotFoundError as error:
+        print(f"{given.what}: skipped, {error}")
+        return 3
+    torch.set_num_threads(given.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows: list[dict[str, Any]] = []
+
+    def each(label: str, found: list[dict[str, Any]]) -> None:
+        """Print a case, and keep its rows at once: a run that is cut off leaves what it measured."""
+        rows.extend(found)
+        for row in found:
+            time = row.get("p50_ms")
+            print(
+                f"{label} {row['provider']}: {row['gate'] if time is None else f'{time:.4g} ms'} {row.get('note', '')}"
+            )
+        sys.stdout.flush()
+        if given.csv is not None:
+            from pgraft_fast_benchmarks.environment import environment
+
+            told = {**environment(device), "run": began, "size": given.size, "backend": given.backend or "by device"}
+            records.append(given.csv, records.rows_of({**told, "bench": given.what, "rows": found}))
+
+    began = records.now()
+    module.run(Settings(device, given.backend, given.size, given.only), each)
+    return int(any(row["gate"] == "fail" for row in rows))
+
+
+def module_of(what: str) -> str:
+    """The module of a benchmark."""
+    return f"pgraft_fast_benchmarks.{'' if what == 'scaling' else 'bench_'}{what}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

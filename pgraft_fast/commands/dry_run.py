@@ -1,0 +1,103 @@
+"""`pgraft-fast finetune --dry-run`: what a run would do and take, from a short timed probe; nothing is written."""
+
+import resource
+import sys
+from typing import Any
+
+import torch
+
+from pgraft_fast.commands.config import RunConfig, load_task
+from pgraft_fast.commands.console import Terminal
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.cost import CostModel, Estimate, evaluations_of, probe
+from pgraft_fast.report import Table
+
+# What `commands.finetune` keeps back for the evaluation at the end, beside what the one at the start took.
+SAFETY = 1.3
+
+
+def dry_run(config: RunConfig, terminal: Terminal) -> dict[str, Any]:
+    """The plan: rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls, device_hours,
+    peak_memory_mb. Raises InputError where not one round fits.
+    """
+    task = load_task(config.task)
+    device = next(task.model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    cost = probe(
+        task.model, task.schedule, task.reward(config.task.reward), config, shape=task.shape,
+        parameterization=task.parameterization, prompts=task.prompts,
+    )  # fmt: skip
+    evaluations = evaluations_of(task.schedule, config, task.parameterization)
+    one = cost.round(config, evaluations)
+    evaluation = _evaluation(config, cost, evaluations)
+    rounds, why = rounds_that_fit(config, one, evaluation)
+    asked = config.train.rounds
+    plan = {
+        "rounds": rounds,
+        "rounds_asked": asked,
+        "fits": rounds == asked,
+        "why": why,
+        "round": {
+            "sample_seconds": round(one.sample, 3),
+            "score_seconds": round(one.score, 3),
+            "train_seconds": round(one.train, 3),
+            "seconds": round(one.seconds, 3),
+            "model_calls": one.model_calls,
+        },
+        "evaluation_seconds": round(2.0 * evaluation, 3),
+        "seconds": round(rounds * one.seconds + 2.0 * evaluation, 3),
+        "device_hours": round((rounds * one.seconds + 2.0 * evaluation) / 3600.0, 6),
+        "model_calls": rounds * one.model_calls,
+        "peak_memory_mb": round(_peak_memory(device), 1),
+    }
+    _show(plan, terminal)
+    if rounds == 0:
+        raise InputError(f"{why}: not one round fits; raise [budget] or lower [sample] and [train]")
+    return plan
+
+
+def rounds_that_fit(config: RunConfig, one: Estimate, evaluation: float) -> tuple[int, str | None]:
+    """How many of the rounds asked for fit into the budget, and what ends them."""
+    limits: list[tuple[int, str]] = []
+    seconds, calls = config.budget.seconds(), config.budget.model_calls
+    if seconds is not None:
+        left = seconds - (1.0 + SAFETY) * evaluation
+        told = f"budget: {seconds:.0f} s, of which {(1.0 + SAFETY) * evaluation:.1f} s are for evaluation"
+        limits.append((max(0, int(left / one.seconds)), told))
+    if calls is not None:
+        limits.append((calls // one.model_calls, f"budget: {calls:,} model calls, a round needs {one.model_calls:,}"))
+    rounds, why = min(limits, default=(config.train.rounds, ""))
+    return (rounds, why) if rounds < config.train.rounds else (config.train.rounds, None)
+
+
+def _evaluation(config: RunConfig, cost: CostModel, evaluations: int) -> float:
+    """Seconds of one evaluation."""
+    n = config.sample.candidates
+    samples = -(-config.evaluate.samples // n) * n
+    return cost.sampling(samples, evaluations, config.sample.batch_size) + cost.score(samples)
+
+
+def _peak_memory(device: torch.device) -> float:
+    """In MB: of a GPU what the probe took at most, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def _show(plan: dict[str, Any], terminal: Terminal) -> None:
+    one = plan["round"]
+    rows = [
+        [f"one round of {plan['rounds_asked']}", f"{one['seconds']:.1f}", f"{one['model_calls']:,}"],
+        [
+            "  sample, score, train",
+            " ".join(f"{one[f'{part}_seconds']:.1f}" for part in ("sample", "score", "train")),
+            "",
+        ],
+        ["evaluation, before and after", f"{plan['evaluation_seconds']:.1f}", ""],
+        [f"the run, {plan['rounds']} rounds", f"{plan['seconds']:.1f}", f"{plan['model_calls']:,}"],
+    ]
+    note = f"Timed on a few steps; right to about 15 %. Peak memory of the probe {plan['peak_memory_mb']:.0f} MB."
+    terminal.table("Plan", Table(["part", "seconds", "model calls"], rows, note))
+    terminal.line("everything fits the budget" if plan["fits"] else f"{plan['why']}: {plan['rounds']} rounds fit")

@@ -1,0 +1,181 @@
+"""What a round will take, before it is run: a cost model fitted to a short timed probe.
+
+A network call of b samples, an optimiser step on b rows and the reward of b samples each take fixed + each b seconds; a
+round is a sum of those. The seconds depend on neither prompts, candidates, steps nor cut but through these counts, so
+two sizes of each are enough.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.rounds import Kept, Prompts
+from pgraft_fast.finetune.settings import FinetuneSettings
+from pgraft_fast.finetune.training import Learner, train
+from pgraft_fast.rewards import score
+from pgraft_fast.sampling import make_steps, model_evaluations, rollout
+
+_PROBE_STEPS = 3
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of a batch of b: fixed + each b."""
+
+    fixed: float
+    each: float
+
+    def __call__(self, batch: int) -> float:
+        return self.fixed + self.each * batch
+
+    @classmethod
+    def fit(cls, points: Iterable[tuple[int, float]]) -> "Line":
+        """Least squares of relative errors, both terms at least 0. points: (batch, seconds), one or more."""
+        known = [(float(batch), seconds) for batch, seconds in points]
+        weight = [1.0 / seconds**2 for _, seconds in known]
+        total, x, y = (
+            sum(w * value for w, value in zip(weight, values, strict=True))
+            for values in ([1.0] * len(known), [b for b, _ in known], [s for _, s in known])
+        )
+        xx = sum(w * b * b for w, (b, _) in zip(weight, known, strict=True))
+        xy = sum(w * b * s for w, (b, s) in zip(weight, known, strict=True))
+        determinant = total * xx - x * x
+        if determinant <= 1e-12 * total * xx:
+            return cls(0.0, xy / xx)
+        fixed, each = (y * xx - x * xy) / determinant, (total * xy - x * y) / determinant
+        if fixed < 0.0:
+            return cls(0.0, xy / xx)
+        return cls(fixed, each) if each >= 0.0 else cls(y / total, 0.0)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds of a round by phase, and its network calls, a backward pass counted as two."""
+
+    sample: float
+    score: float
+    train: float
+    model_calls: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole round; choosing takes next to nothing, saving is not in it."""
+        return self.sample + self.score + self.train
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """call: one network call without gradients, its solver step included. train: an optimiser step. score: a reward."""
+
+    call: Line
+    train: Line
+    score: Line
+
+    def sampling(self, samples: int, evaluations: int, batch_size: int) -> float:
+        """Seconds for so many trajectories of `evaluations` network calls each."""
+        whole, rest = divmod(samples, batch_size)
+        return evaluations * (whole * self.call(batch_size) + (self.call(rest) if rest else 0.0))
+
+    def round(self, settings: FinetuneSettings, evaluations: int) -> Estimate:
+        """A round of these settings, `evaluations` network calls a trajectory."""
+        sample, training = settings.sample, settings.train
+        samples = sample.prompts * sample.candidates
+        return Estimate(
+            sample=self.sampling(samples, evaluations, sample.batch_size),
+            score=self.score(samples),
+            train=training.steps * self.train(training.batch_size),
+            model_calls=samples * evaluations + 3 * training.steps * training.batch_size,
+        )
+
+
+def evaluations_of(schedule: Schedule, settings: FinetuneSettings, parameterization: str) -> int:
+    """Network calls of a trajectory."""
+    sample = settings.sample
+    grid = schedule.grid(sample.steps, parameterization)
+    return model_evaluations(make_steps(schedule, grid, sample.solver, parameterization, sample.eta))
+
+
+def probe(
+    model: nn.Module,
+    schedule: Schedule,
+    reward: Callable[..., object],
+    settings: FinetuneSettings,
+    *,
+    shape: Sequence[int],
+    parameterization: str,
+    prompts: Prompts,
+    sizes: tuple[int, ...] | None = None,
+    train_sizes: tuple[int, ...] | None = None,
+) -> CostModel:
+    """Time a few steps of each kind, each size three times, the median counts; a second or two for a small model.
+
+    sizes, train_sizes: batches to time; by default the settings' and a quarter of it.
+    """
+    run, device = Execution(settings.mode, next(model.parameters()).device), next(model.parameters()).device
+    whole = min(settings.sample.batch_size, settings.sample.prompts * settings.sample.candidates)
+    sizes = (whole, max(1, whole // 4)) if sizes is None else sizes
+    rows = settings.train.batch_size
+    train_sizes = (rows, max(1, rows // 4)) if train_sizes is None else train_sizes
+    called, scored, trained = [], [], []
+    x_0 = torch.empty(0)
+    for size in sizes:
+        condition = None if prompts.condition is None else prompts.condition[torch.arange(size) % len(prompts.text)]
+
+        def draw(size: int = size, condition: Tensor | None = condition) -> Tensor:
+            return rollout(
+                run.of(model), schedule, shape=shape, n=size, steps=_PROBE_STEPS, solver=settings.sample.solver,
+                eta=settings.sample.eta, parameterization=parameterization, condition=condition, batch_size=size,
+                device=device, graphs=run.graphs,
+            ).final  # fmt: skip
+
+        few = settings.model_copy(update={"sample": settings.sample.model_copy(update={"steps": _PROBE_STEPS})})
+        seconds, x_0 = _timed(draw, device)
+        called.append((size, seconds / evaluations_of(schedule, few, parameterization)))
+        text = [prompts.text[place % len(prompts.text)] for place in range(size)]
+
+        def judge(x: Tensor = x_0, text: list[str] = text) -> Tensor:
+            return score(reward, x, text, torch.arange(len(text)), settings.sample.batch_size)
+
+        seconds, _ = _timed(judge, device)
+        scored.append((size, seconds))
+    for size in train_sizes:
+        given = settings.train.model_copy(update={"steps": _PROBE_STEPS, "batch_size": size})
+        learner = Learner(model, given)
+        learner.run = run.of(learner.model)
+        ids = torch.arange(max(size, x_0.shape[0]), device=device)
+        condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)]
+        kept = Kept(
+            x_0[ids % x_0.shape[0]], ids, condition, 0.0 if given.cut == 0.0 else float(schedule.t_of_share(given.cut))
+        )
+
+        def learn(learner: Learner = learner, kept: Kept = kept) -> object:
+            return train(learner, kept, schedule, parameterization=parameterization, seed=0)
+
+        seconds, _ = _timed(learn, device)
+        trained.append((size, seconds / _PROBE_STEPS))
+    return CostModel(Line.fit(called), Line.fit(trained), Line.fit(scored))
+
+
+def _timed(work: Callable[[], Tensor | object], device: torch.device) -> tuple[float, Tensor]:
+    """Median seconds of some runs after a first one, and the last result."""
+    found = work()
+    taken = []
+    for _ in range(_REPEATS):
+        _wait(device)
+        began = time.perf_counter()
+        found = work()
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken), found  # type: ignore[return-value]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,125 @@
+"""The inverse of one step by fixed-point iteration, sample by sample.
+
+x_s = a y - h psi(y) is solved for y by y <- g(y) = (x_s + h psi(y)) / a, which contracts by about h L / a a time; L is
+the Lipschitz constant of psi. A sample that has converged leaves the batch. The rest goes on by Anderson mixing of
+its last iterates; where that does not end either, by shorter steps towards g(y): a half, a quarter, an eighth.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.inverse_noise.generator import FlowStep, Velocity, psi
+from pgraft_fast.ops import anderson_mix, fixed_point_update
+
+_HISTORY = 5
+_DAMPINGS = (1.0, 0.5, 0.25, 0.125)
+# Below this relative residual the ratio of two of them is rounding.
+_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Solved:
+    """y: (B, ...), without meaning where `converged` (B,) is False. contraction: (B,), nan where it did not show."""
+
+    y: Tensor
+    converged: Tensor
+    contraction: Tensor
+
+
+@dataclass
+class _Rows:
+    """The samples still at work. index: their places in the batch. following, residual: of the last iterates."""
+
+    index: Tensor
+    x: Tensor
+    y: Tensor
+    condition: Tensor | None
+    following: list[Tensor] = field(default_factory=list)
+    residual: list[Tensor] = field(default_factory=list)
+    last: Tensor | None = None
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all others."""
+        self.index, self.x, self.y = self.index[rows], self.x[rows], self.y[rows]
+        self.condition = None if self.condition is None else self.condition[rows]
+        self.following = [value[rows] for value in self.following]
+        self.residual = [value[rows] for value in self.residual]
+        self.last = None if self.last is None else self.last[rows]
+
+
+def solve(
+    step: FlowStep,
+    velocity: Velocity,
+    x: Tensor,
+    guess: Tensor,
+    condition: Tensor | None,
+    *,
+    tolerance: float,
+    max_iterations: int,
+) -> Solved:
+    """y with step(y) = x. x, guess: (B, ...). tolerance: of |g(y) - y| / |g(y)|. max_iterations: at each damping."""
+    y, batch = guess.clone(), x.shape[0]
+    converged = torch.zeros(batch, dtype=torch.bool, device=x.device)
+    contraction = torch.full((batch,), float("nan"), dtype=x.dtype, device=x.device)
+    scaled = x / step.a
+    for damping in _DAMPINGS:
+        left = (~converged).nonzero().squeeze(1)
+        if left.numel() == 0:
+            break
+        start = guess if damping == 1.0 else scaled
+        rows = _Rows(left, scaled[left], start[left], None if condition is None else condition[left])
+        for iteration in range(max_iterations):
+            ended = _iterate(step, velocity, rows, damping, iteration, tolerance, y, converged, contraction)
+            if ended:
+                break
+    return Solved(y, converged, contraction)
+
+
+def _iterate(
+    step: FlowStep,
+    velocity: Velocity,
+    rows: _Rows,
+    damping: float,
+    iteration: int,
+    tolerance: float,
+    y: Tensor,
+    converged: Tensor,
+    contraction: Tensor,
+) -> bool:
+    """One evaluation of the rows; true once none is left that could converge."""
+    following, residual = fixed_point_update(
+        rows.x, psi(step, velocity, rows.y, rows.condition), rows.y, -step.h / step.a
+    )
+    size = following.flatten(1).norm(dim=1).clamp(min=torch.finfo(following.dtype).tiny)
+    relative = residual / size
+    if iteration == 1 and damping == 1.0 and rows.last is not None:
+        # The first iterate is the plain one, so the ratio is that of the map itself.
+        known = rows.last > _FLOOR
+        contraction[rows.index] = torch.where(known, relative / rows.last, torch.full_like(relative, float("nan")))
+    done = relative <= tolerance
+    lost = ~torch.isfinite(relative)
+    grown = None if rows.last is None else relative > rows.last
+    _remember(rows, following, damping, grown)
+    rows.last = relative
+    ended = done | lost
+    # Where rows leave, their iterates are copied out: the one reading of the device an iteration.
+    if bool(ended.any()):
+        at = rows.index[done]
+        y[at], converged[at] = following[done], True
+        rows.keep((~ended).nonzero().squeeze(1))
+    return rows.index.numel() == 0
+
+
+def _remember(rows: _Rows, following: Tensor, damping: float, grown: Tensor | None) -> None:
+    """Take the next iterates, mixed from the last ones; those whose residual grew go on plainly."""
+    change = following - rows.y
+    moved = following if damping == 1.0 else torch.add(rows.y, change, alpha=damping)
+    rows.following, rows.residual = [*rows.following[1 - _HISTORY :], moved], [*rows.residual[1 - _HISTORY :], change]
+    if len(rows.following) == 1 or grown is None:
+        rows.y = moved
+        return
+    mixed = anderson_mix(torch.stack(rows.following), torch.stack(rows.residual))
+    plain = (grown | ~torch.isfinite(mixed.flatten(1)).all(dim=1)).view(-1, *[1] * (mixed.ndim - 1))
+    rows.y = torch.where(plain, moved, mixed)

@@ -1,0 +1,136 @@
+"""A flow's discrete generator, step by step: the map that is inverted.
+
+A step takes x at time t to time s < t, with the velocity dx/dt = v(x, t) of a network:
+
+    x_s = a x_t - h psi(x_t),    psi = v(x, t)                                    euler, flow_sde
+                                 psi = (v(x, t) + v(x - h v(x, t), s)) / 2        heun (the last step euler)
+                                 psi = v(x - h v(x, t) / 2, (t + s) / 2)          midpoint
+
+with a = 1 and h = t - s, but for flow_sde: the step of Euler-Maruyama on the reverse SDE of the linear flow with its
+noise left out (see `sampling.solvers`, euler_sde), which also shrinks the state.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.errors import InputError
+from pgraft_fast.sampling import Model, make_steps
+
+SOLVERS = ("euler", "heun", "midpoint", "flow_sde")
+
+
+class FlowStep(NamedTuple):
+    """See the module. kind: of psi, "euler", "heun" or "midpoint"."""
+
+    t: float
+    s: float
+    a: float
+    h: float
+    kind: str
+
+    @property
+    def evaluations(self) -> int:
+        """Network calls of psi."""
+        return 1 if self.kind == "euler" else 2
+
+
+def flow_steps(
+    steps: int = 20, solver: str = "euler", *, grid: Tensor | None = None, eta: float | None = None
+) -> list[FlowStep]:
+    """The steps from t = 1 to 0, uniform, or on `grid` (S + 1,) falling times. eta: of flow_sde. Raises InputError."""
+    if solver not in SOLVERS:
+        raise InputError(f"solver={solver!r} is unknown; known: {', '.join(SOLVERS)}")
+    if eta is not None and solver != "flow_sde":
+        raise InputError(f"eta={eta} has no meaning for solver={solver!r}; it belongs to flow_sde")
+    if grid is None:
+        if steps < 1:
+            raise InputError(f"steps={steps}: at least 1")
+        grid = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    # The table checks the grid, too.
+    table = make_steps(
+        Schedule.linear_flow(), grid, "euler_sde" if solver == "flow_sde" else "euler", "velocity",
+        eta if solver == "flow_sde" else None,
+    )  # fmt: skip
+    found = []
+    for row in table:
+        # x_0 = x - t v, and the table's x_s = a x + b x_0.
+        a, h = (row.a + row.b, row.b * row.t) if solver == "flow_sde" else (1.0, row.t - row.s)
+        kind = "euler" if solver == "flow_sde" or (solver == "heun" and row.s == 0.0) else solver
+        found.append(FlowStep(row.t, row.s, a, h, kind))
+    return found
+
+
+@dataclass
+class Velocity:
+    """The network's velocity in float32 at a time, counted. model(x, t[, condition]); dtype: of its input.
+
+    calls: of one sample.
+    """
+
+    model: Model
+    dtype: torch.dtype | None = None
+    calls: int = 0
+    check: Callable[[], None] = field(default=lambda: None)
+
+    def __call__(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor:
+        self.calls += x.shape[0]
+        self.check()
+        given = x if self.dtype is None else x.to(self.dtype)
+        times = torch.full((x.shape[0],), t, dtype=given.dtype, device=x.device)
+        out: Any = self.model(given, times) if condition is None else self.model(given, times, condition)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
+        return out.to(x.dtype)
+
+
+def psi(step: FlowStep, velocity: Velocity, x: Tensor, condition: Tensor | None) -> Tensor:
+    """See the module. x: (B, ...)."""
+    first = velocity(x, step.t, condition)
+    if step.kind == "euler":
+        return first
+    if step.kind == "midpoint":
+        return velocity(torch.add(x, first, alpha=-0.5 * step.h), 0.5 * (step.t + step.s), condition)
+    return 0.5 * (first + velocity(torch.add(x, first, alpha=-step.h), step.s, condition))
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    noise: Tensor,
+    steps: int = 20,
+    *,
+    solver: str = "euler",
+    grid: Tensor | None = None,
+    eta: float | None = None,
+    condition: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Samples (B, ...) float32 of a flow from noise (B, ...) at t = 1, without noise on the way.
+
+    model(x, t[, condition]) -> dx/dt. Arguments as in `invert`, whose inverse this is. Raises InputError.
+    """
+    velocity, plan = Velocity(model, dtype), flow_steps(steps, solver, grid=grid, eta=eta)
+    parts = []
+    for low in range(0, noise.shape[0], batch_size):
+        rows = slice(low, low + batch_size)
+        parts.append(forward(plan, velocity, as_state(noise[rows]), None if condition is None else condition[rows]))
+    return torch.cat(parts)
+
+
+def forward(plan: list[FlowStep], velocity: Velocity, x: Tensor, condition: Tensor | None) -> Tensor:
+    """All steps of one batch."""
+    for step in plan:
+        x = torch.add(step.a * x if step.a != 1.0 else x, psi(step, velocity, x, condition), alpha=-step.h)
+    return x
+
+
+def as_state(x: Tensor) -> Tensor:
+    """float32, or float64 as it is."""
+    return x if x.dtype is torch.float64 else x.to(torch.float32)

@@ -1,0 +1,119 @@
+"""Plots and README tables from made-up rows: everything is drawn, the newest rows count, red ones do not."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pgraft_fast_benchmarks import plots, readme_tables, records
+
+ROOT = Path(__file__).parents[2]
+RUN = {"run": "2026-01-02T00:00:00Z", "size": "full", "device": "A CPU", "threads": 2, "gate": "ok", "dtype": "float32"}
+
+
+def timed(bench, op, case, provider, time, ratio, **more):
+    return {
+        **RUN, "bench": bench, "op": op, "case": case, "shape": "4x8", "provider": provider, "p50_ms": time,
+        "times_ours": ratio, **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    timed("ops", "solver_step", "ddim", "ours", 99.0, 1.0, bytes=4000, run="2026-01-01T00:00:00Z"),
+    timed("ops", "solver_step", "ddim", "ours", 0.02, 1.0, bytes=4000),
+    timed("ops", "solver_step", "ddim", "diffusers", 0.2, 10.25, bytes=4000),
+    timed("ops", "solver_step", "ddim", "copy", 0.01, 0.5, bytes=2000),
+    timed("ops", "solver_step", "ddim", "eager", None, None, bytes=4000, gate="fail"),
+    timed("sampling", "sampling", "sd", "ours", 10.0, 1.0, batch=4, images_per_s=400.0, non_model_ms=1.0,
+          non_model_share=0.1),
+    timed("sampling", "sampling", "sd", "diffusers", 12.0, 1.2, batch=4, images_per_s=333.0, non_model_ms=3.0,
+          non_model_share=0.3),
+    timed("round", "round", "digits", "ours", 1000.0, 1.0, samples_per_hour=3600000.0, batch=1000),
+    timed("round", "round", "digits", "plain", 1500.0, 1.5, samples_per_hour=2400000.0, batch=1000),
+    *[
+        {
+            **RUN, "bench": "quality", "op": "demo", "case": "digits", "provider": method, "cut": cut, "seed": seed,
+            "reward": reward, "reward_low": reward - 0.1, "reward_high": reward + 0.1, "fd_accepted": 1.0,
+            "fd_data": 2.0, "precision": 0.5, "recall": 0.6, "model_calls": 10, "seconds": 36.0, "device_hours": 0.01,
+        }
+        for method, cut, reward in (("base", 0.0, 0.7), ("graft", 0.0, 0.8), ("p-graft", 0.25, 0.78)) for seed in (0, 1)
+    ],
+    *[
+        {**RUN, "bench": "quality", "op": "distance", "case": "digits flow", "provider": "base", "steps": steps,
+         "flops_per_image": 1e6 * steps, "fd_data": 10.0 / steps, "fd_floor": 0.01}
+        for steps in (5, 50)
+    ],
+]  # fmt: skip
+
+
+def test_every_plot_is_drawn(tmp_path):
+    paths = plots.draw(ROWS, tmp_path)
+    assert sorted(path.name for path in paths) == sorted(
+        f"{name}-a-cpu.{kind}" for name in plots.PLOTS for kind in ("png", "svg")
+    )
+    for path in paths:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert image.width > 400 and len(image.convert("L").getcolors(1 << 16)) > 10
+        else:
+            assert "<svg" in path.read_text()
+    before = {path: path.read_bytes() for path in paths}
+    plots.draw(ROWS, tmp_path)
+    assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_nothing_to_draw(tmp_path):
+    assert plots.draw([], tmp_path) == []
+    assert plots.draw([{**RUN, "bench": "ops", "size": "smoke", "provider": "ours"}], tmp_path) == []
+
+
+def test_tables():
+    assert readme_tables.ops(ROWS).splitlines()[2] == "| solver_step ddim | 4x8 | 0.02 | 10.2x |  |  |  | 0.5x |"
+    assert readme_tables.sampling(ROWS).splitlines()[2] == (
+        "| sd, batch 4 | 3 ms (30.0%) | 1 ms (10.0%) | 3.0x | 1.200x |"
+    )
+    assert readme_tables.rounds(ROWS).splitlines()[2] == "| digits | 3,600,000 | 1.5x |  |  |  |"
+    assert [line.split(" | ")[0] for line in readme_tables.demo(ROWS).splitlines()[2:]] == [
+        "| base",
+        "| graft",
+        "| p-graft 0.25",
+    ]
+
+
+def test_devices_are_named_where_there_are_several():
+    both = [*ROWS, *({**row, "device": "A GPU"} for row in ROWS if row["bench"] == "ops")]
+    text = "".join(
+        f"<!-- {name} table: make readme-tables -->\nold\n<!-- end of {name} table -->\n"
+        for name in readme_tables.TABLES
+    )
+    new = readme_tables.updated(text, both)
+    assert "old" not in new and new.count("A CPU:") == new.count("A GPU:") == 1
+
+
+def test_the_readme_is_that_of_the_results():
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "readme_tables.py"), "--check"], check=False)
+    assert done.returncode == 0, "the README's tables are not those of benchmarks/results: make readme-tables"
+
+
+def test_the_command_draws_what_a_file_holds(tmp_path, capsys):
+    from pgraft_fast.cli import main
+
+    path = tmp_path / "rows.csv"
+    records.append(path, ROWS)
+    assert main(["bench", "plot", "--csv", str(path)]) == 0
+    assert (tmp_path / "plots" / "bandwidth-a-cpu.png").stat().st_size > 5000
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert main(["bench", "plot", "--csv", str(path)]) == 2
+    assert "no row that could be drawn; run pgraft-fast bench first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (4, 2)])
+def test_a_panel_a_model(size):
+    count, rows = size
+    found = [{**row, "case": f"m{index}"} for index in range(count) for row in ROWS if row["bench"] == "sampling"]
+    figure = plots.Figure()
+    assert plots.images_per_hour(found, figure)
+    assert sum(axis.has_data() for axis in figure.axes) == count
+    assert figure.get_size_inches()[1] == pytest.approx(3.6 * rows)

@@ -1,0 +1,27 @@
+"""The scaling benchmark at its smallest: rows in pairs, red where the model is off."""
+
+import torch
+
+from pgraft_fast_benchmarks import scaling
+from pgraft_fast_benchmarks.harness import Settings
+
+
+def test_rows_come_in_pairs():
+    names = []
+    rows = scaling.run(Settings(torch.device("cpu"), size="smoke"), lambda name, found: names.append(name))["rows"]
+    assert names == ["candidates", "steps"]
+    assert [row["provider"] for row in rows] == ["measured", "model"] * 2
+    assert all(row["p50_ms"] > 0 for row in rows)
+
+
+def test_a_model_that_is_off_is_red():
+    fine = scaling._rows("steps", 10, 1.0, 1.14)
+    assert [row["gate"] for row in fine] == ["ok", "ok"] and fine[1]["model_error"] == 0.14
+    off = scaling._rows("steps", 10, 1.0, 0.8)
+    assert off[1]["gate"] == "fail" and off[1]["note"] == "-20 % of the measured time"
+
+
+def test_ranks_share_the_prompts():
+    """Two processes of a thread each answer, each with its own seconds."""
+    found = scaling._in_processes(2, 1, probing=False)
+    assert len(found) == 2 and all(seconds > 0 for seconds in found)

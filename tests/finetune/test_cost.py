@@ -1,0 +1,75 @@
+"""The cost model: lines, sums, and a probe of a model whose time is known."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.finetune import FinetuneSettings, Prompts, SampleSettings, SelectSettings, TrainSettings
+from pgraft_fast.finetune.cost import CostModel, Line, evaluations_of, probe
+
+FLOW = Schedule.linear_flow()
+
+
+def settings(**sample):
+    return FinetuneSettings(
+        sample=SampleSettings(**{"prompts": 5, "candidates": 4, "steps": 6, "batch_size": 8} | sample),
+        select=SelectSettings(k=2),
+        train=TrainSettings(cut=0.25, steps=7, batch_size=8),
+    )
+
+
+@pytest.mark.parametrize(
+    ("points", "fixed", "each"),
+    [
+        ([(10, 1.2), (110, 3.2)], 1.0, 0.02),
+        ([(10, 2.0)], 0.0, 0.2),
+        # Noise must not make a negative time of small or of large batches.
+        ([(10, 1.0), (100, 11.0)], 0.0, None),
+        ([(10, 1.0), (100, 0.9)], None, 0.0),
+    ],
+)
+def test_lines(points, fixed, each):
+    line = Line.fit(points)
+    assert fixed is None or line.fixed == pytest.approx(fixed)
+    assert each is None or line.each == pytest.approx(each)
+    assert all(line(batch) == pytest.approx(seconds, rel=0.1) for batch, seconds in points)
+
+
+def test_a_round_is_the_sum_of_its_parts():
+    model = CostModel(call=Line(1.0, 0.1), train=Line(2.0, 0.5), score=Line(0.0, 0.01))
+    given = settings()
+    found = model.round(given, evaluations_of(FLOW, given, "velocity"))
+    # 20 samples in batches of 8, 8 and 4, six steps each.
+    assert found.sample == pytest.approx(6 * (1.8 + 1.8 + 1.4))
+    assert found.train == pytest.approx(7 * 6.0) and found.score == pytest.approx(0.2)
+    assert found.seconds == pytest.approx(found.sample + found.train + found.score)
+    assert found.model_calls == 20 * 6 + 3 * 7 * 8
+    heun = settings(solver="heun")
+    assert evaluations_of(FLOW, heun, "velocity") == 11
+
+
+class Slow(nn.Module):
+    """A network that takes 2 ms and half a millisecond a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x, t):
+        time.sleep(2e-3 + 5e-4 * x.shape[0])
+        return x * self.weight
+
+
+def test_a_probe_finds_the_times():
+    given = settings()
+    cost = probe(
+        Slow(), FLOW, lambda x: x.sum(1), given, shape=(4,), parameterization="velocity", prompts=Prompts(["a"])
+    )
+    for batch in (2, 5, 8):
+        assert cost.call(batch) == pytest.approx(2e-3 + 5e-4 * batch, rel=0.3)
+        # A training step calls the network once, and little else.
+        assert cost.train(batch) == pytest.approx(2e-3 + 5e-4 * batch, rel=0.5)
+    assert cost.score(8) < 1e-3
