@@ -52,7 +52,7 @@ def _version(name: str) -> str | None:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True, check=False
         )  # fmt: skip
     except OSError:
         return None

@@ -14,7 +14,7 @@ from pgraft_fast.files import write_file
 
 Row = dict[str, Any]
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 # What makes two rows the same measurement, made again.
 _SAME = ("bench", "op", "case", "shape", "dtype", "batch", "steps", "device", "threads", "cut", "seed")
 _FIRST = (
