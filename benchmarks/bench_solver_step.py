@@ -20,9 +20,6 @@ def cases(settings: Settings) -> Iterator[Case]:
     many, one = ((2, 4, 8, 8), (1, 4, 8, 8)) if settings.small else ((16, 4, 64, 64), (1, 4, 64, 64))
     for name in PEERS:
         yield _case(name, many)
-    if settings.device.type == "cpu":
-        # As in a process that has freed no large block yet.
-        yield _case("ddim", many, heap="fresh")
     yield _case("ddim", one)
     for dtype in (torch.bfloat16, torch.float16):
         yield _case("ddim", many, dtype)
@@ -31,14 +28,13 @@ def cases(settings: Settings) -> Iterator[Case]:
             yield _case(name, (256, 4, 128, 128))
 
 
-def _case(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, heap: str = "settled") -> Case:
+def _case(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Case:
     peer = PEERS[name]
     # x, out and out_null read, x_s written; with a history also x_0 read and written.
     tensors = 6 if peer.stateful else 4
     return Case(
-        "solver_step", name if heap == "settled" else f"{name}, {heap} heap", shape, str(dtype).removeprefix("torch."),
+        "solver_step", name, shape, str(dtype).removeprefix("torch."),
         tensors * torch.Size(shape).numel() * dtype.itemsize, partial(_providers, peer, shape, dtype),
-        heap=heap,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.ops import use_backend
 from pgraft_fast_benchmarks import readings
 from pgraft_fast_benchmarks.environment import environment
-from pgraft_fast_benchmarks.heap import settled
+from pgraft_fast_benchmarks.heap import settle
 from pgraft_fast_benchmarks.meters import Board, op_columns
 from pgraft_fast_benchmarks.readings import Readings, Verdicts
 from pgraft_fast_benchmarks.timing import percentile, timer_of
@@ -87,7 +87,7 @@ class Case:
 
     best_of: {name: providers}, a row more that repeats the fastest of these. columns: of all its rows.
     budget: seconds of a provider's readings, in place of the settings'. least: readings, whatever they take.
-    optional: left out with a note, where it cannot be built. heap: see `heap.settled`.
+    optional: left out with a note, where it cannot be built.
     """
 
     op: str
@@ -101,7 +101,6 @@ class Case:
     budget: float | None = None
     least: int = 5
     optional: bool = False
-    heap: str = "settled"
 
     @property
     def label(self) -> str:
@@ -130,7 +129,8 @@ def run_cases(cases: Iterable[Case], settings: Settings, each: Each, bandwidth: 
 
 def measure(case: Case, settings: Settings, bandwidth: float | None = None) -> list[Row]:
     """One row a provider. bandwidth: of a copy in bytes a second, read and written; rows then tell their share."""
-    with torch.no_grad(), settled(settings.device, case.heap):
+    settle(settings.device)
+    with torch.no_grad():
         try:
             providers = case.build(settings)
         except Exception as error:
