@@ -34,7 +34,7 @@ def ops(rows: Sequence[Row]) -> str:
         if "ours" in by:
             ratios = [f"{by[peer]['times_ours']:.3g}x" if peer in by else "" for peer in _PEERS]
             lines.append(
-                [f"{mine[0]['op']} {mine[0]['case']}", mine[0]["shape"], f"{by['ours']['p50_ms']:.3g}", *ratios]
+                [f"{mine[0]['op']} {mine[0]['case']}", str(mine[0]["shape"]), f"{by['ours']['p50_ms']:.3g}", *ratios]
             )
     return _markdown(["operation", "shape", "ms", *_PEERS], lines)
 

@@ -9,10 +9,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "CorrectedPipeline": "pgraft_fast.integrations",
     "FinetuneSettings": "pgraft_fast.finetune",
+    "NoiseCorrector": "pgraft_fast.inverse_noise",
     "PGraftCallback": "pgraft_fast.integrations",
     "Prompts": "pgraft_fast.finetune",
-    "Rollout": "pgraft_fast.sampling",
     "Schedule": "pgraft_fast.diffusion",
     "Trainer": "pgraft_fast.finetune",
     "accelerate": "pgraft_fast.integrations",

@@ -1,4 +1,4 @@
-"""The command line: `pgraft-fast demo | finetune | sample | report | info | train-base | bench`.
+"""The command line: `pgraft-fast demo | finetune | correct | sample | report | info | train-base | bench` and stages.
 
 Messages and progress go to stderr, JSON to the file named by --json ("-" is stdout). Exit status: 0 done, 1 a benchmark
 with a wrong result, 2 wrong input in one line, 130 stopped by the user.
@@ -117,18 +117,67 @@ def info(*, json: Json = None) -> None:
 
 @app.command(name="train-base")
 def train_base(
-    task: Annotated[Positional[str], arg(metavar="TASK", help="digits")],
+    task: Annotated[Positional[str], arg(metavar="TASK|CONFIG.toml", help="digits, or a config of `correct`")],
     /,
     *,
-    out: Annotated[Path, arg(help="folder of the weights")] = Path("runs/train-base"),
+    out: Annotated[Path, arg(help="folder of a task's weights")] = Path("runs/train-base"),
     seed: int = 0,
     json: Json = None,
 ) -> None:
-    """Train a task's shipped weights again, by the recipe that made them."""
+    """Train a task's shipped weights again, by the recipe that made them; or the base flow of a config."""
     from pgraft_fast.commands.train_base import train_base as train
 
     _check_json(json)
+    if task.endswith(".toml"):
+        _emit(_correct(Path(task), None, ("train-base",)), json)
+        return
     _emit(train(task, out, seed), json)
+
+
+Config = Annotated[Positional[Path], arg(metavar="CONFIG.toml")]
+Run = Annotated[str | None, arg(help="run folder, in place of the config's")]
+
+
+@app.command
+def correct(config: Config, /, *, run: Run = None, json: Json = None) -> None:
+    """Correct the noise of a flow: train its base, invert the data, fit the correctors, evaluate, report."""
+    from pgraft_fast.commands.correct import STAGES
+
+    _check_json(json)
+    _emit(_correct(config, run, STAGES), json)
+
+
+@app.command
+def invert(config: Config, /, *, run: Run = None, json: Json = None) -> None:
+    """The second stage of `correct`: push the data back through the base."""
+    _check_json(json)
+    _emit(_correct(config, run, ("invert",)), json)
+
+
+@app.command(name="fit-corrector")
+def fit_corrector(config: Config, /, *, run: Run = None, json: Json = None) -> None:
+    """The third stage of `correct`: learn the law of the inverse noise."""
+    _check_json(json)
+    _emit(_correct(config, run, ("fit-corrector",)), json)
+
+
+@app.command
+def evaluate(config: Config, /, *, run: Run = None, json: Json = None) -> None:
+    """The last stage of `correct`: distances against FLOPs, and the report."""
+    _check_json(json)
+    _emit(_correct(config, run, ("evaluate",)), json)
+
+
+def _correct(config: Path, run: str | None, stages: tuple[str, ...]) -> dict[str, Any]:
+    from pgraft_fast.commands.console import Terminal
+    from pgraft_fast.commands.correct import correct as run_stages
+    from pgraft_fast.commands.correct_config import read_correct_config
+
+    settings = read_correct_config(config, {"run": run})
+    try:
+        return run_stages(settings, Terminal(), stages)
+    except StoppedError as error:
+        raise StoppedError(f"{error}; what is finished is safe, the same command goes on from there") from error
 
 
 @app.command

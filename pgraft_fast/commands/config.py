@@ -53,19 +53,31 @@ def read_config(path: Path, overrides: dict[str, Any]) -> RunConfig:
 
     A reward given as file.py:function in the file is looked up from the file's folder. Raises InputError.
     """
+    data = read_toml(path, {})
+    task = data.get("task")
+    if isinstance(task, dict) and isinstance(task.get("reward"), str) and ".py:" in task["reward"]:
+        task["reward"] = str(path.parent / task["reward"])
+    override(data, overrides)
+    return checked(RunConfig, data, str(path))
+
+
+def read_toml(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """A TOML file with values replaced: {"table.key": value}, None is left out. Raises InputError."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
-    task = data.get("task")
-    if isinstance(task, dict) and isinstance(task.get("reward"), str) and ".py:" in task["reward"]:
-        task["reward"] = str(path.parent / task["reward"])
+    override(data, overrides)
+    return data
+
+
+def override(data: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Replace values in place."""
     for key, value in overrides.items():
         if value is not None:
             _set(data, key.split("."), value)
-    return checked(RunConfig, data, str(path))
 
 
 def checked(schema: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT:

@@ -63,6 +63,41 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
     return float(precision), float(recall)
 
 
+def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 512, seed: int = 0) -> float:
+    """Mean over random directions of the squared 2-Wasserstein distance of the projections, its root.
+
+    a (n, d), b (m, d). Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures". Raises InputError.
+    """
+    if min(a.shape[0], b.shape[0]) < 2 or a.shape[1:] != b.shape[1:]:
+        raise InputError(f"sliced_wasserstein: {tuple(a.shape)} and {tuple(b.shape)} are no two sets of rows of a size")
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.randn(a.shape[1], directions, generator=generator, dtype=torch.float64)
+    axes = axes / axes.norm(dim=0)
+    n = min(a.shape[0], b.shape[0])
+    shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    one, other = (_quantiles(x.detach().cpu().to(torch.float64) @ axes, shares) for x in (a, b))
+    return float((one - other).square().mean().sqrt())
+
+
+def nearest_distances(samples: Tensor, data: Tensor, batch_size: int = 1024) -> Tensor:
+    """(n,) Euclidean distance of each sample (n, ...) to its nearest row of data (m, ...): small ones are copies."""
+    flat = data.flatten(1).to(torch.float64)
+    parts = [torch.cdist(one.flatten(1).to(torch.float64), flat).amin(dim=1) for one in samples.split(batch_size)]
+    return torch.cat(parts)
+
+
+def _quantiles(values: Tensor, shares: Tensor) -> Tensor:
+    """(len(shares), k) of the columns of values (n, k): exact where there are as many shares as values."""
+    ordered = values.sort(dim=0).values
+    if ordered.shape[0] == shares.numel():
+        return ordered
+    place = shares * ordered.shape[0] - 0.5
+    low = place.floor().long().clamp(0, ordered.shape[0] - 1)
+    high = (low + 1).clamp(max=ordered.shape[0] - 1)
+    part = (place - low).clamp(0.0, 1.0)[:, None]
+    return ordered[low] * (1.0 - part) + ordered[high] * part
+
+
 def _radius(points: Tensor, k: int) -> Tensor:
     """(n,) distance to the k-th neighbour other than the point itself."""
     return torch.cdist(points, points).kthvalue(k + 1, dim=1).values

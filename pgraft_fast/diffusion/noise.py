@@ -26,6 +26,10 @@ class Stream(IntEnum):
     TRAIN_TIME = 3
     TRAIN_ORDER = 4
     PROMPTS = 5
+    FIELD_NOISE = 6
+    FIELD_TIME = 7
+    FIELD_ROWS = 8
+    DATA_NOISE = 9
 
 
 @dataclass(frozen=True)

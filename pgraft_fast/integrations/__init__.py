@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 _HOME = {
+    "CorrectedPipeline": "pgraft_fast.integrations.corrected",
     "PGraftCallback": "pgraft_fast.integrations.callback",
     "accelerate": "pgraft_fast.integrations.pipeline",
     "restore": "pgraft_fast.integrations.pipeline",

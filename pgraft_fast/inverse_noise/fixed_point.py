@@ -15,7 +15,7 @@ from pgraft_fast.ops import anderson_mix, fixed_point_update
 
 _HISTORY = 5
 _DAMPINGS = (1.0, 0.5, 0.25, 0.125)
-# Below this relative residual the ratio of two of them is rounding.
+# Below this residual, relative to the iterate, the ratio of two of them is rounding.
 _FLOOR = 1e-4
 
 
@@ -60,6 +60,8 @@ def solve(
     max_iterations: int,
 ) -> Solved:
     """y with step(y) = x. x, guess: (B, ...). tolerance: of |g(y) - y| / |g(y)|. max_iterations: at each damping."""
+    # What rounding leaves of a fixed point.
+    tolerance = max(tolerance, 2.0 * torch.finfo(x.dtype).eps)
     y, batch = guess.clone(), x.shape[0]
     converged = torch.zeros(batch, dtype=torch.bool, device=x.device)
     contraction = torch.full((batch,), float("nan"), dtype=x.dtype, device=x.device)
@@ -93,16 +95,15 @@ def _iterate(
         rows.x, psi(step, velocity, rows.y, rows.condition), rows.y, -step.h / step.a
     )
     size = following.flatten(1).norm(dim=1).clamp(min=torch.finfo(following.dtype).tiny)
-    relative = residual / size
     if iteration == 1 and damping == 1.0 and rows.last is not None:
         # The first iterate is the plain one, so the ratio is that of the map itself.
-        known = rows.last > _FLOOR
-        contraction[rows.index] = torch.where(known, relative / rows.last, torch.full_like(relative, float("nan")))
-    done = relative <= tolerance
-    lost = ~torch.isfinite(relative)
-    grown = None if rows.last is None else relative > rows.last
+        known = rows.last > _FLOOR * size
+        contraction[rows.index] = torch.where(known, residual / rows.last, torch.full_like(residual, float("nan")))
+    done = residual <= tolerance * size
+    lost = ~torch.isfinite(residual)
+    grown = None if rows.last is None else residual > rows.last
     _remember(rows, following, damping, grown)
-    rows.last = relative
+    rows.last = residual
     ended = done | lost
     # Where rows leave, their iterates are copied out: the one reading of the device an iteration.
     if bool(ended.any()):

@@ -65,9 +65,10 @@ def invert(
     model(x, t[, condition]) -> dx/dt with t = 1 noise and t = 0 data; guidance belongs into it. x_0: (B, ...) data.
     steps, solver, grid, eta: the generator's, see `flow_steps`; the default is Euler in uniform steps. dtype: of the
     model's input; the state is float32 whatever it is. condition: (B, ...), rows for the model.
-    tolerance: of each step's equation, a sample, relative. round_trip_limit: a sample is converged where all steps were
-    and the generator gives it back this closely. max_iterations: of a step, before it goes on with damping.
-    on_batch(samples): after each batch; check(): between model calls, may raise.
+    tolerance: of each step's equation, a sample, relative; two units of the state's rounding at the finest.
+    round_trip_limit: a sample is converged where all steps were and the generator gives it back this closely.
+    max_iterations: of a step, before it goes on with damping. on_batch(samples): after each batch; check(): between
+    model calls, may raise.
 
     Source: arXiv 2510.02692, inverse noise correction: the exact inverse of the forward Euler step is the solution of
     an implicit one. Raises InputError.

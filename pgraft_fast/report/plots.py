@@ -39,7 +39,7 @@ class Curve:
     error: Sequence[float] | None = None
 
 
-def curves_png(curves: Sequence[Curve], x_label: str, y_label: str) -> bytes:
+def curves_png(curves: Sequence[Curve], x_label: str, y_label: str, *, log_x: bool = False) -> bytes:
     """Lines with markers."""
 
     def draw(axes) -> None:
@@ -50,9 +50,25 @@ def curves_png(curves: Sequence[Curve], x_label: str, y_label: str) -> bytes:
             )  # fmt: skip
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 5))
+        if log_x:
+            axes.set_xscale("log")
+        else:
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 5))
         if len(curves) > 1:
             axes.legend(fontsize=8)
+
+    return _figure(draw)
+
+
+def spectrum_png(values: np.ndarray, limits: tuple[float, float]) -> bytes:
+    """Falling eigenvalues, with the limits between which those of standard normal noise would lie."""
+
+    def draw(axes) -> None:
+        axes.plot(np.arange(1, len(values) + 1), values, marker=".", linewidth=1.0, color=COLOURS[0])
+        for limit in limits:
+            axes.axhline(limit, color=_INK, linewidth=0.8, linestyle=":")
+        axes.set_xlabel("eigenvalue")
+        axes.set_ylabel("variance")
 
     return _figure(draw)
 

@@ -4,10 +4,8 @@ The scans have 17 grey levels, so their law has no density; with noise of standa
 flow can be inverted on it (arXiv 2510.02692 perturbs its images, too).
 """
 
-import copy
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,75 +13,37 @@ from torch import Tensor, nn
 
 from pgraft_fast.diagnostics import frechet_distance
 from pgraft_fast.diffusion import Stream, normal
-from pgraft_fast.inverse_noise import generate
+from pgraft_fast.inverse_noise import FitSettings, Interpolant, Rows, fit_field, generate
+from pgraft_fast.inverse_noise.networks import Perceptron, make_field
 from pgraft_fast.tasks.digits.data import SHAPE, load_digits
+from pgraft_fast.tasks.flow import FlowTask
 
 SIGMA = 0.2
-_PIXELS = math.prod(SHAPE)
-_FREQUENCIES = 16
-_STEPS, _BATCH, _LEARNING_RATE, _EMA = 4000, 256, 1e-3, 0.995
-
-
-class DigitsMLP(nn.Module):
-    """model(x, t) -> dx/dt or another vector field. x: (B, 1, 8, 8). t: (B,) in [0, 1].
-
-    zero: the last layer starts at 0, and the field with it.
-    """
-
-    def __init__(self, width: int = 256, depth: int = 3, zero: bool = False) -> None:
-        super().__init__()
-        self.frequency: Tensor
-        frequency = 2.0 * math.pi * torch.logspace(-1.0, 1.0, _FREQUENCIES)
-        self.register_buffer("frequency", frequency, persistent=False)
-        sizes = [_PIXELS + 2 * _FREQUENCIES, *[width] * depth]
-        layers: list[nn.Module] = []
-        for size, following in pairwise(sizes):
-            layers += [nn.Linear(size, following), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, _PIXELS))
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.bias)
-        if zero:
-            nn.init.zeros_(last.weight)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        phase = t[:, None].to(x.dtype) * self.frequency
-        return self.layers(torch.cat((x.flatten(1), phase.sin(), phase.cos()), dim=1)).view_as(x)
+# Of limited capacity, as the paper's base is for its data.
+NETWORK = {"kind": "perceptron", "width": 256, "depth": 3}
+_FIT = FitSettings(steps=4000, batch_size=256, learning_rate=1e-3, ema=0.995)
 
 
 def dequantised(split: str, n: int, seed: int) -> Tensor:
     """(n, 1, 8, 8) digits of "train" or "held_out" in turn, each with its own noise."""
+    return _perturbed(split, torch.arange(n), seed)
+
+
+def _perturbed(split: str, index: Tensor, seed: int) -> Tensor:
     images = load_digits(split).images
-    rows = torch.arange(n)
-    return images[rows % images.shape[0]] + SIGMA * normal(seed, rows, 0, SHAPE, Stream.TRAIN_NOISE)
+    return images[index % images.shape[0]] + SIGMA * normal(seed, index, 0, SHAPE, Stream.DATA_NOISE)
 
 
 def train_mlp_flow(
-    seed: int, steps: int = _STEPS, log: Callable[[str], None] = print, check: Callable[[], None] = lambda: None
-) -> DigitsMLP:
-    """Flow matching on the training digits with fresh noise each time; returns the averaged weights."""
-    torch.manual_seed(seed)
-    images, model = load_digits("train").images, DigitsMLP()
-    average = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), _LEARNING_RATE, weight_decay=0.0, fused=True)
-    rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        x_0 = images[torch.randint(0, images.shape[0], (_BATCH,))]
-        x_0 = x_0 + SIGMA * torch.randn_like(x_0)
-        noise, t = torch.randn_like(x_0), torch.rand(_BATCH)
-        share = t.view(-1, 1, 1, 1)
-        loss = (model((1.0 - share) * x_0 + share * noise, t) - (noise - x_0)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        rate.step()
-        with torch.no_grad():
-            for a, b in zip(average.parameters(), model.parameters(), strict=True):
-                a.lerp_(b, 1.0 - _EMA)
-        check()
-        if (step + 1) % 1000 == 0:
-            log(f"step {step + 1} of {steps}, loss {float(loss.detach()):.3f}")
-    return average.requires_grad_(False).eval()
+    seed: int, steps: int | None = None, log: Callable[[str], None] = print, check: Callable[[], None] = lambda: None
+) -> nn.Module:
+    """Flow matching on the training digits with fresh noise in each step; returns the averaged weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = make_field(SHAPE, NETWORK)
+    settings = FitSettings(**{**vars(_FIT), "seed": seed, "steps": _FIT.steps if steps is None else steps})
+    source = Rows(load_digits("train").images, SIGMA, seed)
+    return fit_field(network, source, Interpolant("linear"), settings, log=log, check=check).network
 
 
 def mlp_flow_quality(model: nn.Module, classifier: nn.Module) -> dict[str, float]:
@@ -101,8 +61,29 @@ def mlp_flow_quality(model: nn.Module, classifier: nn.Module) -> dict[str, float
         return found
 
 
-def load_mlp_flow(folder: Path | None = None) -> DigitsMLP:
+def load_mlp_flow(folder: Path | None = None) -> Perceptron:
     """The shipped base, or that of a folder made by `train-base`. Raises CheckpointError."""
     from pgraft_fast.tasks.digits.task import WEIGHTS, load_weights
 
-    return load_weights(DigitsMLP(), (WEIGHTS if folder is None else folder) / "mlp_flow.safetensors")[0]
+    path = (WEIGHTS if folder is None else folder) / "mlp_flow.safetensors"
+    return load_weights(Perceptron(SHAPE, NETWORK["width"], NETWORK["depth"]), path)[0]  # type: ignore[arg-type]
+
+
+def digits_flow_task(seed: int = 0) -> FlowTask:
+    """Dequantised digits with the shipped base. Raises CheckpointError for missing or damaged weights."""
+    from pgraft_fast.tasks.digits.task import DigitsSettings, digits_task
+
+    task = digits_task(DigitsSettings())
+    return FlowTask(
+        name="digits",
+        shape=SHAPE,
+        source=Rows(load_digits("train").images, SIGMA, seed),
+        draw=lambda index, noise_seed: _perturbed("train", index, noise_seed),
+        network=NETWORK,
+        base=load_mlp_flow(),
+        features=task.features,
+        feature_name="digit classifier, 32 features",
+        pictures=task.pictures,
+        data=load_digits("train").images,
+        identity={"data": "digits", "sigma": SIGMA, "size": math.prod(SHAPE), **task.identity},
+    )

@@ -1,0 +1,198 @@
+"""`pgraft-fast correct`: train the base, invert the data, fit the correctors, evaluate; each stage can be asked for
+alone.
+
+run/config.json, run/base/ (checkpoints), run/base.safetensors, run/inverse/ (shards), run/fit-<kind>/ (checkpoints),
+run/corrector-<kind>/, run/result.json, run/report/. The same command again goes on where a stopped one was.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pgraft_fast.commands.console import Terminal
+from pgraft_fast.commands.correct_config import CorrectConfig
+from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.files import to_json, write_file
+from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.inverse_noise import (
+    Interpolant,
+    InverseNoise,
+    NoiseCorrector,
+    diagnose,
+    fit_field,
+    invert_shards,
+    open_shards,
+)
+from pgraft_fast.inverse_noise.networks import default_field, make_field
+from pgraft_fast.report.correct_report import write_correct_report
+from pgraft_fast.tasks.digits.dequantised import digits_flow_task
+from pgraft_fast.tasks.flow import FlowTask
+from pgraft_fast.tasks.flow_evaluation import evaluate_flow
+from pgraft_fast.tasks.pictures import Pictures, thumbnail_features, to_pictures
+
+STAGES = ("train-base", "invert", "fit-corrector", "evaluate")
+
+
+def correct(config: CorrectConfig, terminal: Terminal, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
+    """Run the stages; what the last one found. Raises InputError where a stage before is missing."""
+    run = Path(config.run)
+    with run_lock(run), stop_on_signals() as stop:
+        return _Correct(config, run, terminal, stop).do(stages)
+
+
+def load_flow_task(config: CorrectConfig) -> FlowTask:
+    """The data and networks of a config."""
+    data = config.data
+    if data.kind == "digits":
+        return digits_flow_task(config.seed)
+    assert data.folder is not None
+    pictures = Pictures.of(Path(data.folder), data.size, grey=data.grey, sigma=data.noise, seed=config.seed)
+    network = config.base.network
+    return FlowTask(
+        name=Path(data.folder).name,
+        shape=pictures.shape,
+        source=pictures,
+        draw=pictures.draw,
+        network=default_field(pictures.shape) if network is None else network.config(),
+        base=None,
+        features=thumbnail_features,
+        feature_name="pictures in 8 x 8 areas",
+        pictures=to_pictures,
+        data=pictures.at(torch.arange(len(pictures))) if len(pictures) <= 5000 else None,
+        identity=pictures.identity(),
+    )
+
+
+class _Correct:
+    def __init__(self, config: CorrectConfig, run: Path, terminal: Terminal, stop: StopRequest) -> None:
+        self.config, self.run, self.terminal, self.stop = config, run, terminal, stop
+        self.task = load_flow_task(config)
+        self.seconds: dict[str, float] = {}
+
+    def do(self, stages: tuple[str, ...]) -> dict[str, Any]:
+        write_file(self.run / "config.json", to_json(self.config.model_dump()))
+        work: dict[str, Callable[[], dict[str, Any]]] = {
+            "train-base": self.train_base, "invert": self.invert, "fit-corrector": self.fit, "evaluate": self.evaluate,
+        }  # fmt: skip
+        found: dict[str, Any] = {}
+        for stage in STAGES:
+            if stage in stages:
+                began = time.perf_counter()
+                found = work[stage]()
+                self.seconds[stage] = round(time.perf_counter() - began, 3)
+                self.terminal.line(f"{stage}: {self.seconds[stage]:.1f} s")
+        return {"run": str(self.run), **found}
+
+    def train_base(self) -> dict[str, Any]:
+        """Nothing to do for digits, whose base is shipped."""
+        path, base = self.run / "base.safetensors", self.task.base
+        if base is None:
+            training = self.config.base
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.seed)
+                network = make_field(self.task.shape, self.task.network)
+            base = fit_field(
+                network, self.task.source, Interpolant("linear"), training.fit(self.config.seed),
+                folder=self.run / "base", identity={"network": self.task.network, **self.task.identity},
+                log=self.terminal.line, check=self.stop.check,
+            ).network  # fmt: skip
+        write_file(path, tensor_bytes(base.state_dict(), json.dumps({"network": self.task.network})))
+        count = sum(weight.numel() for weight in base.parameters())
+        return {"base": str(path), "weights": count}
+
+    def invert(self) -> dict[str, Any]:
+        """Push the data back through the base."""
+        asked, generator, base = self.config.invert, self.config.generator, self._base()
+
+        def on_shard(done: int) -> None:
+            self.terminal.line(f"inverted {done} of {asked.samples}")
+
+        found = invert_shards(
+            base, lambda index: self.task.draw(index, self.config.seed), asked.samples, self.run / "inverse",
+            shard=asked.shard, identity={"base_sha256": self._hash(), **self.task.identity, "seed": self.config.seed},
+            log=self.terminal.line, check=self.stop.check, on_shard=on_shard, steps=generator.steps,
+            solver=generator.solver, tolerance=asked.tolerance, max_iterations=asked.max_iterations,
+            batch_size=asked.shard,
+        )  # fmt: skip
+        told = self._told(found)
+        self.terminal.line(told["diagnosis"])
+        return told
+
+    def fit(self) -> dict[str, Any]:
+        """One corrector an interpolant."""
+        asked, inverse = self.config.corrector, self._inverse()
+        noise = inverse.noise()
+        network = None if asked.network is None else asked.network.config()
+        for kind in asked.interpolants:
+            corrector = NoiseCorrector.fit(
+                noise, interpolant=kind, steps=asked.integration_steps, base_steps=self.config.generator.steps,
+                network=network, settings=asked.fit(self.config.seed), folder=self.run / f"fit-{kind}",
+                identity={"base_sha256": self._hash(), "inverted": noise.shape[0]}, log=self.terminal.line,
+                check=self.stop.check,
+            )  # fmt: skip
+            corrector.save(self.run / f"corrector-{kind}")
+        return {"correctors": [str(self.run / f"corrector-{kind}") for kind in asked.interpolants]}
+
+    def evaluate(self) -> dict[str, Any]:
+        """Distances of base and corrected samples, and the report."""
+        asked, inverse = self.config.evaluate, self._inverse()
+        correctors = {str(kind): self._corrector(kind) for kind in self.config.corrector.interpolants}
+        found = evaluate_flow(
+            self.task, self._base(), correctors, samples=asked.samples, base_steps=asked.base_steps,
+            splits=[(pair[0], pair[1]) for pair in asked.splits], solver=self.config.generator.solver,
+            seed=self.config.seed,
+        )  # fmt: skip
+        diagnosis = diagnose(inverse.noise())
+        result = {
+            "rows": found.rows, "floor": found.floor, "features": self.task.feature_name,
+            "inversion": self._told(inverse),
+            "seconds": self.seconds, "config": self.config.model_dump(), "torch": torch.__version__,
+        }  # fmt: skip
+        write_file(self.run / "result.json", to_json(result))
+        page = write_correct_report(self.run, self.task, found, diagnosis, result)
+        self.terminal.line(f"report: {page}")
+        return result
+
+    def _told(self, inverse: InverseNoise) -> dict[str, Any]:
+        return {
+            "samples": inverse.total, "failed": inverse.failed,
+            "calls_per_sample": round(inverse.calls / inverse.total, 2),
+            "contraction": round(inverse.contraction, 4), "worst_round_trip": inverse.worst_round_trip,
+            "diagnosis": diagnose(inverse.noise()).summary(),
+        }  # fmt: skip
+
+    def _base(self) -> nn.Module:
+        base = make_field(self.task.shape, self.task.network)
+        base.load_state_dict(tensors_from_bytes(self._bytes(), self.run / "base.safetensors"))
+        return base.requires_grad_(False).eval()
+
+    def _hash(self) -> str:
+        return hashlib.sha256(self._bytes()).hexdigest()
+
+    def _bytes(self) -> bytes:
+        path = self.run / "base.safetensors"
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{path}: no base ({error.strerror}); run `pgraft-fast train-base` with this config"
+            ) from error
+
+    def _inverse(self) -> InverseNoise:
+        try:
+            return open_shards(self.run / "inverse")
+        except CheckpointError as error:
+            raise InputError(f"{error}; run `pgraft-fast invert` with this config") from error
+
+    def _corrector(self, kind: str) -> NoiseCorrector:
+        try:
+            return NoiseCorrector.load(self.run / f"corrector-{kind}")
+        except CheckpointError as error:
+            raise InputError(f"{error}; run `pgraft-fast fit-corrector` with this config") from error

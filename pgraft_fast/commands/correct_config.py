@@ -1,0 +1,124 @@
+"""Configs of inverse noise correction: TOML into a closed schema."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from pgraft_fast.commands.config import checked, read_toml
+from pgraft_fast.finetune.settings import Settings
+from pgraft_fast.inverse_noise import FitSettings
+
+
+class DataSettings(Settings):
+    """kind: the shipped digits, or the pictures of a folder. size, grey: of a picture. noise: standard deviation of
+    what is added to the data, in units of their range [-1, 1]; digits have their own.
+    """
+
+    kind: Literal["digits", "pictures"] = "digits"
+    folder: str | None = None
+    size: PositiveInt = 64
+    grey: bool = False
+    noise: float = Field(default=1e-3, ge=0)
+
+    @model_validator(mode="after")
+    def _has_folder(self) -> Self:
+        if self.kind == "pictures" and self.folder is None:
+            raise ValueError("data.folder is missing: pictures need one")
+        return self
+
+
+class NetworkSettings(Settings):
+    """A vector field. kind: perceptron (width, depth) or unet (channels, attention, layers)."""
+
+    kind: Literal["perceptron", "unet"]
+    width: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    channels: list[PositiveInt] | None = None
+    attention: list[PositiveInt] | None = None
+    layers: PositiveInt | None = None
+
+    def config(self) -> dict[str, Any]:
+        """As `inverse_noise.networks.make_field` takes it."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class TrainingSettings(Settings):
+    """See `inverse_noise.FitSettings`."""
+
+    network: NetworkSettings | None = None
+    steps: PositiveInt = 4000
+    batch_size: PositiveInt = 256
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: float = Field(default=0.0, ge=0)
+    ema: float = Field(default=0.995, ge=0, lt=1)
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    check_every: PositiveInt = 250
+    patience: PositiveInt = 8
+    save_every: PositiveInt = 1000
+
+    def fit(self, seed: int) -> FitSettings:
+        """As the training takes them."""
+        return FitSettings(**self.model_dump(exclude={"network", "interpolants", "integration_steps"}), seed=seed)
+
+
+class CorrectorSettings(TrainingSettings):
+    """interpolants: one corrector is fitted with each. integration_steps: of their own."""
+
+    interpolants: list[Literal["trigonometric", "linear", "affine"]] = Field(default=["trigonometric"])
+    integration_steps: PositiveInt = 5
+    learning_rate: PositiveFloat = 3e-4
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    steps: PositiveInt = 6000
+
+
+class GeneratorSettings(Settings):
+    """The base's steps that are inverted and corrected."""
+
+    steps: PositiveInt = 20
+    solver: Literal["euler", "heun", "midpoint"] = "euler"
+
+
+class InvertSettings(Settings):
+    """samples: of the data, in turn, each with its own noise. tolerance, max_iterations: see `invert`."""
+
+    samples: PositiveInt = 10_000
+    shard: PositiveInt = 1024
+    tolerance: PositiveFloat = 1e-6
+    max_iterations: PositiveInt = 40
+
+
+class FlowEvaluateSettings(Settings):
+    """samples: drawn for each row. base_steps: of the uncorrected base. splits: [base, corrector] steps."""
+
+    samples: PositiveInt = 10_000
+    base_steps: list[PositiveInt] = Field(default=[5, 10, 20, 50, 100, 200])
+    splits: list[list[PositiveInt]] = Field(default=[[20, 2], [20, 5], [20, 10]])
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if any(len(pair) != 2 for pair in self.splits):
+            raise ValueError("evaluate.splits: each is [steps of the base, steps of the corrector]")
+        return self
+
+
+class CorrectConfig(Settings):
+    """A whole run of the four stages. run: its folder."""
+
+    run: str
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: DataSettings = DataSettings()
+    base: TrainingSettings = TrainingSettings()
+    generator: GeneratorSettings = GeneratorSettings()
+    invert: InvertSettings = InvertSettings()
+    corrector: CorrectorSettings = CorrectorSettings()
+    evaluate: FlowEvaluateSettings = FlowEvaluateSettings()
+
+
+def read_correct_config(path: Path, overrides: dict[str, Any]) -> CorrectConfig:
+    """Read and check a TOML file before any work; a relative data.folder is found from the file's folder."""
+    data = read_toml(path, overrides)
+    pictures = data.get("data")
+    if isinstance(pictures, dict) and isinstance(pictures.get("folder"), str):
+        pictures["folder"] = str(path.parent / pictures["folder"])
+    return checked(CorrectConfig, data, str(path))

@@ -1,0 +1,12 @@
+"""Floating-point operations, counted and not assumed."""
+
+from collections.abc import Callable
+
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Of one call: matrix products, convolutions and attention, a multiply and an add counted as two."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())

@@ -1,0 +1,160 @@
+"""The corrector: from standard normal noise to the noise that data come from."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.files import read_folder, to_json, write_folder
+from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
+from pgraft_fast.inverse_noise.interpolants import INTERPOLANTS, Interpolant
+from pgraft_fast.inverse_noise.matching import FitSettings, Rows, fit_field
+from pgraft_fast.inverse_noise.networks import default_field, make_field
+
+KINDS = (*INTERPOLANTS, "affine")
+_CONFIG, _WEIGHTS = "corrector.json", "corrector.safetensors"
+_LARGEST_AFFINE = 4096
+
+
+class NoiseCorrector:
+    """corrector(z): standard normal noise (B, *shape) made into a draw from the law of inverse noise.
+
+    A small flow by Euler steps, or an affine map. Inputs of a flow are then corrector(z) instead of z:
+    `pipe(latents=corrector(z))` works with any pipeline. base_steps: the number of steps of the base for which it was
+    made; another one has other inverse noise. steps: its own. Source: arXiv 2510.02692, inverse noise correction; the
+    trigonometric interpolant and the affine map are this project's.
+    """
+
+    def __init__(
+        self, kind: str, shape: tuple[int, ...], network: nn.Module, config: dict[str, Any], *, steps: int = 5,
+        base_steps: int | None = None, told: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        if kind not in KINDS:
+            raise InputError(f"interpolant={kind!r} is unknown; known: {', '.join(KINDS)}")
+        if steps < 1:
+            raise InputError(f"steps={steps}: at least 1")
+        self.kind, self.shape, self.network, self.config = kind, tuple(shape), network.eval(), config
+        self.steps, self.base_steps, self.told = steps, base_steps, told or {}
+
+    @classmethod
+    def fit(
+        cls,
+        noise: Tensor,
+        *,
+        interpolant: str = "trigonometric",
+        steps: int = 5,
+        base_steps: int | None = None,
+        network: dict[str, Any] | None = None,
+        settings: FitSettings | None = None,
+        folder: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        log: Callable[[str], None] = lambda text: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> "NoiseCorrector":
+        """Learn the law of inverse noise (n, *shape); rows that are nan, samples that did not invert, are left out.
+
+        interpolant: "trigonometric", "linear", or "affine": mean and covariance alone, without training. network:
+        config of the field, see `networks.make_field`. settings: of the training; by default a tenth of the rows is
+        held out and ends it. folder: of checkpoints, from which the same call goes on; identity: what else must be the
+        same then. Raises InputError.
+        """
+        if noise.ndim < 2 or not noise.is_floating_point():
+            raise InputError(f"noise is {noise.dtype} {tuple(noise.shape)}: (n, ...) floating is needed")
+        whole = torch.isfinite(noise.flatten(1)).all(dim=1)
+        rows = noise[whole].to(torch.float32)
+        if rows.shape[0] < 10:
+            raise InputError(f"{rows.shape[0]} of {noise.shape[0]} rows of noise are whole: at least 10 are needed")
+        left_out = noise.shape[0] - rows.shape[0]
+        if left_out:
+            log(f"{left_out} rows of noise are not finite and left out")
+        shape = tuple(rows.shape[1:])
+        told: dict[str, Any] = {"rows": rows.shape[0], "left_out": left_out}
+        if interpolant == "affine":
+            return cls("affine", shape, Affine.fit(rows), {}, steps=1, base_steps=base_steps, told=told)
+        path = Interpolant(interpolant)
+        settings = FitSettings(steps=6000, learning_rate=3e-4, held_out=0.1) if settings is None else settings
+        config = default_field(shape) if network is None else network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            field = make_field(shape, {**config, "zero": True}).to(rows.device)
+        fitted = fit_field(
+            field, Rows(rows), path, settings, folder=folder, identity={"network": config, **(identity or {})}, log=log,
+            check=check,
+        )  # fmt: skip
+        told |= {"trained_steps": fitted.steps, "history": fitted.history}
+        return cls(interpolant, shape, fitted.network, config, steps=steps, base_steps=base_steps, told=told)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """z: (B, *shape), in any floating dtype, which the result has too. Raises InputError."""
+        if tuple(z.shape[1:]) != self.shape or not z.is_floating_point():
+            raise InputError(
+                f"the corrector takes (B, {', '.join(map(str, self.shape))}) floating, got {tuple(z.shape)}"
+            )
+        weight = next(iter(self.network.parameters()), None)
+        if weight is not None and weight.device != z.device:
+            self.network.to(z.device)
+        with torch.no_grad():
+            state = z.to(torch.float32)
+            if isinstance(self.network, Affine):
+                return self.network(state).to(z.dtype)
+            return Interpolant(self.kind).integrate(self.network, state, self.steps).to(z.dtype)
+
+    def save(self, folder: Path | str) -> None:
+        """Write a folder of safetensors and JSON, whole or not at all. Raises StorageError."""
+        described = {
+            "kind": self.kind, "shape": list(self.shape), "network": self.config, "steps": self.steps,
+            "base_steps": self.base_steps, "told": self.told,
+        }  # fmt: skip
+        weights = tensor_bytes(self.network.state_dict())
+        write_folder(Path(folder), {_CONFIG: to_json(described), _WEIGHTS: weights})
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "NoiseCorrector":
+        """Read what `save` wrote. Raises CheckpointError."""
+        files = read_folder(Path(folder))
+        try:
+            config = json.loads(files[_CONFIG])
+            shape = tuple(config["shape"])
+            kind, told = config["kind"], config["told"]
+            network = Affine(shape) if kind == "affine" else make_field(shape, {**config["network"], "zero": True})
+            network.load_state_dict(tensors_from_bytes(files[_WEIGHTS], Path(folder) / _WEIGHTS))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: not a corrector ({type(error).__name__})") from error
+        network.requires_grad_(False)
+        return cls(kind, shape, network, config["network"], steps=config["steps"], base_steps=config["base_steps"],
+                   told=told)  # fmt: skip
+
+
+class Affine(nn.Module):
+    """z -> mean + L z with L L^T the covariance: the best map where inverse noise is Gaussian."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        if size > _LARGEST_AFFINE:
+            raise InputError(f"an affine corrector of {size} numbers: at most {_LARGEST_AFFINE}, its matrix is square")
+        self.mean: Tensor
+        self.factor: Tensor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("factor", torch.eye(size))
+
+    @classmethod
+    def fit(cls, noise: Tensor) -> "Affine":
+        """Mean and covariance of the rows, in float64."""
+        found = cls(tuple(noise.shape[1:]))
+        flat = noise.flatten(1).to(torch.float64)
+        covariance = torch.cov(flat.T).reshape(flat.shape[1], flat.shape[1])
+        values, vectors = torch.linalg.eigh(covariance)
+        # The symmetric root, the nearest one to the identity; it exists for singular covariances, too.
+        root = vectors * values.clamp(min=0.0).sqrt() @ vectors.T
+        found.mean.copy_(flat.mean(dim=0))
+        found.factor.copy_(root)
+        return found
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (self.mean + z.flatten(1) @ self.factor.T).view_as(z)

@@ -1,0 +1,226 @@
+"""Learning a vector field between data and noise: of a base flow and of a corrector alike.
+
+Every random number is keyed by (seed, step), so a run that was killed and goes on ends with the same bits.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.diffusion import Stream, normal, uniform
+from pgraft_fast.errors import InputError, PgraftError
+from pgraft_fast.files import remove_temporary
+from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.inverse_noise.interpolants import Interpolant
+
+_HELD_OUT_SEED = 1 << 62
+_MOST_REJECTED = 3
+
+
+class Source(Protocol):
+    """Data to learn: `len(source)` samples; rows(index, step) -> (B, ...) float32, perhaps with fresh noise a step."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: Tensor, step: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor (n, ...) as a source. sigma: of the noise that is added anew to each row in each step."""
+
+    values: Tensor
+    sigma: float = 0.0
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def rows(self, index: Tensor, step: int) -> Tensor:
+        """See `Source`."""
+        found = self.values[index]
+        if self.sigma == 0.0:
+            return found
+        shape = tuple(found.shape[1:])
+        place = torch.arange(found.shape[0], device=found.device)
+        return found + self.sigma * normal(self.seed, place, step, shape, Stream.DATA_NOISE)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """steps: of AdamW on batch_size rows each, the rate falling to 0 by a cosine. ema: decay of the averaged weights,
+    which are the result. held_out: share of the rows for the early stop, 0 is none; it ends after `patience` checks in
+    a row that were no better, each `check_every` steps. save_every: steps between checkpoints.
+    """
+
+    steps: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    ema: float = 0.995
+    held_out: float = 0.0
+    check_every: int = 250
+    patience: int = 8
+    save_every: int = 1000
+    seed: int = 0
+
+
+@dataclass
+class Fitted:
+    """network: with the averaged weights, those of the best check where rows were held out. history: of the checks."""
+
+    network: nn.Module
+    steps: int
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit_field(
+    network: nn.Module,
+    source: Source,
+    interpolant: Interpolant,
+    settings: FitSettings,
+    *,
+    folder: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    log: Callable[[str], None] = lambda text: None,
+    check: Callable[[], None] = lambda: None,
+) -> Fitted:
+    """Regress network(x_u, u) on the interpolant's velocity.
+
+    folder: of checkpoints, from which the same call goes on; identity: what else must be the same then. check():
+    between steps, may raise. Raises InputError, CheckpointError, StorageError; PgraftError where the loss is not
+    finite.
+    """
+    fit = _Fit(network, source, interpolant, settings, {**asdict(settings), **(identity or {})}, log)
+    if folder is not None:
+        fit.resume(folder)
+    return fit.run(folder, check)
+
+
+class _Fit:
+    def __init__(
+        self, network: nn.Module, source: Source, interpolant: Interpolant, settings: FitSettings,
+        identity: dict[str, Any], log: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        n = len(source)
+        self._held = round(settings.held_out * n)
+        self._train = n - self._held
+        if self._train < 1 or (settings.held_out > 0 and self._held < 1):
+            raise InputError(f"{n} rows with held_out={settings.held_out}: too few to learn from")
+        self._source, self._interpolant, self._settings, self._log = source, interpolant, settings, log
+        self._identity = {**identity, "interpolant": interpolant.name, "rows": n}
+        self._model = network.train()
+        self._average = copy.deepcopy(network).requires_grad_(False).eval()
+        self._best: dict[str, Tensor] | None = None
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay,
+            fused=next(network.parameters()).device.type in ("cpu", "cuda"),
+        )  # fmt: skip
+        self._state: dict[str, Any] = {"step": 0, "history": [], "best": None, "waited": 0}
+
+    def run(self, folder: Path | None, check: Callable[[], None]) -> Fitted:
+        settings, state = self._settings, self._state
+        while state["step"] < settings.steps and not self._should_stop():
+            self._step(state["step"])
+            state["step"] += 1
+            if self._held and state["step"] % settings.check_every == 0:
+                self._judge()
+            if folder is not None and state["step"] % settings.save_every == 0:
+                self._save(folder)
+            check()
+        if folder is not None and state["step"] % settings.save_every:
+            self._save(folder)
+        if self._best is not None:
+            self._average.load_state_dict(self._best)
+        return Fitted(self._average, state["step"], state["history"])
+
+    def _should_stop(self) -> bool:
+        return bool(self._held) and self._state["waited"] >= self._settings.patience
+
+    def _step(self, step: int) -> None:
+        settings = self._settings
+        place = torch.arange(settings.batch_size)
+        index = (uniform(settings.seed, place, step, Stream.FIELD_ROWS) * self._train).long()
+        loss = self._loss(self._model, index, step, settings.seed)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), float("inf"))
+        if not torch.isfinite(norm):
+            raise PgraftError(f"the gradient of step {step} is not finite; lower learning_rate")
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.5 * settings.learning_rate * (1.0 + math.cos(math.pi * step / settings.steps))
+        self._optimizer.step()
+        averages: list[Tensor] = list(self._average.parameters())
+        values: list[Tensor] = list(self._model.parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, values, 1.0 - min(settings.ema, step / (step + 10)))
+
+    def _loss(self, network: nn.Module, index: Tensor, step: int, seed: int) -> Tensor:
+        data = self._source.rows(index, step)
+        device, n = data.device, data.shape[0]
+        place = torch.arange(n, device=device)
+        noise = normal(seed, place, step, tuple(data.shape[1:]), Stream.FIELD_NOISE)
+        # Spread evenly over each batch.
+        offset = uniform(seed, place[:1], step, Stream.FIELD_TIME)
+        u = ((offset + place / n) % 1.0).to(torch.float32)
+        x, target = self._interpolant.between(data, noise, u)
+        return (network(x, u) - target).square().mean()
+
+    @torch.no_grad()
+    def _judge(self) -> None:
+        """The loss of the average on the rows held out, always at the same noise."""
+        state, size = self._state, 4096
+        losses = []
+        for low in range(0, self._held, size):
+            index = torch.arange(self._train + low, min(self._train + low + size, self._train + self._held))
+            losses.append(float(self._loss(self._average, index, low // size, _HELD_OUT_SEED)) * index.numel())
+        loss = sum(losses) / self._held
+        state["history"].append({"step": state["step"], "held_out_loss": loss})
+        if state["best"] is None or loss < state["best"]:
+            state["best"], state["waited"] = loss, 0
+            self._best = {name: value.clone() for name, value in self._average.state_dict().items()}
+        else:
+            state["waited"] += 1
+        self._log(f"step {state['step']} of {self._settings.steps}: held-out loss {loss:.4f}")
+
+    def _save(self, folder: Path) -> None:
+        moments = {
+            f"{index}.{name}": value
+            for index, one in self._optimizer.state_dict()["state"].items() for name, value in one.items()
+        }  # fmt: skip
+        tensors = {"model": self._model.state_dict(), "average": self._average.state_dict(), "optimizer": moments}
+        if self._best is not None:
+            tensors["best"] = self._best
+        save_checkpoint(
+            folder, Checkpoint(self._state["step"], {"fit": self._state, "identity": self._identity}, tensors)
+        )
+
+    def resume(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporary(folder)
+        found = load_newest(folder, self._log)
+        if found is None:
+            return
+        for key in sorted(set(self._identity) | set(found.state["identity"])):
+            old, new = found.state["identity"].get(key), self._identity.get(key)
+            if old != new:
+                raise InputError(
+                    f"{key}={new!r} differs from {old!r} of the run in {folder}; set it back or use another"
+                )
+        self._model.load_state_dict(found.tensors["model"])
+        self._average.load_state_dict(found.tensors["average"])
+        self._best = found.tensors.get("best")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in found.tensors["optimizer"].items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = value
+        state = self._optimizer.state_dict()
+        self._state = found.state["fit"]
+        self._optimizer.load_state_dict({**state, "state": moments})
+        self._log(f"goes on after step {self._state['step']}")

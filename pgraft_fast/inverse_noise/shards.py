@@ -1,0 +1,146 @@
+"""Inversion of large sets: shard by shard to disk, each written whole with its hash, so that a run can go on."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.files import read_folder, remove_temporary, to_json, write_file, write_folder
+from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
+from pgraft_fast.inverse_noise.invert import invert
+from pgraft_fast.sampling import Model
+
+_PLAN, _DATA = "plan.json", "shard.safetensors"
+
+
+@dataclass(frozen=True)
+class InverseNoise:
+    """A folder of shards. total: samples asked for. failed: of those done, that did not invert. calls: of the network,
+    for all samples. contraction: the largest of the shards.
+    """
+
+    folder: Path
+    total: int
+    failed: int
+    calls: int
+    contraction: float
+    worst_round_trip: float
+
+    def noise(self) -> Tensor:
+        """(m, ...) float32: of every sample that inverted, in order. Raises CheckpointError for a damaged shard."""
+        return torch.cat([_read(path)[0]["noise"] for path in shards(self.folder)])
+
+    def index(self) -> Tensor:
+        """(m,) int64: which sample each row of `noise` belongs to."""
+        return torch.cat([_read(path)[0]["index"] for path in shards(self.folder)])
+
+
+def invert_shards(
+    model: Model,
+    data: Callable[[Tensor], Tensor],
+    total: int,
+    folder: Path,
+    *,
+    shard: int = 1024,
+    identity: dict[str, Any] | None = None,
+    log: Callable[[str], None] = lambda text: None,
+    check: Callable[[], None] = lambda: None,
+    on_shard: Callable[[int], None] = lambda done: None,
+    **how: Any,
+) -> InverseNoise:
+    """Invert samples data(index) (B, ...) for index 0 ... total - 1 into `folder`; the same call again goes on.
+
+    how: arguments of `invert`. identity: what else must be the same for a folder to go on. A damaged shard is made
+    anew. on_shard(done): samples done so far. Raises InputError, StorageError.
+    """
+    if total < 1 or shard < 1:
+        raise InputError(f"total={total}, shard={shard}: both must be at least 1")
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_temporary(folder)
+    plan = {"total": total, "shard": shard, **{key: how[key] for key in sorted(how)}, **(identity or {})}
+    _check_plan(folder, json.loads(to_json(plan)))
+    for low in range(0, total, shard):
+        path, high = folder / f"shard-{low // shard:06d}", min(low + shard, total)
+        if _is_done(path, log):
+            on_shard(high)
+            continue
+        index = torch.arange(low, high)
+        found = invert(model, data(index), check=check, **how)
+        kept = found.converged
+        tensors = {"noise": found.noise[kept], "index": index[kept.cpu()], "round_trip": found.round_trip[kept]}
+        told = {
+            "samples": high - low, "failed": int((~kept).sum()), "calls": found.calls,
+            "contraction": _number(found.contraction), "worst_round_trip": _largest(found.round_trip[kept]),
+        }  # fmt: skip
+        write_folder(path, {_DATA: tensor_bytes(tensors), "told.json": to_json(told)})
+        on_shard(high)
+    return open_shards(folder)
+
+
+def open_shards(folder: Path) -> InverseNoise:
+    """What `invert_shards` left. Raises CheckpointError where a shard is missing or damaged."""
+    try:
+        plan = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+        total, size = int(plan["total"]), int(plan["shard"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: no inversion ({type(error).__name__} in {_PLAN})") from error
+    paths = shards(folder)
+    if len(paths) < -(-total // size):
+        raise CheckpointError(f"{folder}: {len(paths)} of {-(-total // size)} shards; the same inversion again goes on")
+    told = [_read(path)[1] for path in paths]
+    return InverseNoise(
+        folder, total, sum(one["failed"] for one in told), sum(one["calls"] for one in told),
+        max((one["contraction"] or 0.0) for one in told), max(one["worst_round_trip"] for one in told),
+    )  # fmt: skip
+
+
+def shards(folder: Path) -> list[Path]:
+    """The complete shards of a folder, in order."""
+    return sorted(folder.glob("shard-*"))
+
+
+def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
+    path = folder / _PLAN
+    if not path.exists():
+        write_file(path, to_json(plan))
+        return
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    for key in sorted(set(saved) | set(plan)):
+        if saved.get(key) != plan.get(key):
+            raise InputError(
+                f"{key}={plan.get(key)!r} differs from {saved.get(key)!r} of the inversion in {folder}; set it back or "
+                "use another folder"
+            )
+
+
+def _is_done(path: Path, log: Callable[[str], None]) -> bool:
+    if not path.exists():
+        return False
+    try:
+        _read(path)
+    except CheckpointError as error:
+        log(f"{error}; it is made anew")
+        return False
+    return True
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    files = read_folder(path)
+    if {_DATA, "told.json"} - set(files):
+        raise CheckpointError(f"{path}: incomplete")
+    return tensors_from_bytes(files[_DATA], path / _DATA), json.loads(files["told.json"])
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
