@@ -103,18 +103,21 @@ def reward_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
 
 
 def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
-    """Frechet distance to the data against the FLOPs of an image, by the numbers of steps."""
+    """Frechet distance to the data against the FLOPs of an image: mean, least and greatest of the seeds."""
     found = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
     if not found:
         return False
     axis = figure.subplots()
     for name, mine in _grouped(found, lambda row: str(row["provider"])).items():
-        ordered = sorted(mine, key=lambda row: row["flops_per_image"])
-        x = [row["flops_per_image"] for row in ordered]
-        axis.plot(x, [row["fd_data"] for row in ordered], marker="o", label=name)
-        for row in ordered:
-            axis.annotate(str(row["steps"]), (row["flops_per_image"], row["fd_data"]), fontsize=6,
-                          xytext=(3, 3), textcoords="offset points")  # fmt: skip
+        splits = sorted(_grouped(mine, _split).items(), key=lambda one: one[1][0]["flops_per_image"])
+        x = [rows[0]["flops_per_image"] for _, rows in splits]
+        values = [[row["fd_data"] for row in rows] for _, rows in splits]
+        mean = [sum(one) / len(one) for one in values]
+        spread = [[m - min(one) for m, one in zip(mean, values, strict=True)],
+                  [max(one) - m for m, one in zip(mean, values, strict=True)]]  # fmt: skip
+        axis.errorbar(x, mean, yerr=spread, marker="o", markersize=4, capsize=2, label=name)
+        for place, height, (split, _) in zip(x, mean, splits, strict=True):
+            axis.annotate(split, (place, height), fontsize=6, xytext=(3, 3), textcoords="offset points")
     axis.axhline(min(row["fd_floor"] for row in found), linestyle=":", color="gray", label="two draws of the data")
     axis.set(xscale="log", yscale="log", xlabel="FLOPs per image, counted", ylabel="Frechet distance to the data")
     axis.legend(fontsize=7)
@@ -127,6 +130,12 @@ PLOTS: dict[str, Callable[[Sequence[Row], Figure], bool]] = {
     "reward-per-hour": reward_per_hour,
     "distance-per-flop": distance_per_flop,
 }
+
+
+def _split(row: Row) -> str:
+    """Steps of the base, and of the corrector where there is one."""
+    own = row.get("corrector_steps")
+    return f"{row['steps']} + {own}" if own else str(row["steps"])
 
 
 def _method(row: Row) -> str:

@@ -64,8 +64,27 @@ def rounds(rows: Sequence[Row]) -> str:
     return _markdown(["round", "samples per hour", *_ROUND_PEERS], lines)
 
 
+def correction(rows: Sequence[Row]) -> str:
+    """Distances of the digits flow and its correctors: mean and range over the seeds."""
+    found = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
+    if not found:
+        return ""
+    cases: dict[tuple[object, ...], list[Row]] = {}
+    for row in found:
+        cases.setdefault((row["provider"], row["steps"], row.get("corrector_steps") or ""), []).append(row)
+    lines = [
+        [str(name), str(steps), str(own), f"{mine[0]['flops_per_image'] / 1e6:.3g}", _range(mine, "fd_data", 2),
+         _range(mine, "swd", 3), _range(mine, "nearest", 2)]
+        for (name, steps, own), mine in cases.items()
+    ]  # fmt: skip
+    floors = [_range(found, f"{name}_floor", digits) for name, digits in (("fd", 2), ("swd", 3), ("nearest", 2))]
+    lines.append(["another draw of the data", "", "", "", *floors])
+    header = ["samples", "base steps", "corrector steps", "MFLOP per image", "FD", "sliced Wasserstein", "nearest"]
+    return _markdown(header, lines)
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
-    "demo": demo, "ops": ops, "sampling": sampling, "round": rounds,
+    "demo": demo, "ops": ops, "sampling": sampling, "round": rounds, "correction": correction,
 }  # fmt: skip
 
 
@@ -103,6 +122,13 @@ def _cases(rows: Sequence[Row]) -> list[list[Row]]:
     for row in rows:
         found.setdefault((row["op"], row["case"], row.get("shape"), row.get("batch")), []).append(row)
     return list(found.values())
+
+
+def _range(rows: Sequence[Row], name: str, digits: int) -> str:
+    """Mean, least and greatest."""
+    values = [row[name] for row in rows]
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

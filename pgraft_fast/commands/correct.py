@@ -9,14 +9,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.correct_config import CorrectConfig
+from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
@@ -37,6 +39,9 @@ from pgraft_fast.tasks.flow import FlowTask
 from pgraft_fast.tasks.flow_evaluation import evaluate_flow
 from pgraft_fast.tasks.pictures import Pictures, thumbnail_features, to_pictures
 
+# Numbers of inverse noise that the diagnosis takes at once, in float64.
+_TESTED = 1 << 27
+
 STAGES = ("train-base", "invert", "fit-corrector", "evaluate")
 
 
@@ -49,9 +54,18 @@ def correct(config: CorrectConfig, terminal: Terminal, stages: tuple[str, ...] =
 
 def load_flow_task(config: CorrectConfig) -> FlowTask:
     """The data and networks of a config."""
+    task = _task(config)
+    if config.evaluate.inception is None:
+        return task
+    features, name = inception_features(Path(config.evaluate.inception))
+    return replace(task, features=features, feature_name=name)
+
+
+def _task(config: CorrectConfig) -> FlowTask:
     data = config.data
     if data.kind == "digits":
-        return digits_flow_task(config.seed)
+        task = digits_flow_task(config.seed)
+        return task if data.shipped_base else replace(task, base=None)
     assert data.folder is not None
     pictures = Pictures.of(Path(data.folder), data.size, grey=data.grey, sigma=data.noise, seed=config.seed)
     network = config.base.network
@@ -70,9 +84,19 @@ def load_flow_task(config: CorrectConfig) -> FlowTask:
     )
 
 
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name!r} cannot be used ({str(error).splitlines()[0]}); set device='auto'") from error
+
+
 class _Correct:
     def __init__(self, config: CorrectConfig, run: Path, terminal: Terminal, stop: StopRequest) -> None:
         self.config, self.run, self.terminal, self.stop = config, run, terminal, stop
+        self.device = _device(config.device)
         self.task = load_flow_task(config)
         self.seconds: dict[str, float] = {}
 
@@ -97,7 +121,7 @@ class _Correct:
             training = self.config.base
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.config.seed)
-                network = make_field(self.task.shape, self.task.network)
+                network = make_field(self.task.shape, self.task.network).to(self.device)
             base = fit_field(
                 network, self.task.source, Interpolant("linear"), training.fit(self.config.seed),
                 folder=self.run / "base", identity={"network": self.task.network, **self.task.identity},
@@ -110,17 +134,19 @@ class _Correct:
     def invert(self) -> dict[str, Any]:
         """Push the data back through the base."""
         asked, generator, base = self.config.invert, self.config.generator, self._base()
+        identity = {"base_sha256": self._hash(), **self.task.identity, "seed": self.config.seed}
 
         def on_shard(done: int) -> None:
+            self.terminal.advance(done, f"inverted {done} of {asked.samples}")
             self.terminal.line(f"inverted {done} of {asked.samples}")
 
-        found = invert_shards(
-            base, lambda index: self.task.draw(index, self.config.seed), asked.samples, self.run / "inverse",
-            shard=asked.shard, identity={"base_sha256": self._hash(), **self.task.identity, "seed": self.config.seed},
-            log=self.terminal.line, check=self.stop.check, on_shard=on_shard, steps=generator.steps,
-            solver=generator.solver, tolerance=asked.tolerance, max_iterations=asked.max_iterations,
-            batch_size=asked.shard,
-        )  # fmt: skip
+        with self.terminal.progress(asked.samples):
+            found = invert_shards(
+                base, lambda index: self.task.draw(index, self.config.seed).to(self.device), asked.samples,
+                self.run / "inverse", shard=asked.shard, identity=identity, log=self.terminal.line,
+                check=self.stop.check, on_shard=on_shard, steps=generator.steps, solver=generator.solver,
+                tolerance=asked.tolerance, max_iterations=asked.max_iterations, batch_size=asked.shard,
+            )  # fmt: skip
         told = self._told(found)
         self.terminal.line(told["diagnosis"])
         return told
@@ -128,14 +154,14 @@ class _Correct:
     def fit(self) -> dict[str, Any]:
         """One corrector an interpolant."""
         asked, inverse = self.config.corrector, self._inverse()
-        noise = inverse.noise()
+        noise = inverse.source()
         network = None if asked.network is None else asked.network.config()
         for kind in asked.interpolants:
             corrector = NoiseCorrector.fit(
-                noise, interpolant=kind, steps=asked.integration_steps, base_steps=self.config.generator.steps,
-                network=network, settings=asked.fit(self.config.seed), folder=self.run / f"fit-{kind}",
-                identity={"base_sha256": self._hash(), "inverted": noise.shape[0]}, log=self.terminal.line,
-                check=self.stop.check,
+                noise, device=self.device, interpolant=kind, steps=asked.integration_steps,
+                base_steps=self.config.generator.steps, network=network, settings=asked.fit(self.config.seed),
+                folder=self.run / f"fit-{kind}", identity={"base_sha256": self._hash(), "inverted": len(noise)},
+                log=self.terminal.line, check=self.stop.check,
             )  # fmt: skip
             corrector.save(self.run / f"corrector-{kind}")
         return {"correctors": [str(self.run / f"corrector-{kind}") for kind in asked.interpolants]}
@@ -147,9 +173,9 @@ class _Correct:
         found = evaluate_flow(
             self.task, self._base(), correctors, samples=asked.samples, base_steps=asked.base_steps,
             splits=[(pair[0], pair[1]) for pair in asked.splits], solver=self.config.generator.solver,
-            seed=self.config.seed,
+            seed=self.config.seed, batch_size=asked.batch_size, check=self.stop.check,
         )  # fmt: skip
-        diagnosis = diagnose(inverse.noise())
+        diagnosis = diagnose(self._some_noise(inverse))
         result = {
             "rows": found.rows, "floor": found.floor, "features": self.task.feature_name,
             "inversion": self._told(inverse),
@@ -165,13 +191,17 @@ class _Correct:
             "samples": inverse.total, "failed": inverse.failed,
             "calls_per_sample": round(inverse.calls / inverse.total, 2),
             "contraction": round(inverse.contraction, 4), "worst_round_trip": inverse.worst_round_trip,
-            "diagnosis": diagnose(inverse.noise()).summary(),
+            "diagnosis": diagnose(self._some_noise(inverse)).summary(),
         }  # fmt: skip
+
+    def _some_noise(self, inverse: InverseNoise) -> Tensor:
+        """As much as is tested at once."""
+        return inverse.noise(max(1000, _TESTED // self.task.data_size))
 
     def _base(self) -> nn.Module:
         base = make_field(self.task.shape, self.task.network)
         base.load_state_dict(tensors_from_bytes(self._bytes(), self.run / "base.safetensors"))
-        return base.requires_grad_(False).eval()
+        return base.requires_grad_(False).eval().to(self.device)
 
     def _hash(self) -> str:
         return hashlib.sha256(self._bytes()).hexdigest()

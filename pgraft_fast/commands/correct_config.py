@@ -11,11 +11,13 @@ from pgraft_fast.inverse_noise import FitSettings
 
 
 class DataSettings(Settings):
-    """kind: the shipped digits, or the pictures of a folder. size, grey: of a picture. noise: standard deviation of
-    what is added to the data, in units of their range [-1, 1]; digits have their own.
+    """kind: the digits, or the pictures of a folder. shipped_base: digits are not trained on, their shipped base is
+    taken. size, grey: of a picture. noise: standard deviation of what is added to the data, in units of their range
+    [-1, 1]; digits have their own.
     """
 
     kind: Literal["digits", "pictures"] = "digits"
+    shipped_base: bool = True
     folder: str | None = None
     size: PositiveInt = 64
     grey: bool = False
@@ -56,6 +58,7 @@ class TrainingSettings(Settings):
     check_every: PositiveInt = 250
     patience: PositiveInt = 8
     save_every: PositiveInt = 1000
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def fit(self, seed: int) -> FitSettings:
         """As the training takes them."""
@@ -89,9 +92,13 @@ class InvertSettings(Settings):
 
 
 class FlowEvaluateSettings(Settings):
-    """samples: drawn for each row. base_steps: of the uncorrected base. splits: [base, corrector] steps."""
+    """samples: drawn for each row. base_steps: of the uncorrected base. splits: [base, corrector] steps. inception:
+    file of InceptionV3's weights, then FID is the distance; without, the task's own features.
+    """
 
     samples: PositiveInt = 10_000
+    batch_size: PositiveInt = 1000
+    inception: str | None = None
     base_steps: list[PositiveInt] = Field(default=[5, 10, 20, 50, 100, 200])
     splits: list[list[PositiveInt]] = Field(default=[[20, 2], [20, 5], [20, 10]])
 
@@ -103,10 +110,11 @@ class FlowEvaluateSettings(Settings):
 
 
 class CorrectConfig(Settings):
-    """A whole run of the four stages. run: its folder."""
+    """A whole run of the four stages. run: its folder. device: auto is the first GPU, or else the CPU."""
 
     run: str
     seed: int = Field(default=0, ge=0, lt=2**31)
+    device: str = "auto"
     data: DataSettings = DataSettings()
     base: TrainingSettings = TrainingSettings()
     generator: GeneratorSettings = GeneratorSettings()
@@ -116,9 +124,12 @@ class CorrectConfig(Settings):
 
 
 def read_correct_config(path: Path, overrides: dict[str, Any]) -> CorrectConfig:
-    """Read and check a TOML file before any work; a relative data.folder is found from the file's folder."""
+    """Read and check a TOML file before any work; relative data.folder and evaluate.inception are found from its
+    folder.
+    """
     data = read_toml(path, overrides)
-    pictures = data.get("data")
-    if isinstance(pictures, dict) and isinstance(pictures.get("folder"), str):
-        pictures["folder"] = str(path.parent / pictures["folder"])
+    for section, name in (("data", "folder"), ("evaluate", "inception")):
+        found = data.get(section)
+        if isinstance(found, dict) and isinstance(found.get(name), str):
+            found[name] = str(path.parent / found[name])
     return checked(CorrectConfig, data, str(path))

@@ -1,8 +1,10 @@
 """Measuring what came out."""
 
 from pgraft_fast.diagnostics.flops import count_flops
+from pgraft_fast.diagnostics.inception import inception_features
 from pgraft_fast.diagnostics.quality import (
     Interval,
+    Slices,
     frechet_distance,
     mean_interval,
     nearest_distances,
@@ -12,8 +14,10 @@ from pgraft_fast.diagnostics.quality import (
 
 __all__ = [
     "Interval",
+    "Slices",
     "count_flops",
     "frechet_distance",
+    "inception_features",
     "mean_interval",
     "nearest_distances",
     "precision_recall",

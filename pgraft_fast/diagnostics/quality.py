@@ -63,20 +63,40 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
     return float(precision), float(recall)
 
 
+class Slices:
+    """Random unit directions of a space of d numbers, on which sets too large to keep can be projected batch by batch.
+
+    Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures".
+    """
+
+    def __init__(self, d: int, directions: int = 512, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        axes = torch.randn(d, directions, generator=generator)
+        self._axes = axes / axes.norm(dim=0)
+
+    def of(self, x: Tensor) -> Tensor:
+        """(n, directions) float32 on the CPU, of x (n, ...)."""
+        self._axes = self._axes.to(x.device)
+        return (x.detach().flatten(1).to(torch.float32) @ self._axes).cpu()
+
+    @staticmethod
+    def distance(one: Tensor, other: Tensor) -> float:
+        """Root of the mean over directions of the squared 2-Wasserstein distance of two sets' projections."""
+        n = min(one.shape[0], other.shape[0])
+        shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        difference = _quantiles(one.to(torch.float64), shares) - _quantiles(other.to(torch.float64), shares)
+        return float(difference.square().mean().sqrt())
+
+
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 512, seed: int = 0) -> float:
     """Mean over random directions of the squared 2-Wasserstein distance of the projections, its root.
 
-    a (n, d), b (m, d). Bonneel et al. 2015, "Sliced and Radon Wasserstein barycenters of measures". Raises InputError.
+    a (n, ...), b (m, ...), see `Slices`. Raises InputError.
     """
     if min(a.shape[0], b.shape[0]) < 2 or a.shape[1:] != b.shape[1:]:
         raise InputError(f"sliced_wasserstein: {tuple(a.shape)} and {tuple(b.shape)} are no two sets of rows of a size")
-    generator = torch.Generator().manual_seed(seed)
-    axes = torch.randn(a.shape[1], directions, generator=generator, dtype=torch.float64)
-    axes = axes / axes.norm(dim=0)
-    n = min(a.shape[0], b.shape[0])
-    shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    one, other = (_quantiles(x.detach().cpu().to(torch.float64) @ axes, shares) for x in (a, b))
-    return float((one - other).square().mean().sqrt())
+    slices = Slices(a[0].numel(), directions, seed)
+    return Slices.distance(slices.of(a), slices.of(b))
 
 
 def nearest_distances(samples: Tensor, data: Tensor, batch_size: int = 1024) -> Tensor:

@@ -1,5 +1,6 @@
 """Corrected noise in diffusers pipelines with a flow-matching scheduler, conditional ones too."""
 
+import inspect
 import math
 from typing import Any
 
@@ -27,6 +28,8 @@ class CorrectedPipeline:
     def __init__(self, pipe: Any, corrector: NoiseCorrector) -> None:
         if not hasattr(pipe, "scheduler") or not hasattr(pipe, "prepare_latents"):
             raise InputError(f"CorrectedPipeline needs a pipeline that prepares latents, got {type(pipe).__name__}")
+        if "strength" in inspect.signature(pipe.__call__).parameters:
+            raise InputError(f"{type(pipe).__name__} starts from a picture, not from noise: nothing can be corrected")
         if not isinstance(Schedule.from_diffusers(pipe.scheduler, shift=1.0).law, LinearFlow):
             raise InputError(f"CorrectedPipeline needs a flow-matching scheduler, got {type(pipe.scheduler).__name__}")
         self.pipe, self.corrector = pipe, corrector

@@ -13,7 +13,7 @@ from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import read_folder, to_json, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.inverse_noise.interpolants import INTERPOLANTS, Interpolant
-from pgraft_fast.inverse_noise.matching import FitSettings, Rows, fit_field
+from pgraft_fast.inverse_noise.matching import FitSettings, Rows, Source, fit_field
 from pgraft_fast.inverse_noise.networks import default_field, make_field
 
 KINDS = (*INTERPOLANTS, "affine")
@@ -44,8 +44,9 @@ class NoiseCorrector:
     @classmethod
     def fit(
         cls,
-        noise: Tensor,
+        noise: Tensor | Source,
         *,
+        device: torch.device | str | None = None,
         interpolant: str = "trigonometric",
         steps: int = 5,
         base_steps: int | None = None,
@@ -56,34 +57,32 @@ class NoiseCorrector:
         log: Callable[[str], None] = lambda text: None,
         check: Callable[[], None] = lambda: None,
     ) -> "NoiseCorrector":
-        """Learn the law of inverse noise (n, *shape); rows that are nan, samples that did not invert, are left out.
+        """Learn the law of inverse noise (n, *shape); rows that are nan, samples that did not invert, are left out. A
+        source, such as `InverseNoise.source()`, has none of these.
 
-        interpolant: "trigonometric", "linear", or "affine": mean and covariance alone, without training. network:
-        config of the field, see `networks.make_field`. settings: of the training; by default a tenth of the rows is
-        held out and ends it. folder: of checkpoints, from which the same call goes on; identity: what else must be the
-        same then. Raises InputError.
+        device: to train on, by default that of the noise. interpolant: "trigonometric", "linear", or "affine": mean and
+        covariance alone, without training. network: config of the field, see `networks.make_field`. settings: of the
+        training; by default a tenth of the rows is held out and ends it. folder: of checkpoints, from which the same
+        call goes on; identity: what else must be the same then. Raises InputError.
         """
-        if noise.ndim < 2 or not noise.is_floating_point():
-            raise InputError(f"noise is {noise.dtype} {tuple(noise.shape)}: (n, ...) floating is needed")
-        whole = torch.isfinite(noise.flatten(1)).all(dim=1)
-        rows = noise[whole].to(torch.float32)
-        if rows.shape[0] < 10:
-            raise InputError(f"{rows.shape[0]} of {noise.shape[0]} rows of noise are whole: at least 10 are needed")
-        left_out = noise.shape[0] - rows.shape[0]
+        rows, left_out = (noise, 0) if not isinstance(noise, Tensor) else _whole(noise)
         if left_out:
             log(f"{left_out} rows of noise are not finite and left out")
-        shape = tuple(rows.shape[1:])
-        told: dict[str, Any] = {"rows": rows.shape[0], "left_out": left_out}
+        first = rows.rows(torch.arange(1), 0)
+        shape = tuple(first.shape[1:])
+        told: dict[str, Any] = {"rows": len(rows), "left_out": left_out}
         if interpolant == "affine":
-            return cls("affine", shape, Affine.fit(rows), {}, steps=1, base_steps=base_steps, told=told)
+            found = Affine(shape)
+            found.fit(rows.rows(torch.arange(len(rows)), 0))
+            return cls("affine", shape, found, {}, steps=1, base_steps=base_steps, told=told)
         path = Interpolant(interpolant)
         settings = FitSettings(steps=6000, learning_rate=3e-4, held_out=0.1) if settings is None else settings
         config = default_field(shape) if network is None else network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            field = make_field(shape, {**config, "zero": True}).to(rows.device)
+            field = make_field(shape, {**config, "zero": True}).to(first.device if device is None else device)
         fitted = fit_field(
-            field, Rows(rows), path, settings, folder=folder, identity={"network": config, **(identity or {})}, log=log,
+            field, rows, path, settings, folder=folder, identity={"network": config, **(identity or {})}, log=log,
             check=check,
         )  # fmt: skip
         told |= {"trained_steps": fitted.steps, "history": fitted.history}
@@ -95,9 +94,7 @@ class NoiseCorrector:
             raise InputError(
                 f"the corrector takes (B, {', '.join(map(str, self.shape))}) floating, got {tuple(z.shape)}"
             )
-        weight = next(iter(self.network.parameters()), None)
-        if weight is not None and weight.device != z.device:
-            self.network.to(z.device)
+        self.network.to(z.device)
         with torch.no_grad():
             state = z.to(torch.float32)
             if isinstance(self.network, Affine):
@@ -143,18 +140,25 @@ class Affine(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("factor", torch.eye(size))
 
-    @classmethod
-    def fit(cls, noise: Tensor) -> "Affine":
+    def fit(self, noise: Tensor) -> None:
         """Mean and covariance of the rows, in float64."""
-        found = cls(tuple(noise.shape[1:]))
         flat = noise.flatten(1).to(torch.float64)
         covariance = torch.cov(flat.T).reshape(flat.shape[1], flat.shape[1])
         values, vectors = torch.linalg.eigh(covariance)
         # The symmetric root, the nearest one to the identity; it exists for singular covariances, too.
         root = vectors * values.clamp(min=0.0).sqrt() @ vectors.T
-        found.mean.copy_(flat.mean(dim=0))
-        found.factor.copy_(root)
-        return found
+        self.mean.copy_(flat.mean(dim=0))
+        self.factor.copy_(root)
 
     def forward(self, z: Tensor) -> Tensor:
         return (self.mean + z.flatten(1) @ self.factor.T).view_as(z)
+
+
+def _whole(noise: Tensor) -> tuple[Rows, int]:
+    """The rows that are numbers, and how many are not."""
+    if noise.ndim < 2 or not noise.is_floating_point():
+        raise InputError(f"noise is {noise.dtype} {tuple(noise.shape)}: (n, ...) floating is needed")
+    rows = noise[torch.isfinite(noise.flatten(1)).all(dim=1)].to(torch.float32)
+    if rows.shape[0] < 10:
+        raise InputError(f"{rows.shape[0]} of {noise.shape[0]} rows of noise are whole: at least 10 are needed")
+    return Rows(rows), noise.shape[0] - rows.shape[0]

@@ -16,7 +16,7 @@ from pgraft_fast.errors import InputError
 
 _SPECTRUM_LIMIT = 2048
 _PERMUTATIONS = 499
-_PERMUTED = 1000
+_PERMUTED = 2000
 _LEVEL = 0.01
 
 
@@ -105,7 +105,7 @@ def diagnose(noise: Tensor, seed: int = 0) -> NoiseDiagnosis:
 def energy_test(rows: Tensor, seed: int = 0) -> tuple[float, float]:
     """Energy distance 2 E|X - Z| - E|X - X'| - E|Z - Z'| of rows (n, d) to fresh normal ones, and its p-value.
 
-    The p-value is that of 499 permutations of both sets, of at most 1,000 rows each. Szekely and Rizzo 2004, "Testing
+    The p-value is that of 499 permutations of both sets, of at most 2,000 rows each. Szekely and Rizzo 2004, "Testing
     for equal distributions in high dimension".
     """
     n = min(rows.shape[0], _PERMUTED)

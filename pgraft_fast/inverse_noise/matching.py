@@ -6,6 +6,7 @@ Every random number is keyed by (seed, step), so a run that was killed and goes 
 import copy
 import math
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +21,16 @@ from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkp
 from pgraft_fast.inverse_noise.interpolants import Interpolant
 
 _HELD_OUT_SEED = 1 << 62
-_MOST_REJECTED = 3
 
 
 class Source(Protocol):
-    """Data to learn: `len(source)` samples; rows(index, step) -> (B, ...) float32, perhaps with fresh noise a step."""
+    """Data to learn: `len(source)` samples; rows(index, step) -> (B, ...) float32, perhaps with fresh noise a step.
+
+    slow: the rows come from files, so those of the next step are read while this one is learned.
+    """
+
+    @property
+    def slow(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -38,6 +44,7 @@ class Rows:
     values: Tensor
     sigma: float = 0.0
     seed: int = 0
+    slow: bool = False
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -56,7 +63,8 @@ class Rows:
 class FitSettings:
     """steps: of AdamW on batch_size rows each, the rate falling to 0 by a cosine. ema: decay of the averaged weights,
     which are the result. held_out: share of the rows for the early stop, 0 is none; it ends after `patience` checks in
-    a row that were no better, each `check_every` steps. save_every: steps between checkpoints.
+    a row that were no better, each `check_every` steps. save_every: steps between checkpoints. precision: "fp32", or
+    "bf16" for the network under autocast.
     """
 
     steps: int = 4000
@@ -68,6 +76,7 @@ class FitSettings:
     check_every: int = 250
     patience: int = 8
     save_every: int = 1000
+    precision: str = "fp32"
     seed: int = 0
 
 
@@ -109,6 +118,8 @@ class _Fit:
         identity: dict[str, Any], log: Callable[[str], None],
     ) -> None:  # fmt: skip
         n = len(source)
+        if settings.precision not in ("fp32", "bf16"):
+            raise InputError(f"precision={settings.precision!r} is unknown; known: fp32, bf16")
         self._held = round(settings.held_out * n)
         self._train = n - self._held
         if self._train < 1 or (settings.held_out > 0 and self._held < 1):
@@ -122,9 +133,22 @@ class _Fit:
             self._model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay,
             fused=next(network.parameters()).device.type in ("cpu", "cuda"),
         )  # fmt: skip
+        self._device = next(network.parameters()).device
+        self._reader = ThreadPoolExecutor(1) if source.slow else None
+        self._ahead: tuple[int, Future[Tensor]] | None = None
         self._state: dict[str, Any] = {"step": 0, "history": [], "best": None, "waited": 0}
 
     def run(self, folder: Path | None, check: Callable[[], None]) -> Fitted:
+        try:
+            self._run(folder, check)
+        finally:
+            if self._reader is not None:
+                self._reader.shutdown(cancel_futures=True)
+        if self._best is not None:
+            self._average.load_state_dict(self._best)
+        return Fitted(self._average, self._state["step"], self._state["history"])
+
+    def _run(self, folder: Path | None, check: Callable[[], None]) -> None:
         settings, state = self._settings, self._state
         while state["step"] < settings.steps and not self._should_stop():
             self._step(state["step"])
@@ -136,18 +160,13 @@ class _Fit:
             check()
         if folder is not None and state["step"] % settings.save_every:
             self._save(folder)
-        if self._best is not None:
-            self._average.load_state_dict(self._best)
-        return Fitted(self._average, state["step"], state["history"])
 
     def _should_stop(self) -> bool:
         return bool(self._held) and self._state["waited"] >= self._settings.patience
 
     def _step(self, step: int) -> None:
         settings = self._settings
-        place = torch.arange(settings.batch_size)
-        index = (uniform(settings.seed, place, step, Stream.FIELD_ROWS) * self._train).long()
-        loss = self._loss(self._model, index, step, settings.seed)
+        loss = self._loss(self._model, self._batch(step), step, settings.seed)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), float("inf"))
@@ -161,25 +180,44 @@ class _Fit:
         with torch.no_grad():
             torch._foreach_lerp_(averages, values, 1.0 - min(settings.ema, step / (step + 10)))
 
-    def _loss(self, network: nn.Module, index: Tensor, step: int, seed: int) -> Tensor:
-        data = self._source.rows(index, step)
-        device, n = data.device, data.shape[0]
+    def _batch(self, step: int) -> Tensor:
+        """The rows of a step; those of a slow source are read one step ahead."""
+        if self._reader is None:
+            return self._rows(step)
+        ahead, self._ahead = self._ahead, None
+        found = ahead[1].result() if ahead is not None and ahead[0] == step else self._rows(step)
+        if step + 1 < self._settings.steps:
+            self._ahead = (step + 1, self._reader.submit(self._rows, step + 1))
+        return found
+
+    def _rows(self, step: int) -> Tensor:
+        place = torch.arange(self._settings.batch_size)
+        index = (uniform(self._settings.seed, place, step, Stream.FIELD_ROWS) * self._train).long()
+        return self._source.rows(index, step)
+
+    def _loss(self, network: nn.Module, data: Tensor, step: int, seed: int) -> Tensor:
+        device, n = self._device, data.shape[0]
+        data = data.to(device, non_blocking=True)
         place = torch.arange(n, device=device)
         noise = normal(seed, place, step, tuple(data.shape[1:]), Stream.FIELD_NOISE)
         # Spread evenly over each batch.
         offset = uniform(seed, place[:1], step, Stream.FIELD_TIME)
         u = ((offset + place / n) % 1.0).to(torch.float32)
         x, target = self._interpolant.between(data, noise, u)
-        return (network(x, u) - target).square().mean()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
+            velocity = network(x, u)
+        return (velocity.to(torch.float32) - target).square().mean()
 
     @torch.no_grad()
     def _judge(self) -> None:
         """The loss of the average on the rows held out, always at the same noise."""
-        state, size = self._state, 4096
+        # Pictures are judged in smaller parts than points.
+        state, size = self._state, 4096 if not self._source.slow else self._settings.batch_size
         losses = []
         for low in range(0, self._held, size):
             index = torch.arange(self._train + low, min(self._train + low + size, self._train + self._held))
-            losses.append(float(self._loss(self._average, index, low // size, _HELD_OUT_SEED)) * index.numel())
+            rows = self._source.rows(index, low // size)
+            losses.append(float(self._loss(self._average, rows, low // size, _HELD_OUT_SEED)) * index.numel())
         loss = sum(losses) / self._held
         state["history"].append({"step": state["step"], "held_out_loss": loss})
         if state["best"] is None or loss < state["best"]:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import read_folder, remove_temporary, to_json, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.inverse_noise.invert import invert
+from pgraft_fast.inverse_noise.matching import Rows, Source
 from pgraft_fast.sampling import Model
 
 _PLAN, _DATA = "plan.json", "shard.safetensors"
@@ -32,13 +34,55 @@ class InverseNoise:
     contraction: float
     worst_round_trip: float
 
-    def noise(self) -> Tensor:
-        """(m, ...) float32: of every sample that inverted, in order. Raises CheckpointError for a damaged shard."""
-        return torch.cat([_read(path)[0]["noise"] for path in shards(self.folder)])
+    def noise(self, most: int | None = None) -> Tensor:
+        """(m, ...) float32: of every sample that inverted, or of the first `most`, in order. Raises CheckpointError for
+        a damaged shard.
+        """
+        parts, left = [], self.total if most is None else most
+        for path in shards(self.folder):
+            parts.append(_read(path)[0]["noise"][:left])
+            left -= parts[-1].shape[0]
+            if left <= 0:
+                break
+        return torch.cat(parts)
+
+    def source(self, in_memory: int = 1 << 31) -> Source:
+        """The noise to learn from; sets of more bytes than `in_memory` are read from the disk row by row."""
+        files = [path / _DATA for path in shards(self.folder)]
+        if sum(path.stat().st_size for path in files) <= in_memory:
+            return Rows(self.noise())
+        return ShardRows.of(files)
 
     def index(self) -> Tensor:
         """(m,) int64: which sample each row of `noise` belongs to."""
         return torch.cat([_read(path)[0]["index"] for path in shards(self.folder)])
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Rows of shards as a source, from files mapped into memory. ends: (k,) rows up to each shard's end."""
+
+    parts: list[Tensor]
+    ends: Tensor
+    slow: bool = True
+
+    @classmethod
+    def of(cls, files: list[Path]) -> "ShardRows":
+        """Safetensors files with `noise` (m, ...)."""
+        parts = [load_file(path)["noise"] for path in files]
+        return cls(parts, torch.tensor([part.shape[0] for part in parts]).cumsum(0))
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def rows(self, index: Tensor, step: int) -> Tensor:
+        """See `Source`."""
+        number = torch.searchsorted(self.ends, index, right=True)
+        found = torch.empty(index.numel(), *self.parts[0].shape[1:])
+        for one in number.unique().tolist():
+            at = number == one
+            found[at] = self.parts[one][index[at] - (self.ends[one] - self.parts[one].shape[0])]
+        return found
 
 
 def invert_shards(

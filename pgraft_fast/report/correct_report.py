@@ -10,7 +10,7 @@ from pgraft_fast.inverse_noise import NoiseDiagnosis
 from pgraft_fast.report.page import Picture, Section, Table, write_page
 from pgraft_fast.report.plots import Curve, curves_png, picture_grid_png, spectrum_png
 from pgraft_fast.tasks.flow import FlowTask
-from pgraft_fast.tasks.flow_evaluation import FlowEvaluation
+from pgraft_fast.tasks.flow_evaluation import FlowEvaluation, label
 
 
 def write_correct_report(
@@ -27,7 +27,7 @@ def write_correct_report(
     sections = [
         _table(found, task),
         _curves(found),
-        _samples(found, task),
+        _samples(found, task, result["config"]),
         _noise(diagnosis),
     ]
     return write_page(run / "report", f"Inverse noise correction of {task.name}: {run.name}", lead, sections)
@@ -65,12 +65,22 @@ def _curves(found: FlowEvaluation) -> Section:
     return Section("Distance against compute", pictures=[picture])
 
 
-def _samples(found: FlowEvaluation, task: FlowTask) -> Section:
+def _samples(found: FlowEvaluation, task: FlowTask, config: Mapping[str, Any]) -> Section:
+    """Data, the base at the corrected number of steps and at its most, and each corrector at the steps configured."""
+    steps, own = config["generator"]["steps"], config["corrector"]["integration_steps"]
+    chosen = ["data"]
+    for name in dict.fromkeys(row["name"] for row in found.rows):
+        mine = [row for row in found.rows if row["name"] == name]
+        if name == "base":
+            chosen += [label(row) for row in mine if row["base_steps"] == steps] + [label(mine[-1])]
+        else:
+            chosen.append(label(min(mine, key=lambda row: abs(row["corrector_steps"] - own))))
     pictures = []
-    for name, x in found.shown.items():
+    for name in dict.fromkeys(chosen):
         file = "samples-" + name.replace(" ", "-").replace("+", "and")
-        pictures.append(Picture(file, picture_grid_png(task.pictures(x)), f"Samples, {name}", name))
-    return Section("Samples at the same seeds", ["The same place in every grid is the same noise."], pictures=pictures)
+        pictures.append(Picture(file, picture_grid_png(task.pictures(found.shown[name])), f"Samples, {name}", name))
+    note = "Names tell the steps of the base + those of the corrector. The same place in these grids is the same noise."
+    return Section("Samples at the same seeds", [note], pictures=pictures)
 
 
 def _noise(diagnosis: NoiseDiagnosis) -> Section:

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 _DPI = 160
@@ -52,6 +53,10 @@ def curves_png(curves: Sequence[Curve], x_label: str, y_label: str, *, log_x: bo
         axes.set_ylabel(y_label)
         if log_x:
             axes.set_xscale("log")
+            # Ticks at 1, 2 and 5 only: more of them overlap.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 5))
         if len(curves) > 1:

@@ -1,5 +1,6 @@
 """What inverse noise correction works on: data with their law, features, pictures, and the base flow's network."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,11 @@ class FlowTask:
     pictures: Callable[[Tensor], np.ndarray]
     data: Tensor | None
     identity: dict[str, object]
+
+    @property
+    def data_size(self) -> int:
+        """Numbers of a sample."""
+        return math.prod(self.shape)
 
     def features_of(self, x: Tensor, batch_size: int = 500) -> Tensor:
         """(n, d) in batches."""

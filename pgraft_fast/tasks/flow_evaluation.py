@@ -1,13 +1,13 @@
 """A base flow and its correctors measured on the same noise: distances against the FLOPs of an image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.diagnostics import count_flops, frechet_distance, nearest_distances, sliced_wasserstein
+from pgraft_fast.diagnostics import Slices, count_flops, frechet_distance, nearest_distances
 from pgraft_fast.diffusion import normal
 from pgraft_fast.inverse_noise import NoiseCorrector, generate
 from pgraft_fast.tasks.flow import FlowTask
@@ -19,7 +19,7 @@ _NEAREST = 1000
 @dataclass(frozen=True)
 class FlowEvaluation:
     """rows: of the base at several numbers of steps and of every corrector, see `evaluate_flow`. floor: the distances
-    of two draws of the data. shown: samples at the same noise by name.
+    of two draws of the data. shown: samples at the same noise by `label` of their row, and "data".
     """
 
     rows: list[dict[str, Any]]
@@ -37,58 +37,99 @@ def evaluate_flow(
     splits: Sequence[tuple[int, int]],
     solver: str = "euler",
     seed: int = 0,
-    shown: int = 64,
+    shown: int = 100,
     batch_size: int = 1000,
+    check: Callable[[], None] = lambda: None,
 ) -> FlowEvaluation:
     """splits: (steps of the base, steps of the corrector). An affine corrector is measured once for each base.
 
     Rows: name, base_steps, corrector_steps, flops_per_image (counted), fd (in the task's features), swd (sliced
     Wasserstein distance of the states), nearest (median distance to the nearest training sample, nan without data).
+    No more than a batch of samples is kept. check(): between batches, may raise.
     """
-    index = torch.arange(samples)
-    noise = normal(seed + _NOISE, index, 0, task.shape)
-    reference = task.draw(index, seed + _REFERENCE)
-    target = task.features_of(reference)
-    other = task.draw(index, seed + _FLOOR)
-    floor = {
-        "fd": frechet_distance(task.features_of(other), target),
-        "swd": sliced_wasserstein(other.flatten(1), reference.flatten(1)),
-        "nearest": _nearest(task, other),
-    }  # fmt: skip
+    device = next(base.parameters()).device
+    measure = _Measure(task, samples, batch_size, shown, device, check)
+    reference = measure(lambda index: task.draw(index, seed + _REFERENCE))
+    floor = measure.against(reference, measure(lambda index: task.draw(index, seed + _FLOOR)))
     rows: list[dict[str, Any]] = []
-    pictures: dict[str, Tensor] = {}
+    pictures: dict[str, Tensor] = {"data": reference.first}
 
-    def measure(name: str, steps: int, corrector: NoiseCorrector | None) -> None:
+    def add(name: str, steps: int, corrector: NoiseCorrector | None) -> None:
         def draw(z: Tensor) -> Tensor:
             start = z if corrector is None else corrector(z)
             return generate(base, start, steps, solver=solver, batch_size=batch_size)
 
-        drawn = draw(noise)
+        def numbered(index: Tensor) -> Tensor:
+            return draw(normal(seed + _NOISE, index.to(device), 0, task.shape))
+
+        drawn = measure(numbered)
         own = 0 if corrector is None else corrector.steps
-        label = f"{name} {steps}" if corrector is None else f"{name} {steps} + {own}"
-        pictures[label] = drawn[:shown]
-        rows.append(
-            {
-                "name": name, "base_steps": steps, "corrector_steps": own,
-                "flops_per_image": count_flops(lambda: draw(noise[:1])),
-                "fd": frechet_distance(task.features_of(drawn), target),
-                "swd": sliced_wasserstein(drawn.flatten(1), reference.flatten(1)),
-                "nearest": _nearest(task, drawn),
-            }
-        )  # fmt: skip
+        told = {"name": name, "base_steps": steps, "corrector_steps": own}
+        pictures[label(told)] = drawn.first
+        flops = count_flops(lambda: numbered(torch.arange(1)))
+        rows.append({**told, "flops_per_image": flops, **measure.against(reference, drawn)})
 
     for steps in base_steps:
-        measure("base", steps, None)
+        add("base", steps, None)
     for name, corrector in correctors.items():
         done = set()
         for steps, own in splits:
-            if corrector.kind == "affine":
-                own = 1  # noqa: PLW2901
-            if (steps, own) in done or corrector.base_steps not in (None, steps):
+            taken = 1 if corrector.kind == "affine" else own
+            if (steps, taken) in done or corrector.base_steps not in (None, steps):
                 continue
-            done.add((steps, own))
-            measure(name, steps, _with_steps(corrector, own))
+            done.add((steps, taken))
+            add(name, steps, _with_steps(corrector, taken))
     return FlowEvaluation(rows, floor, pictures)
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """Of a row: its name and steps."""
+    own = row["corrector_steps"]
+    return f"{row['name']} {row['base_steps']}" + (f" + {own}" if own else "")
+
+
+@dataclass(frozen=True)
+class _Set:
+    """What is kept of many samples."""
+
+    features: Tensor
+    slices: Tensor
+    nearest: float
+    first: Tensor
+
+
+class _Measure:
+    """Draws batch after batch and keeps what distances need."""
+
+    def __init__(
+        self, task: FlowTask, samples: int, batch_size: int, shown: int, device: torch.device, check: Callable[[], None]
+    ) -> None:
+        self._task, self._samples, self._batch, self._shown = task, samples, batch_size, shown
+        self._device, self._check = device, check
+        self._slices = Slices(task.data_size)
+        self._data = None if task.data is None else task.data.to(device)
+
+    def __call__(self, draw: Callable[[Tensor], Tensor]) -> _Set:
+        features, slices, nearest, first = [], [], [], []
+        for low in range(0, self._samples, self._batch):
+            self._check()
+            x = draw(torch.arange(low, min(low + self._batch, self._samples))).to(self._device)
+            features.append(self._task.features_of(x))
+            slices.append(self._slices.of(x))
+            if self._data is not None and low < _NEAREST:
+                nearest.append(nearest_distances(x[: _NEAREST - low], self._data).cpu())
+            if low < self._shown:
+                first.append(x[: self._shown - low].cpu())
+        median = float(torch.cat(nearest).median()) if nearest else float("nan")
+        return _Set(torch.cat(features), torch.cat(slices), median, torch.cat(first))
+
+    @staticmethod
+    def against(reference: _Set, found: _Set) -> dict[str, float]:
+        return {
+            "fd": frechet_distance(found.features, reference.features),
+            "swd": Slices.distance(found.slices, reference.slices),
+            "nearest": found.nearest,
+        }
 
 
 def _with_steps(corrector: NoiseCorrector, steps: int) -> NoiseCorrector:
@@ -96,9 +137,3 @@ def _with_steps(corrector: NoiseCorrector, steps: int) -> NoiseCorrector:
         corrector.kind, corrector.shape, corrector.network, corrector.config, steps=steps,
         base_steps=corrector.base_steps, told=corrector.told,
     )  # fmt: skip
-
-
-def _nearest(task: FlowTask, x: Tensor) -> float:
-    if task.data is None:
-        return float("nan")
-    return float(nearest_distances(x[:_NEAREST], task.data).median())

@@ -1,6 +1,7 @@
 """A folder of pictures as data of a flow: CelebA-HQ, LSUN or one's own."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pgraft_fast.errors import InputError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Decoded pictures are kept in memory up to this many bytes.
-_CACHE = 4 << 30
+_CACHE = 8 << 30
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Pictures:
     sigma: float = 0.0
     seed: int = 0
     cache: dict[int, Tensor] | None = None
+    slow: bool = True
 
     @classmethod
     def of(cls, folder: Path, size: int, *, grey: bool = False, sigma: float = 0.0, seed: int = 0) -> "Pictures":
@@ -66,7 +69,14 @@ class Pictures:
 
     def at(self, index: Tensor) -> Tensor:
         """(B, C, size, size) float32, unperturbed."""
-        decoded = torch.stack([self._one(int(one)) for one in index])
+        numbers = index.tolist()
+        missing = [one for one in numbers if self.cache is None or one not in self.cache]
+        if len(missing) > 1:
+            # Pillow decodes and resizes without holding up other threads.
+            with ThreadPoolExecutor(_READERS) as pool:
+                decoded = torch.stack(list(pool.map(self._one, numbers)))
+        else:
+            decoded = torch.stack([self._one(one) for one in numbers])
         return decoded.to(torch.float32) / 127.5 - 1.0
 
     def identity(self) -> dict[str, object]:

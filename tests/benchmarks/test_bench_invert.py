@@ -47,6 +47,12 @@ def test_quality_rows():
     assert [row["provider"] for row in demo] == ["base", "graft", "p-graft"]
     for row in demo:
         assert row["reward_low"] < row["reward"] < row["reward_high"] and row["seed"] == 0
-    flops = [row["flops_per_image"] / row["steps"] for row in distance]
     # Two products of a multiply and an add each layer: 96 x 256, twice 256 x 256, 256 x 64.
-    assert flops == pytest.approx([2 * (96 * 256 + 2 * 256 * 256 + 256 * 64)] * 6)
+    call = 2 * (96 * 256 + 2 * 256 * 256 + 256 * 64)
+    steps = {(row["provider"], row["steps"], row["corrector_steps"]): row["flops_per_image"] for row in distance}
+    assert steps == {
+        ("base", 5, 0): 5 * call, ("base", 20, 0): 20 * call, ("trigonometric", 20, 5): 25 * call,
+        ("linear", 20, 5): 25 * call, ("affine", 20, 1): 20 * call + 2 * 64 * 64,
+    }  # fmt: skip
+    for row in distance:
+        assert row["inversion_failed"] == 0 and 0 < row["fd_floor"] < row["fd_data"] and row["swd"] > row["swd_floor"]
