@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from pgraft_fast_benchmarks.records import Row, newest, slug
 
@@ -108,18 +109,24 @@ def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
     if not found:
         return False
     axis = figure.subplots()
-    for name, mine in _grouped(found, lambda row: str(row["provider"])).items():
+    for number, (name, mine) in enumerate(_grouped(found, lambda row: str(row["provider"])).items()):
         splits = sorted(_grouped(mine, _split).items(), key=lambda one: one[1][0]["flops_per_image"])
-        x = [rows[0]["flops_per_image"] for _, rows in splits]
+        x = [rows[0]["flops_per_image"] / 1e6 for _, rows in splits]
         values = [[row["fd_data"] for row in rows] for _, rows in splits]
         mean = [sum(one) / len(one) for one in values]
         spread = [[m - min(one) for m, one in zip(mean, values, strict=True)],
                   [max(one) - m for m, one in zip(mean, values, strict=True)]]  # fmt: skip
         axis.errorbar(x, mean, yerr=spread, marker="o", markersize=4, capsize=2, label=name)
         for place, height, (split, _) in zip(x, mean, splits, strict=True):
-            axis.annotate(split, (place, height), fontsize=6, xytext=(3, 3), textcoords="offset points")
-    axis.axhline(min(row["fd_floor"] for row in found), linestyle=":", color="gray", label="two draws of the data")
-    axis.set(xscale="log", yscale="log", xlabel="FLOPs per image, counted", ylabel="Frechet distance to the data")
+            axis.annotate(split, (place, height), fontsize=6, xytext=(3, 3 - 9 * (number % 2)),
+                          textcoords="offset points", color=f"C{number}")  # fmt: skip
+    floor = min(row["fd_floor"] for row in found)
+    axis.plot([], [], " ", label=f"two draws of the data: {floor:.2g}")
+    axis.set(xscale="log", yscale="log", xlabel="MFLOPs per image, counted", ylabel="Frechet distance to the data")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        scale.set_major_formatter(ScalarFormatter())
+        scale.set_minor_formatter(NullFormatter())
     axis.legend(fontsize=7)
     return True
 

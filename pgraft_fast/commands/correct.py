@@ -145,8 +145,14 @@ class _Correct:
                 base, lambda index: self.task.draw(index, self.config.seed).to(self.device), asked.samples,
                 self.run / "inverse", shard=asked.shard, identity=identity, log=self.terminal.line,
                 check=self.stop.check, on_shard=on_shard, steps=generator.steps, solver=generator.solver,
-                tolerance=asked.tolerance, max_iterations=asked.max_iterations, batch_size=asked.shard,
+                tolerance=asked.tolerance, round_trip_limit=asked.round_trip_limit,
+                max_iterations=asked.max_iterations, batch_size=asked.shard,
             )  # fmt: skip
+        if found.failed == found.total:
+            raise InputError(
+                f"none of {found.total} samples inverted (contraction {found.contraction:.2f}): raise generator.steps, "
+                "data.noise or base.steps, and take another run folder"
+            )
         told = self._told(found)
         self.terminal.line(told["diagnosis"])
         return told

@@ -83,11 +83,14 @@ class GeneratorSettings(Settings):
 
 
 class InvertSettings(Settings):
-    """samples: of the data, in turn, each with its own noise. tolerance, max_iterations: see `invert`."""
+    """samples: of the data, in turn, each with its own noise. tolerance, round_trip_limit, max_iterations: see
+    `invert`.
+    """
 
-    samples: PositiveInt = 10_000
+    samples: int = Field(default=10_000, ge=20)
     shard: PositiveInt = 1024
     tolerance: PositiveFloat = 1e-6
+    round_trip_limit: PositiveFloat = 1e-5
     max_iterations: PositiveInt = 40
 
 

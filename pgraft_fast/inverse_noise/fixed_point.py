@@ -15,7 +15,7 @@ from pgraft_fast.ops import anderson_mix, fixed_point_update
 
 _HISTORY = 5
 _DAMPINGS = (1.0, 0.5, 0.25, 0.125)
-# Below this residual, relative to the iterate, the ratio of two of them is rounding.
+# Below this distance of two iterates, relative to them, the ratio of their images' to it is rounding.
 _FLOOR = 1e-4
 
 
@@ -30,7 +30,8 @@ class Solved:
 
 @dataclass
 class _Rows:
-    """The samples still at work. index: their places in the batch. following, residual: of the last iterates."""
+    """The samples still at work. index: their places in the batch. following, residual: of the last iterates;
+    evaluated: the last of them and its image."""
 
     index: Tensor
     x: Tensor
@@ -39,6 +40,7 @@ class _Rows:
     following: list[Tensor] = field(default_factory=list)
     residual: list[Tensor] = field(default_factory=list)
     last: Tensor | None = None
+    evaluated: tuple[Tensor, ...] = ()
 
     def keep(self, rows: Tensor) -> None:
         """Drop all others."""
@@ -47,6 +49,7 @@ class _Rows:
         self.following = [value[rows] for value in self.following]
         self.residual = [value[rows] for value in self.residual]
         self.last = None if self.last is None else self.last[rows]
+        self.evaluated = tuple(value[rows] for value in self.evaluated)
 
 
 def solve(
@@ -72,8 +75,8 @@ def solve(
             break
         start = guess if damping == 1.0 else scaled
         rows = _Rows(left, scaled[left], start[left], None if condition is None else condition[left])
-        for iteration in range(max_iterations):
-            ended = _iterate(step, velocity, rows, damping, iteration, tolerance, y, converged, contraction)
+        for _ in range(max_iterations):
+            ended = _iterate(step, velocity, rows, damping, tolerance, y, converged, contraction)
             if ended:
                 break
     return Solved(y, converged, contraction)
@@ -84,7 +87,6 @@ def _iterate(
     velocity: Velocity,
     rows: _Rows,
     damping: float,
-    iteration: int,
     tolerance: float,
     y: Tensor,
     converged: Tensor,
@@ -95,10 +97,7 @@ def _iterate(
         rows.x, psi(step, velocity, rows.y, rows.condition), rows.y, -step.h / step.a
     )
     size = following.flatten(1).norm(dim=1).clamp(min=torch.finfo(following.dtype).tiny)
-    if iteration == 1 and damping == 1.0 and rows.last is not None:
-        # The first iterate is the plain one, so the ratio is that of the map itself.
-        known = rows.last > _FLOOR * size
-        contraction[rows.index] = torch.where(known, residual / rows.last, torch.full_like(residual, float("nan")))
+    _measure(rows, following, size, contraction)
     done = residual <= tolerance * size
     lost = ~torch.isfinite(residual)
     grown = None if rows.last is None else residual > rows.last
@@ -113,9 +112,19 @@ def _iterate(
     return rows.index.numel() == 0
 
 
+def _measure(rows: _Rows, following: Tensor, size: Tensor, contraction: Tensor) -> None:
+    """|g(y) - g(y')| / |y - y'| of the last two iterates, at most h L; the largest so far is kept."""
+    if not rows.evaluated:
+        return
+    before, image = rows.evaluated
+    moved, answered = ((rows.y - before).flatten(1).norm(dim=1), (following - image).flatten(1).norm(dim=1))
+    found = torch.where(moved > _FLOOR * size, answered / moved, torch.full_like(moved, float("nan")))
+    contraction[rows.index] = torch.fmax(contraction[rows.index], found)
+
+
 def _remember(rows: _Rows, following: Tensor, damping: float, grown: Tensor | None) -> None:
     """Take the next iterates, mixed from the last ones; those whose residual grew go on plainly."""
-    change = following - rows.y
+    change, rows.evaluated = following - rows.y, (rows.y, following)
     moved = following if damping == 1.0 else torch.add(rows.y, change, alpha=damping)
     rows.following, rows.residual = [*rows.following[1 - _HISTORY :], moved], [*rows.residual[1 - _HISTORY :], change]
     if len(rows.following) == 1 or grown is None:

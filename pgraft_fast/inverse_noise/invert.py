@@ -80,6 +80,8 @@ def invert(
     for name, value in (("tolerance", tolerance), ("round_trip_limit", round_trip_limit)):
         if not value > 0:
             raise InputError(f"{name}={value}: it must be above 0")
+    if tolerance > round_trip_limit:
+        raise InputError(f"tolerance={tolerance} is above round_trip_limit={round_trip_limit}: no sample would pass")
     for name, count in (("max_iterations", max_iterations), ("batch_size", batch_size)):
         if count < 1:
             raise InputError(f"{name}={count}: at least 1")
