@@ -21,9 +21,11 @@ _HOME = {
     "acceptance_law": "pgraft_fast.selection",
     "guided": "pgraft_fast.sampling",
     "invert": "pgraft_fast.inverse_noise",
+    "load_adapter": "pgraft_fast.integrations.adapters",
     "pgraft_loss": "pgraft_fast.finetune",
     "restore": "pgraft_fast.integrations",
     "rollout": "pgraft_fast.sampling",
+    "unload_adapter": "pgraft_fast.integrations.adapters",
     "use_backend": "pgraft_fast.ops",
 }
 

@@ -38,7 +38,7 @@ class PGraftCallback:
             return callback_kwargs
         if step == 0 or self._handover is None:
             _denoiser(pipe)
-            self._handover = self.step_of(pipe)
+            self._handover = max(1, self.step_of(pipe) - _left_out(pipe, timestep))
         if step + 1 == self._handover:
             self.switch(pipe, False)
         if step + 1 >= _steps(pipe):
@@ -76,6 +76,13 @@ class PGraftCallback:
         finally:
             self._held = False
             self.reset(pipe)
+
+
+def _left_out(pipe: Any, timestep: Any) -> int:
+    """Steps of the scheduler before the first one that the pipeline makes: some where it starts from a picture."""
+    timesteps = [float(one) for one in pipe.scheduler.timesteps]
+    first = float(timestep)
+    return timesteps.index(first) if first in timesteps else 0
 
 
 def _steps(pipe: Any) -> int:

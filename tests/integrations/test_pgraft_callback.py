@@ -216,3 +216,18 @@ def test_a_run_that_is_broken_off(fast):
     callback.reset(pipe)
     assert lora_is_on(pipe)
     assert off(drawn(pipe, callback_on_step_end=callback), want) < 1e-4
+
+
+def test_image_to_image_hands_over_at_the_same_noise():
+    """Strength 0.6 of 10 steps leaves six: those at noise above the cut are the LoRA's."""
+    components = tuned("sd").components
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = SCHEDULERS["ddim"]
+    seen, unet = [], pipe.unet
+    hook = unet.register_forward_pre_hook(lambda module, args: seen.append((float(args[1]), lora_is_on(pipe))))
+    start = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    pipe("a cube", image=start, strength=0.6, num_inference_steps=10, output_type="latent",
+         generator=torch.Generator().manual_seed(0), callback_on_step_end=PGraftCallback(0.25))  # fmt: skip
+    hook.remove()
+    assert len(seen) == 6 and all(on is (time > 249) for time, on in seen) and lora_is_on(pipe)

@@ -1,0 +1,130 @@
+"""Saved LoRAs in diffusers pipelines that hand over to the base at the cut by themselves."""
+
+import inspect
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.integrations.adapter_files import AdapterMetadata, read_adapter, read_file, save_adapter
+from pgraft_fast.integrations.adapter_names import check_fits, prefix_of, to_peft
+from pgraft_fast.integrations.families import denoiser_of
+from pgraft_fast.integrations.fingerprint import base_fingerprint, base_weights, uncompiled
+from pgraft_fast.integrations.handover import CALLBACK, HELD, Held, Switches, handing_over, without_handover
+
+__all__ = ["AdapterMetadata", "base_fingerprint", "load_adapter", "read_adapter", "save_adapter", "unload_adapter"]
+
+
+def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_name: str = "pgraft") -> Any:
+    """Load a saved LoRA into a diffusers pipeline, which from now on hands over at its cut. Returns the pipeline.
+
+        pgraft_fast.load_adapter(pipe, "tuned")
+        pipe("a red circle")
+
+    The LoRA acts while the state is noisier than the cut that it was trained for, with any scheduler and number of
+    steps; at cut 0 it acts to the end. What else is active in the pipeline stays active on both sides. The caller's own
+    callback_on_step_end is called as ever, and a PGraftCallback given there takes the place of the saved cut.
+    `accelerate` before or after it, and `restore`, keep the handover. As diffusers asks after each step, the first one
+    is always the LoRA's. After a call that was broken off, the LoRA is on again. Loading another file replaces the
+    first. weight: of the LoRA in the sum; 0 gives the base's pictures.
+
+    Raises InputError where the pipeline cannot hand over or its denoiser is of another kind than the file's, and
+    CheckpointError for a file that cannot be read; the pipeline is as before then. Warns where the base has other
+    weights. `unload_adapter(pipe)` undoes it. Other pipelines with the same denoiser have the LoRA, but no handover.
+    """
+    tensors, metadata, config = read_file(path)
+    denoiser = _checked(pipe, metadata)
+    if not math.isfinite(weight):
+        raise InputError(f"weight={weight}: a LoRA's weight is a finite number")
+    try:
+        tensors, config = to_peft(tensors, config, denoiser)
+        check_fits(tensors, base_weights(denoiser), type(denoiser).__name__)
+    except InputError as error:
+        raise InputError(f"{path} does not fit: {error}") from None
+    held = vars(pipe).get(HELD)
+    taken = set(getattr(denoiser, "peft_config", {})) - ({held.name} if held else set())
+    if adapter_name in taken:
+        raise InputError(f"adapter_name={adapter_name!r} is taken by another adapter of the pipeline: give another")
+    _compare(denoiser, metadata, path)
+    from peft import LoraConfig
+
+    unload_adapter(pipe)
+    # The first LoRA of a model freezes it.
+    trained = [one for one in denoiser.parameters() if one.requires_grad]
+    held = Held(adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained)
+    prefix, known = prefix_of(denoiser), inspect.signature(LoraConfig).parameters
+    try:
+        denoiser.load_lora_adapter(
+            {f"{prefix}.{name}": tensor for name, tensor in tensors.items()},
+            prefix=prefix,
+            # A later peft may have written more than this one knows.
+            metadata={f"{prefix}.{name}": value for name, value in config.items() if name in known},
+            adapter_name=adapter_name,
+            _pipeline=pipe,
+            # Without random weights first, so that the caller's random state stays.
+            low_cpu_mem_usage=True,
+        )
+        held.activate(weight)
+    except BaseException:
+        held.remove()
+        raise
+    vars(pipe)[HELD] = held
+    fast = _forget(pipe)
+    # What `restore` puts back hands over, too.
+    if fast is not None:
+        fast.pipe_class = handing_over(fast.pipe_class)
+    pipe.__class__ = handing_over(type(pipe))
+    return pipe
+
+
+def unload_adapter(pipe: Any) -> Any:
+    """Undo `load_adapter`: the LoRA is gone, the pipeline as before. Returns the pipeline."""
+    held = getattr(pipe, "__dict__", {}).pop(HELD, None)
+    if held is None:
+        return pipe
+    held.remove()
+    fast = _forget(pipe)
+    if fast is not None:
+        fast.pipe_class = without_handover(fast.pipe_class)
+    # Where `accelerate` came later, its class is on top of ours, which does nothing any more.
+    pipe.__class__ = without_handover(type(pipe))
+    return pipe
+
+
+def _checked(pipe: Any, metadata: AdapterMetadata) -> Any:
+    """The denoiser, if the pipeline can hand over and its model is of the right kind."""
+    what = type(pipe).__name__
+    denoiser = uncompiled(denoiser_of(pipe))
+    if not hasattr(denoiser, "load_lora_adapter"):
+        raise InputError(f"{what} has no denoiser of diffusers that takes a LoRA")
+    asked = inspect.signature(type(pipe).__call__).parameters
+    if metadata.cut_logsnr is not None and CALLBACK not in asked:
+        raise InputError(f"{what} calls nothing after its steps ({CALLBACK}): it cannot hand over at the cut")
+    if type(denoiser).__name__ != metadata.base_class:
+        raise InputError(f"the adapter is for {metadata.base_class}, {what} has {type(denoiser).__name__}")
+    try:
+        import peft  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError("load_adapter needs peft: pip install peft") from None
+    return denoiser
+
+
+def _compare(denoiser: Any, metadata: AdapterMetadata, path: str | Path) -> None:
+    try:
+        same = base_fingerprint(denoiser) == metadata.base_fingerprint
+    except InputError as error:
+        warnings.warn(f"{path}: whether the base is the one it was tuned from is not known: {error}", stacklevel=3)
+        return
+    if not same:
+        what = f"{path}: tuned from another {metadata.base_class} than this one (base_fingerprint differs)"
+        warnings.warn(f"{what}, the pictures can be worse", stacklevel=3)
+
+
+def _forget(pipe: Any) -> Any:
+    """What `accelerate` holds for the pipeline, without graphs and loops of the model as it was."""
+    fast = vars(pipe).get("_pgraft_fast")
+    if fast is not None:
+        fast.runner.clear()
+        fast.known.clear()
+    return fast
