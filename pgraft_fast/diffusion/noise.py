@@ -30,6 +30,8 @@ class Stream(IntEnum):
     FIELD_TIME = 7
     FIELD_ROWS = 8
     DATA_NOISE = 9
+    PROMPT_DROPOUT = 10
+    TRAIN_STEPS = 11
 
 
 @dataclass(frozen=True)

@@ -4,27 +4,35 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.settings import BudgetSettings
 
-CALLS_OF_A_TRAINED_SAMPLE = 3
 _SLOWEST_ROUNDS = 0.95
 
 
 class Budget:
-    """Decides whether the next piece of work still fits. `reserve`: seconds kept back for saving and evaluation."""
+    """Decides whether the next piece of work still fits. `reserve`, `reserve_joules`: kept back for saving and the
+    evaluation at the end.
+    """
 
     def __init__(self, settings: BudgetSettings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
         self._limit = settings.seconds()
         self._rounds: list[float] = []
-        self.reserve = 0.0
+        self._joules: list[float] = []
+        self.reserve = self.reserve_joules = 0.0
 
-    def round_took(self, seconds: float) -> None:
+    def round_took(self, seconds: float, joules: float = 0.0) -> None:
         """Learn from a finished round."""
         self._rounds.append(seconds)
+        self._joules.append(joules)
 
     def seconds_left(self) -> float:
         """Wall seconds until the reserve must be touched; infinite without a time budget."""
         return float("inf") if self._limit is None else self._limit - self._ledger.elapsed - self.reserve
+
+    def joules_left(self) -> float:
+        """Joules until the reserve must be touched; infinite without such a budget."""
+        limit = self._settings.joules
+        return float("inf") if limit is None else limit - self._ledger.joules_now() - self.reserve_joules
 
     def calls_left(self) -> float:
         """Model calls left; infinite without such a budget."""
@@ -33,13 +41,19 @@ class Budget:
 
     def allows_round(self, calls: int) -> bool:
         """Whether another round of so many calls, as slow as the slow ones so far, still fits."""
-        return calls <= self.calls_left() and self._slow_round() <= self.seconds_left()
+        return (
+            calls <= self.calls_left()
+            and _slow(self._rounds) <= self.seconds_left()
+            and _slow(self._joules) <= self.joules_left()
+        )
 
     def why_not(self, calls: int) -> str:
         """One line for the log once `allows_round` is False."""
         if calls > self.calls_left():
             return f"budget: a round needs {calls:,} model calls, {max(0, int(self.calls_left())):,} are left"
-        return f"budget: a round takes {self._slow_round():.1f} s, {max(0.0, self.seconds_left()):.1f} s are left"
+        if _slow(self._joules) > self.joules_left():
+            return f"budget: a round takes {_slow(self._joules):.0f} J, {max(0.0, self.joules_left()):.0f} J are left"
+        return f"budget: a round takes {_slow(self._rounds):.1f} s, {max(0.0, self.seconds_left()):.1f} s are left"
 
     def check_first_round(self, calls: int) -> None:
         """Raise InputError before any work where not even one round fits."""
@@ -47,11 +61,13 @@ class Budget:
             raise InputError(f"{self.why_not(calls)}: not one round fits; raise [budget] or lower [sample] and [train]")
 
     def time_is_up(self) -> bool:
-        """Whether only the reserve is left."""
-        return self.seconds_left() <= 0.0
+        """Whether only the reserve is left, of seconds or joules."""
+        return self.seconds_left() <= 0.0 or self.joules_left() <= 0.0
 
-    def _slow_round(self) -> float:
-        if not self._rounds:
-            return 0.0
-        ordered = sorted(self._rounds)
-        return ordered[min(len(ordered) - 1, int(_SLOWEST_ROUNDS * len(ordered)))]
+
+def _slow(values: list[float]) -> float:
+    """What a slow round takes of it; 0 before the first."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(_SLOWEST_ROUNDS * len(ordered)))]

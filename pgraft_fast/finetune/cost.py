@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.rounds import Kept, Prompts
-from pgraft_fast.finetune.settings import FinetuneSettings
+from pgraft_fast.finetune.settings import FinetuneSettings, TrainSettings
 from pgraft_fast.finetune.training import Learner, train
 from pgraft_fast.rewards import score
-from pgraft_fast.sampling import make_steps, model_evaluations, rollout
+from pgraft_fast.sampling import calls_of, make_steps, model_evaluations, rollout
 
 _PROBE_STEPS = 3
 _REPEATS = 3
@@ -72,11 +72,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CostModel:
-    """call: one network call without gradients, its solver step included. train: an optimiser step. score: a reward."""
+    """call: one network call without gradients, its solver step included, with guidance where the model has it. train:
+    an optimiser step. score: a reward. calls_a_sample: see `sampling.calls_of`.
+    """
 
     call: Line
     train: Line
     score: Line
+    calls_a_sample: int = 1
 
     def sampling(self, samples: int, evaluations: int, batch_size: int) -> float:
         """Seconds for so many trajectories of `evaluations` network calls each."""
@@ -85,14 +88,21 @@ class CostModel:
 
     def round(self, settings: FinetuneSettings, evaluations: int) -> Estimate:
         """A round of these settings, `evaluations` network calls a trajectory."""
-        sample, training = settings.sample, settings.train
+        sample = settings.sample
         samples = sample.prompts * sample.candidates
         return Estimate(
             sample=self.sampling(samples, evaluations, sample.batch_size),
             score=self.score(samples),
-            train=training.steps * self.train(training.batch_size),
-            model_calls=samples * evaluations + 3 * training.steps * training.batch_size,
+            train=self._training(settings),
+            model_calls=samples * evaluations * self.calls_a_sample + settings.training_calls(self.calls_a_sample),
         )
+
+    def _training(self, settings: FinetuneSettings) -> float:
+        training = settings.train
+        if settings.method != "ddpo":
+            return training.steps_of(settings.most_kept()) * self.train(training.batch_size)
+        # A row with guidance is trained on both sides of it.
+        return settings.policy_rows() * self.calls_a_sample * self.train(training.batch_size) / training.batch_size
 
 
 def evaluations_of(schedule: Schedule, settings: FinetuneSettings, parameterization: str) -> int:
@@ -113,10 +123,12 @@ def probe(
     prompts: Prompts,
     sizes: tuple[int, ...] | None = None,
     train_sizes: tuple[int, ...] | None = None,
+    learner: Learner | None = None,
 ) -> CostModel:
     """Time a few steps of each kind, each size three times, the median counts; a second or two for a small model.
 
-    sizes, train_sizes: batches to time; by default the settings' and a quarter of it.
+    learner: what will be trained, which is left as it was; default all weights of a copy. sizes, train_sizes: batches
+    to time; by default the settings' and a quarter of it.
     """
     run, device = Execution(settings.mode, next(model.parameters()).device), next(model.parameters()).device
     whole = min(settings.sample.batch_size, settings.sample.prompts * settings.sample.candidates)
@@ -125,6 +137,7 @@ def probe(
     train_sizes = (rows, max(1, rows // 4)) if train_sizes is None else train_sizes
     called, scored, trained = [], [], []
     x_0 = torch.empty(0)
+    prompts.prepare(torch.arange(min(len(prompts.text), max(*sizes, *train_sizes))))
     for size in sizes:
         condition = None if prompts.condition is None else prompts.condition[torch.arange(size) % len(prompts.text)]
 
@@ -146,21 +159,39 @@ def probe(
         seconds, _ = _timed(judge, device)
         scored.append((size, seconds))
     for size in train_sizes:
-        given = settings.train.model_copy(update={"steps": _PROBE_STEPS, "batch_size": size})
-        learner = Learner(model, given)
-        learner.run = run.of(learner.model)
+        given = settings.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None, "batch_size": size})
+        trained_one = _Borrowed(Learner(model, given) if learner is None else learner, given, run)
         ids = torch.arange(max(size, x_0.shape[0]), device=device)
         condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)]
         kept = Kept(
             x_0[ids % x_0.shape[0]], ids, condition, 0.0 if given.cut == 0.0 else float(schedule.t_of_share(given.cut))
         )
 
-        def learn(learner: Learner = learner, kept: Kept = kept) -> object:
-            return train(learner, kept, schedule, parameterization=parameterization, seed=0)
+        def learn(one: _Borrowed = trained_one, kept: Kept = kept) -> object:
+            return train(one.learner, kept, schedule, parameterization=parameterization, seed=0)
 
         seconds, _ = _timed(learn, device)
+        trained_one.give_back()
         trained.append((size, seconds / _PROBE_STEPS))
-    return CostModel(Line.fit(called), Line.fit(trained), Line.fit(scored))
+    return CostModel(Line.fit(called), Line.fit(trained), Line.fit(scored), calls_of(model))
+
+
+class _Borrowed:
+    """A learner for a trial: with other settings, and all as it was once it is given back."""
+
+    def __init__(self, learner: Learner, settings: TrainSettings, run: Execution) -> None:
+        self.learner, self._before = learner, (learner.settings, learner.run, learner.steps_done)
+        self._tensors = {
+            name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()
+        }
+        learner.settings = settings
+        learner.run = run.of(learner.run)  # type: ignore[arg-type]
+
+    def give_back(self) -> None:
+        """Undo everything."""
+        learner = self.learner
+        learner.settings, learner.run, steps = self._before
+        learner.load(self._tensors, steps)
 
 
 def _timed(work: Callable[[], Tensor | object], device: torch.device) -> tuple[float, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops.linear import linear, onednn_pays
-from pgraft_fast.sampling import GraphCache, Model
+from pgraft_fast.sampling import GraphCache, Model, calls_of
 
 # Below, a product is over before its call is.
 _LEAST_WEIGHTS = 1024
@@ -50,6 +50,7 @@ class _Twin(nn.Module):
                 one.__class__ = _Linear
         # Not a child: its weights are counted once.
         self._original = [module]
+        self.calls_a_sample = calls_of(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         original = self._original[0]

@@ -21,12 +21,16 @@ class Ledger:
     """Seconds by phase and model calls, of this process and the ones before it on the same file.
 
     seconds: {phase: wall seconds}; finished phases only, see `elapsed` for the running total.
-    model_calls: forward passes of one sample; a backward pass counts as two.
-    clock: what is read for the seconds.
+    model_calls: forward passes of one sample; a backward pass counts as two. cpu_seconds: of all threads.
+    joules: of the GPU, None where `meter` was never given. clock: what is read for the seconds.
     """
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
+        self._meter: Callable[[], float] | None = None
+        self._joules_read = 0.0
+        self.joules: float | None = None
+        self.cpu_seconds, self._cpu_read = 0.0, time.process_time()
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.model_calls = 0
         self._path = path
@@ -46,6 +50,18 @@ class Ledger:
     def elapsed(self) -> float:
         """Wall seconds of the run so far, earlier processes and lost work included."""
         return self._earlier + self._clock() - self._started
+
+    def measure(self, meter: Callable[[], float] | None) -> None:
+        """Count joules from now on. meter() -> joules since some moment; None counts none."""
+        if meter is not None:
+            self._meter, self._joules_read = meter, meter()
+            self.joules = self.joules or 0.0
+
+    def joules_now(self) -> float:
+        """Joules of the run so far."""
+        if self._meter is None:
+            return self.joules or 0.0
+        return (self.joules or 0.0) + self._meter() - self._joules_read
 
     def enter(self, phase: str) -> None:
         """Leave the current phase and enter another."""
@@ -87,7 +103,7 @@ class Ledger:
             self._file = None
 
     def summary(self) -> dict[str, object]:
-        """{"seconds": {phase: s}, "total_seconds", "device_hours", "model_calls"}."""
+        """{"seconds": {phase: s}, "total_seconds", "device_hours", "model_calls", "cpu_seconds", "joules"}."""
         self._close_phase()
         total = sum(self.seconds.values())
         return {
@@ -95,6 +111,8 @@ class Ledger:
             "total_seconds": round(total, 6),
             "device_hours": round(total / 3600.0, 9),
             "model_calls": self.model_calls,
+            "cpu_seconds": round(self.cpu_seconds, 3),
+            "joules": None if self.joules is None else round(self.joules, 3),
         }
 
     def _close_phase(self) -> None:
@@ -102,7 +120,19 @@ class Ledger:
         spent, calls = now - self._since, self.model_calls - self._calls_written
         self.seconds[self._phase] += spent
         self._since, self._calls_written = now, self.model_calls
-        self._append({"phase": self._phase, "seconds": round(spent, 6), "calls": calls})
+        record = {"phase": self._phase, "seconds": round(spent, 6), "calls": calls, **self._used()}
+        self._append(record)
+
+    def _used(self) -> dict[str, float]:
+        """CPU seconds and joules since the last time."""
+        cpu = time.process_time()
+        used = {"cpu": round(cpu - self._cpu_read, 6)}
+        self.cpu_seconds, self._cpu_read = self.cpu_seconds + used["cpu"], cpu
+        if self._meter is not None:
+            read = self._meter()
+            used["joules"] = round(read - self._joules_read, 6)
+            self.joules, self._joules_read = (self.joules or 0.0) + used["joules"], read
+        return used
 
     def _append(self, record: dict[str, object]) -> None:
         if self._file is not None:
@@ -129,6 +159,9 @@ class Ledger:
             if "phase" in record:
                 pending[record["phase"]] = pending.get(record["phase"], 0.0) + record["seconds"]
                 self.model_calls += record["calls"]
+                self.cpu_seconds += record.get("cpu", 0.0)
+                if "joules" in record:
+                    self.joules = (self.joules or 0.0) + record["joules"]
             else:
                 self._settle(pending, lost=False)
         self._settle(pending, lost=True)

@@ -1,26 +1,35 @@
 """The first half of a round: sample, score, accept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, Stream, uniform
 from pgraft_fast.finetune.ledger import Ledger
-from pgraft_fast.finetune.settings import FinetuneSettings
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.scoring import Scoring
+from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings
 from pgraft_fast.ops import gather_rows
-from pgraft_fast.rewards import score
 from pgraft_fast.sampling import GraphCache, Model, Rollout, rollout
+from pgraft_fast.sampling.recorded import Recorded
 from pgraft_fast.selection import Acceptance, accept
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is asked for. text: (n,) strings, given to the reward. condition: (n, ...) given to the model, or None."""
+    """What is asked for. text: (n,) strings, given to the reward. condition: (n, ...) given to the model, or None.
+
+    null: the condition of none, one row. prepare(numbers): called before prompts are sampled or trained on.
+    """
 
     text: Sequence[str]
     condition: Tensor | None = None
+    null: Tensor | None = None
+    prepare: Callable[[Tensor], None] = lambda numbers: None
 
     def of_round(self, seed: int, round_: int, groups: int) -> Tensor:
         """(groups,) int64: prompts of a round, a function of (seed, round) alone.
@@ -76,6 +85,7 @@ def collect(
     round_: int = 0,
     cuts: Sequence[float] = (),
     tuned: Model | None = None,
+    memory: BatchSize | None = None,
     ledger: Ledger | None = None,
     check: Callable[[], None] = lambda: None,
     device: torch.device | str | None = None,
@@ -83,46 +93,115 @@ def collect(
 ) -> Candidates:
     """Sample the groups of a round, score them and choose.
 
-    tuned: samples come from it above `settings.train.cut`, from `model` below. check() is called between batches and
-    may raise. graphs: see `rollout`. Sample ids are unique over rounds.
+    tuned: samples come from it above `settings.cut`, from `model` below. memory: trajectories at once. check()
+    is called between batches and may raise. graphs: see `rollout`. Sample ids are unique over rounds. With
+    `settings.sample.overlap` a batch is scored while the next is drawn.
     """
     ledger = Ledger() if ledger is None else ledger
-    sample = settings.sample
-    groups, n = sample.prompts, sample.candidates
-    chosen = prompts.of_round(settings.seed, round_, groups).repeat_interleave(n)
-    sample_id = torch.arange(groups * n) + round_ * groups * n
-    condition = None if prompts.condition is None else prompts.condition[chosen.to(prompts.condition.device)]
-
-    def count(calls: int) -> None:
-        ledger.add_calls(calls)
-        check()
-
-    with ledger.phase("sample"):
-        samples = rollout(
-            model,
-            schedule,
-            shape=shape,
-            steps=sample.steps,
-            solver=sample.solver,
-            eta=sample.eta,
-            parameterization=parameterization,
-            cuts=tuple(cuts),
-            seed=settings.seed,
-            sample_ids=sample_id,
-            tuned=tuned,
-            cut=None if tuned is None else settings.train.cut,
-            condition=condition,
-            batch_size=sample.batch_size,
-            device=device,
-            graphs=graphs,
-            on_batch=count,
-        )
-    with ledger.phase("score"):
-        text = [prompts.text[int(p)] for p in chosen]
-        rewards = score(reward, samples.x_0, text, sample_id, sample.batch_size, check).view(groups, n)
+    asked = Asked.of_round(prompts, settings, round_)
+    draw = partial(
+        rollout,
+        model,
+        schedule,
+        shape=shape,
+        steps=settings.sample.steps,
+        solver=settings.sample.solver,
+        eta=settings.sample.eta,
+        parameterization=parameterization,
+        cuts=tuple(cuts),
+        seed=settings.seed,
+        tuned=tuned,
+        cut=None if tuned is None else settings.cut,
+        device=device,
+        graphs=graphs,
+    )
+    parts, rewards = draw_and_score(draw, reward, asked, settings.sample, memory, ledger, check)
+    samples = _joined(parts)
+    rewards = rewards.view(settings.sample.prompts, settings.sample.candidates)
     with ledger.phase("accept"):
         acceptance = choose(settings, rewards, samples.x_0, samples.sample_id, draw=round_)
-    return Candidates(samples, rewards, acceptance, condition)
+    return Candidates(samples, rewards, acceptance, asked.condition)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The samples of a round. sample_id: (n,) int64. text: (n,). condition: (n, ...) or None. prompt: (n,) numbers."""
+
+    sample_id: Tensor
+    text: list[str]
+    condition: Tensor | None
+    prompt: Tensor
+
+    @classmethod
+    def of_round(cls, prompts: Prompts, settings: FinetuneSettings, round_: int) -> "Asked":
+        """Groups of candidates, their prompts drawn."""
+        groups, n = settings.sample.prompts, settings.sample.candidates
+        chosen = prompts.of_round(settings.seed, round_, groups).repeat_interleave(n)
+        return cls.of(prompts, chosen, torch.arange(groups * n) + round_ * groups * n)
+
+    @classmethod
+    def of(cls, prompts: Prompts, chosen: Tensor, sample_id: Tensor) -> "Asked":
+        """Samples (n,) of these prompts (n,)."""
+        prompts.prepare(chosen)
+        condition = None if prompts.condition is None else prompts.condition[chosen.to(prompts.condition.device)]
+        return cls(sample_id, [prompts.text[int(p)] for p in chosen], condition, chosen)
+
+
+Drawn = TypeVar("Drawn", Rollout, Recorded)
+
+
+def draw_and_score(
+    draw: Callable[..., Drawn],
+    reward: Callable[..., object],
+    asked: Asked,
+    sample: SampleSettings,
+    memory: BatchSize | None,
+    ledger: Ledger,
+    check: Callable[[], None],
+    phases: tuple[str, str] = ("sample", "score"),
+    counted: bool = True,
+) -> tuple[list[Drawn], Tensor]:
+    """Batches of draw(sample_ids=, condition=, batch_size=, on_batch=) and the rewards (n,) of all samples.
+
+    phases: of the ledger. counted: whether the model calls are.
+    """
+    memory = BatchSize(sample.batch_size, "sampling") if memory is None else memory
+    parts: list[Drawn] = []
+    with Scoring(reward, sample.batch_size, check, sample.overlap) as scoring:
+
+        def count(calls: int) -> None:
+            ledger.add_calls(calls if counted else 0)
+            check()
+            scoring.raise_early()
+
+        def batch(low: int, size: int) -> Drawn:
+            rows = slice(low, low + size)
+            condition = None if asked.condition is None else asked.condition[rows]
+            ids = asked.sample_id[rows]
+            return draw(sample_ids=ids, condition=condition, batch_size=max(1, ids.numel()), on_batch=count)
+
+        low = 0
+        while low < asked.sample_id.numel():
+            with ledger.phase(phases[0]):
+                parts.append(memory.run(partial(batch, low)))
+            high = low + parts[-1].sample_id.numel()
+            with ledger.phase(phases[1]):
+                scoring.add(parts[-1].x_0, asked.text[low:high], asked.sample_id[low:high])
+            low = high
+        with ledger.phase(phases[1]):
+            return parts, scoring.rewards()
+
+
+def _joined(parts: Sequence[Rollout]) -> Rollout:
+    """One rollout of its batches."""
+    first = parts[0]
+    return replace(
+        first,
+        final=torch.cat([part.final for part in parts]),
+        x_cut={cut: torch.cat([part.x_cut[cut] for part in parts]) for cut in first.x_cut},
+        sample_id=torch.cat([part.sample_id for part in parts]),
+        model_calls=sum(part.model_calls for part in parts),
+    )
 
 
 def choose(settings: FinetuneSettings, rewards: Tensor, x_0: Tensor, sample_id: Tensor, draw: int = 0) -> Acceptance:

@@ -2,20 +2,20 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from pgraft_fast.finetune.ddpo_settings import DdpoSettings
+from pgraft_fast.finetune.schema import Settings
 
-class Settings(BaseModel):
-    """Base: unknown keys are errors, values are not converted in silence, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+# One forward pass, and a backward pass that counts as two.
+CALLS_OF_A_TRAINED_SAMPLE = 3
 
 
 class SampleSettings(Settings):
     """How the candidates of a round are drawn.
 
-    prompts: groups a round. candidates: samples a group. steps, solver, eta: see `rollout`.
-    batch_size: trajectories at once.
+    prompts: groups a round. candidates: samples a group. steps, solver, eta: see `rollout`. batch_size:
+    trajectories at once; halved when memory is full. overlap: score a batch while the next is drawn.
     """
 
     prompts: PositiveInt = 10
@@ -24,6 +24,7 @@ class SampleSettings(Settings):
     solver: Literal["ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"] = "ddpm"
     eta: float | None = Field(default=None, ge=0)
     batch_size: PositiveInt = 256
+    overlap: bool = False
 
 
 class SelectSettings(Settings):
@@ -41,31 +42,41 @@ class TrainSettings(Settings):
     """How the kept rows are trained on.
 
     cut: share of the steps left to the reference model, 0 is GRAFT. steps: optimiser steps a round of batch_size
-    rows. ema: decay of the averaged weights, which are the result; 0 is off. clip: limit of the gradient's norm.
+    rows; or epochs: passes over the kept rows, instead of steps. micro_batch: rows at once, whose gradients are added
+    up; halved when memory is full. ema: decay of the averaged weights, which are the result; 0 is off. clip: limit of
+    the gradient's norm. null_prompt: share of rows that are trained without their prompt, for guidance.
     """
 
     cut: float = Field(default=0.25, ge=0, lt=1)
     objective: Literal["state", "clean"] = "state"
     rounds: PositiveInt = 1
     steps: PositiveInt = 200
+    epochs: PositiveInt | None = None
     batch_size: PositiveInt = 64
+    micro_batch: PositiveInt | None = None
     learning_rate: PositiveFloat = 3e-4
     weight_decay: float = Field(default=0.0, ge=0)
     ema: float = Field(default=0.98, ge=0, lt=1)
     clip: PositiveFloat = 1.0
+    null_prompt: float = Field(default=0.0, ge=0, lt=1)
+
+    def steps_of(self, rows: int) -> int:
+        """Optimiser steps of a round that kept so many rows."""
+        return self.steps if self.epochs is None else max(1, -(-self.epochs * rows // self.batch_size))
 
 
 class BudgetSettings(Settings):
     """Limits of a run; none set means that the rounds alone end it.
 
     wall_seconds and gpu_hours count from start to exit on every device, idle and lost work included.
-    model_calls: forward passes of one sample, a backward pass counts as two. Evaluation is measured, and
-    limited by the two time budgets, but not counted in model_calls.
+    joules: of the GPU, through NVML. model_calls: forward passes of one sample, a backward pass counts as two.
+    Evaluation is measured, and limited by the others, but not counted in model_calls.
     """
 
     wall_seconds: PositiveFloat | None = None
     gpu_hours: PositiveFloat | None = None
     model_calls: PositiveInt | None = None
+    joules: PositiveFloat | None = None
 
     def seconds(self) -> float | None:
         """The tighter of the two time limits."""
@@ -76,15 +87,18 @@ class BudgetSettings(Settings):
 class FinetuneSettings(Settings):
     """Everything that a `Trainer` needs to know beside the model and the reward.
 
+    method: "pgraft"; "graft", which is the cut at 0 whatever train.cut says; "ddpo", see `finetune.ddpo`.
     mode: "eager"; "compile", the models through torch.compile, which takes a minute and more at the start; "graph", the
     trajectories as CUDA graphs.
     """
 
     seed: int = Field(default=0, ge=0, lt=2**63)
+    method: Literal["pgraft", "graft", "ddpo"] = "pgraft"
     mode: Literal["eager", "compile", "graph"] = "eager"
     sample: SampleSettings = SampleSettings()
     select: SelectSettings = SelectSettings(k=4)
     train: TrainSettings = TrainSettings()
+    ddpo: DdpoSettings = DdpoSettings()
     budget: BudgetSettings = BudgetSettings()
 
     @model_validator(mode="after")
@@ -95,6 +109,30 @@ class FinetuneSettings(Settings):
         if select.k is not None and select.k > n:
             raise ValueError(f"select.k={select.k} is more than sample.candidates={n}")
         return self
+
+    @property
+    def cut(self) -> float:
+        """Share of the steps left to the reference: train.cut for P-GRAFT, else 0."""
+        return self.train.cut if self.method == "pgraft" else 0.0
+
+    def most_kept(self) -> int:
+        """Rows of a round that are trained on, at most."""
+        select, sample = self.select, self.sample
+        known = {"best_of_n": 1, "preference": sample.candidates // 2, "top_k": select.k or 1}
+        return sample.prompts * known.get(select.rule, sample.candidates)
+
+    def training_calls(self, calls_a_sample: int) -> int:
+        """Model calls of a round's training, a backward pass counted as two, at most. calls_a_sample: 2 with guidance,
+        which P-GRAFT trains without.
+        """
+        if self.method == "ddpo":
+            return CALLS_OF_A_TRAINED_SAMPLE * calls_a_sample * self.policy_rows()
+        return CALLS_OF_A_TRAINED_SAMPLE * self.train.steps_of(self.most_kept()) * self.train.batch_size
+
+    def policy_rows(self) -> int:
+        """Pairs of sample and step that a round of DDPO trains, at most."""
+        sample = self.sample
+        return self.ddpo.most_rows(sample.prompts * sample.candidates, max(1, sample.steps - 1))
 
     def future(self) -> dict[str, object]:
         """The keys that decide what the run computes; a resumed run must have the same."""

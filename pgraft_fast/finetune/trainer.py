@@ -1,4 +1,4 @@
-"""Rounds of P-GRAFT inside a budget, each saved before the next begins."""
+"""Rounds inside a budget, each saved before the next begins."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,26 +10,29 @@ from torch import nn
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import check_space, remove_temporary
-from pgraft_fast.finetune.budget import CALLS_OF_A_TRAINED_SAMPLE, Budget
+from pgraft_fast.finetune.budget import Budget
 from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.ledger import Ledger
-from pgraft_fast.finetune.rounds import Candidates, Prompts, collect
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.methods import Method, Work, method_of
+from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import FinetuneSettings
-from pgraft_fast.finetune.training import Learner, train
-from pgraft_fast.sampling import make_steps, model_evaluations
+from pgraft_fast.finetune.training import Learner
 
 
 class Trainer:
-    """P-GRAFT: sample, score, accept, train on the accepted states above the cut; several rounds.
+    """P-GRAFT: sample, score, accept, train on the accepted states above the cut; several rounds. Or DDPO.
 
     model(x, t[, condition]): the reference, an nn.Module that stays as it is. reward: see `Reward`. prompts: texts,
     with one `condition` row each where the model takes one. run: folder of checkpoints and ledger; the same call
-    again goes on where the last finished round ended, bit for bit (same machine, same settings).
+    again goes on where the last finished round ended, bit for bit (same machine, same settings). learner: what is
+    trained; by default all weights of a copy of the model.
 
         trainer = Trainer(model, schedule, reward, settings, shape=(1, 8, 8), parameterization="v", run="runs/a")
         trainer.run_rounds()
-        tuned = trainer.tuned    # above settings.train.cut; the reference model below it
+        tuned = trainer.tuned    # above settings.cut; the reference model below it
 
     Raises InputError, RewardError, CheckpointError, StorageError, StoppedError; a finished round is never lost.
     """
@@ -46,6 +49,7 @@ class Trainer:
         prompts: Prompts | None = None,
         run: Path | str,
         identity: dict[str, Any] | None = None,
+        learner: Learner | None = None,
         ledger: Ledger | None = None,
         log: Callable[[str], None] = print,
         check: Callable[[], None] = lambda: None,
@@ -55,30 +59,35 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.last_candidates: dict[str, torch.Tensor] = {}
         self.run = Path(run)
-        self._model = model.eval()
-        self._schedule = schedule
-        self._reward = reward
-        self._shape = tuple(shape)
-        self._parameterization = parameterization
-        self._prompts = Prompts([""]) if prompts is None else prompts
         self._log = log
         self._check = check
         self._on_round = on_round
-        self._device = next(model.parameters()).device
+        device = next(model.parameters()).device
         self._checkpoints = self.run / "checkpoints"
         self._checkpoints.mkdir(parents=True, exist_ok=True)
         self._identity = {**(identity or {}), **settings.future()}
-        self.execution = Execution(settings.mode, self._device)
-        self._learner = Learner(model, settings.train)
-        self._learner.run = self.execution.of(self._learner.model)
+        self.execution = Execution(settings.mode, device)
+        self._learner = Learner(model, settings.train) if learner is None else learner
+        self._learner.run = self.execution.of(self._learner.run)  # type: ignore[arg-type]
+        self._learner.sampled = self.execution.of(self._learner.sampled)  # type: ignore[arg-type]
         self.ledger = Ledger(self.run / "ledger.jsonl") if ledger is None else ledger
         self.budget = Budget(settings.budget, self.ledger)
+        self.ledger.measure(Energy.of(device) if settings.budget.joules is None else Energy(device))
+        training = settings.train.micro_batch or settings.train.batch_size
+        self._method: Method = method_of(
+            Work(
+                model=model.eval(), schedule=schedule, reward=reward, settings=settings, shape=tuple(shape),
+                prompts=Prompts([""]) if prompts is None else prompts, parameterization=parameterization,
+                learner=self._learner, execution=self.execution, ledger=self.ledger, device=device,
+                sampling=BatchSize(settings.sample.batch_size, "sampling"), training=BatchSize(training, "training"),
+            )
+        )  # fmt: skip
         self._resume()
 
     @property
     def tuned(self) -> nn.Module:
-        """The averaged tuned weights: for noise levels above the cut."""
-        return self._learner.ema
+        """The result: averaged weights, of DDPO the raw ones; for noise levels above the cut."""
+        return self._method.tuned
 
     @property
     def rounds_done(self) -> int:
@@ -86,12 +95,8 @@ class Trainer:
         return len(self.history)
 
     def calls_of_a_round(self) -> int:
-        """Model calls that one round needs."""
-        sample, training = self.settings.sample, self.settings.train
-        grid = self._schedule.grid(sample.steps, self._parameterization)
-        steps = make_steps(self._schedule, grid, sample.solver, self._parameterization, sample.eta)
-        sampling = sample.prompts * sample.candidates * model_evaluations(steps)
-        return sampling + CALLS_OF_A_TRAINED_SAMPLE * training.steps * training.batch_size
+        """Model calls that one round needs, at most."""
+        return self._method.calls()
 
     def run_rounds(self) -> None:
         """Run until `settings.train.rounds` are done or the budget allows no further one."""
@@ -111,68 +116,29 @@ class Trainer:
                 return
 
     def _round(self) -> None:
-        number, began = self.rounds_done, self.ledger.elapsed
-        cut, objective = self.settings.train.cut, self.settings.train.objective
-        candidates = self._collect(number)
-        accepted = int(candidates.acceptance.count)
-        if accepted == 0:
-            raise InputError(
-                f"round {number + 1}: no candidate was accepted by rule {self.settings.select.rule!r}; "
-                "loosen [select] or set select.empty='best'"
-            )
-        result = train(
-            self._learner,
-            candidates.kept(cut, objective),
-            self._schedule,
-            parameterization=self._parameterization,
-            seed=self.settings.seed,
-            ledger=self.ledger,
-            check=self._check,
-            enough=self.budget.time_is_up,
-        )
-        kept_rewards = candidates.rewards[candidates.acceptance.mask]
+        number, began, joules = self.rounds_done, self.ledger.elapsed, self.ledger.joules_now()
+        done = self._method.round(number, self._check, self._check_sampling, self.budget.time_is_up)
         self.history.append(
             {
-                "reward": float(candidates.rewards.nanmean()),
-                "reward_accepted": float(kept_rewards.mean()),
-                "accepted": accepted,
-                "loss": result.loss,
-                "steps": result.steps,
-                "rejected_steps": result.rejected,
-                "t_cut": candidates.rollout.t_cut[cut],
+                "reward": float(done.rewards.nanmean()),
+                **done.entry,
+                "loss": done.report.loss,
+                "steps": done.report.steps,
+                "rejected_steps": done.report.rejected,
                 "model_calls": self.ledger.model_calls,
                 "seconds": round(self.ledger.elapsed, 3),
             }
         )
-        self.last_candidates = {"reward": candidates.rewards, "accepted": candidates.acceptance.mask}
+        self.last_candidates = {"reward": done.rewards, "accepted": done.accepted}
         with self.ledger.phase("save"):
             self._save()
-        self.budget.round_took(self.ledger.elapsed - began)
-        self._on_round(self.rounds_done, self.history[-1])
+        self.budget.round_took(self.ledger.elapsed - began, self.ledger.joules_now() - joules)
+        entry = self.history[-1]
+        self._on_round(self.rounds_done, entry)
         self._log(
-            f"round {number + 1}/{self.settings.train.rounds}: reward {self.history[-1]['reward']:.4f}, "
-            f"accepted {accepted} at {self.history[-1]['reward_accepted']:.4f}, loss {result.loss:.4f}, "
+            f"round {number + 1}/{self.settings.train.rounds}: reward {entry['reward']:.4f}, "
+            f"accepted {entry['accepted']} at {entry['reward_accepted']:.4f}, loss {entry['loss']:.4f}, "
             f"{self.ledger.model_calls:,} model calls, {self.ledger.elapsed:.1f} s"
-        )
-
-    def _collect(self, number: int) -> Candidates:
-        run = self.execution
-        return collect(
-            run.of(self._model),
-            self._schedule,
-            self._reward,
-            self._prompts,
-            self.settings,
-            shape=self._shape,
-            parameterization=self._parameterization,
-            round_=number,
-            cuts=(self.settings.train.cut,),
-            # The first round samples the reference itself: the tuned model still equals it.
-            tuned=run.of(self._learner.ema.eval()) if number else None,
-            ledger=self.ledger,
-            check=self._check_sampling,
-            device=self._device,
-            graphs=run.graphs,
         )
 
     def _check_sampling(self) -> None:
@@ -185,7 +151,10 @@ class Trainer:
             raise _OutOfTimeError
 
     def _save(self) -> None:
-        state = {"settings": self._identity, "history": self.history, "steps_done": self._learner.steps_done}
+        state = {
+            "settings": self._identity, "history": self.history, "steps_done": self._learner.steps_done,
+            "method": self._method.state(),
+        }  # fmt: skip
         tensors = {**self._learner.tensors(), "candidates": self.last_candidates}
         save_checkpoint(self._checkpoints, Checkpoint(self.rounds_done, state, tensors))
         self.ledger.commit(self.rounds_done)
@@ -197,6 +166,7 @@ class Trainer:
             return
         _check_same(checkpoint.state["settings"], self._identity, self.run)
         self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
+        self._method.load(checkpoint.state.get("method", {}))
         self.history = checkpoint.state["history"]
         self.last_candidates = checkpoint.tensors["candidates"]
         finished = checkpoint.round >= self.settings.train.rounds
@@ -204,7 +174,8 @@ class Trainer:
 
     def _checkpoint_bytes(self) -> int:
         # Model, average and two moments.
-        return 4 * sum(p.numel() * p.element_size() for p in self._learner.model.parameters()) + 65536
+        weights = self._learner.weights()["model"].values()
+        return 4 * sum(weight.numel() * weight.element_size() for weight in weights) + 65536
 
 
 class _OutOfTimeError(Exception):

@@ -3,17 +3,18 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
 from pgraft_fast.errors import PgraftError
-from pgraft_fast.finetune.budget import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.ledger import Ledger
+from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
 from pgraft_fast.finetune.rounds import Kept
-from pgraft_fast.finetune.settings import TrainSettings
+from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, TrainSettings
 from pgraft_fast.sampling import Model
 
 _MOST_REJECTED_IN_A_ROW = 3
@@ -22,34 +23,54 @@ _MOST_REJECTED_IN_A_ROW = 3
 class Learner:
     """A model in training: raw weights, averaged weights (`ema`, the result) and the optimiser.
 
-    run: what is called in training: the model, or a compiled one with the same weights.
+    run: what is called in training: the model, or a compiled one with the same weights. sampled: the same weights as
+    they are called in sampling, with guidance where there is some, for losses on what was sampled.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
         self.model = copy.deepcopy(model).requires_grad_(True)
         self.ema = copy.deepcopy(model).requires_grad_(False)
-        self.settings = settings
+        self._start(dict(self.model.named_parameters()), dict(self.ema.named_parameters()), settings)
+
+    def _start(
+        self, values: dict[str, nn.Parameter], averages: dict[str, nn.Parameter], settings: TrainSettings
+    ) -> None:
+        """values: what is trained, by name; averages: what follows it."""
+        self.settings, self._values, self._averages = settings, values, averages
         # One pass over all weights where torch has it: a third of the time of the loop over tensors.
-        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        fused = next(iter(values.values())).device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
+            values.values(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
         )
         self.steps_done = 0
         self.run: Model = self.model
+        self.sampled: Model = self.model
 
-    def update(self, loss: Tensor) -> tuple[bool, Tensor]:
-        """One optimiser step. A gradient that is not finite changes nothing and returns False."""
+    def begin(self) -> None:
+        """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a part of the batch."""
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+
+    def step(self) -> tuple[bool, Tensor]:
+        """One optimiser step and the norm of its gradient; one that is not finite changes nothing: False."""
+        norm = nn.utils.clip_grad_norm_(self._values.values(), self.settings.clip)
         if not torch.isfinite(norm):
             return False, norm
         self.optimizer.step()
         with torch.no_grad():
-            averages: list[Tensor] = list(self.ema.parameters())
-            values: list[Tensor] = list(self.model.parameters())
+            averages: list[Tensor] = list(self._averages.values())
+            values: list[Tensor] = list(self._values.values())
             torch._foreach_lerp_(averages, values, 1.0 - self.settings.ema)
         return True, norm
+
+    def update(self, loss: Tensor) -> tuple[bool, Tensor]:
+        """`begin`, `backward` and `step`."""
+        self.begin()
+        self.backward(loss)
+        return self.step()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that `load` needs to go on."""
@@ -58,12 +79,20 @@ class Learner:
             for index, state in self.optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
-        return {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizer": moments}
+        return {**self.weights(), "optimizer": moments}
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """{"model": raw, "ema": averaged}."""
+        return {"model": self.model.state_dict(), "ema": self.ema.state_dict()}
+
+    def load_weights(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Inverse of `weights`."""
+        self.model.load_state_dict(tensors["model"])
+        self.ema.load_state_dict(tensors["ema"])
 
     def load(self, tensors: dict[str, dict[str, Tensor]], steps_done: int) -> None:
         """Inverse of `tensors`."""
-        self.model.load_state_dict(tensors["model"])
-        self.ema.load_state_dict(tensors["ema"])
+        self.load_weights(tensors)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.get("optimizer", {}).items():
             index, name = key.split(".", 1)
@@ -74,11 +103,16 @@ class Learner:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """loss: mean of the last tenth of the steps. steps: done. rejected: steps whose gradient was not finite."""
+    """loss: mean of the last tenth of the steps. steps: done. rejected: steps whose gradient was not finite.
+
+    clipped, kl: see `train_ddpo`.
+    """
 
     loss: float
     steps: int
     rejected: int
+    clipped: float | None = None
+    kl: float | None = None
 
 
 def train(
@@ -88,64 +122,119 @@ def train(
     *,
     parameterization: str,
     seed: int,
+    null_condition: Tensor | None = None,
+    memory: BatchSize | None = None,
     ledger: Ledger | None = None,
     check: Callable[[], None] = lambda: None,
     enough: Callable[[], bool] = lambda: False,
 ) -> TrainReport:
-    """Regress on the kept rows, and on nothing else, for `settings.steps` steps or until enough() is true.
+    """Regress on the kept rows, and on nothing else, for the settings' steps or until enough() is true.
 
-    Rows come in a drawn order, all of them once before any comes again. check() may raise. Raises PgraftError after
-    three steps in a row whose gradient was not finite.
+    Rows come in a drawn order, all of them once before any comes again. null_condition: one row that takes the place
+    of a condition with probability `settings.null_prompt`. memory: rows at once; their gradients add up to those of
+    the batch. check() may raise. Raises PgraftError after three steps in a row whose gradient was not finite.
     """
     ledger = Ledger() if ledger is None else ledger
     settings = learner.settings
+    memory = BatchSize(settings.micro_batch or settings.batch_size) if memory is None else memory
+    make = _Losses(learner, kept, schedule, parameterization, seed, null_condition)
     learner.model.train()
     losses: list[Tensor] = []
-    rejected = in_a_row = 0
+    refusals = Refusals()
+    steps = settings.steps_of(kept.sample_id.numel())
     with ledger.phase("train"):
-        for rows, epoch in _batches(kept.sample_id, seed, settings.batch_size, settings.steps):
+        for rows, epoch in _batches(kept.sample_id, seed, settings.batch_size, steps):
             if losses and enough():
                 break
-            loss = _loss(learner, kept, rows, epoch, schedule, parameterization, seed)
-            done, _ = learner.update(loss)
+            batch = make.batch(rows, epoch)
+            losses.append(memory.run(partial(_accumulate, learner, make, batch)))
             learner.steps_done += 1
-            losses.append(loss.detach())
-            in_a_row = 0 if done else in_a_row + 1
-            rejected += not done
-            if in_a_row == _MOST_REJECTED_IN_A_ROW:
-                raise PgraftError(
-                    f"training: the gradient was not finite {in_a_row} times in a row; lower train.learning_rate"
-                )
+            refusals.note(learner.step()[0])
             ledger.add_calls(CALLS_OF_A_TRAINED_SAMPLE * rows.numel())
             check()
     tail = torch.stack(losses[-max(1, len(losses) // 10) :])
-    return TrainReport(float(tail.mean()), len(losses), rejected)
+    return TrainReport(float(tail.mean()), len(losses), refusals.count)
 
 
-def _loss(
-    learner: Learner,
-    kept: Kept,
-    rows: Tensor,
-    epoch: Tensor,
-    schedule: Schedule,
-    parameterization: str,
-    seed: int,
-) -> Tensor:
-    x = kept.x[rows]
-    # One draw a step, spread evenly over the batch: every batch sees every noise level.
-    offset = uniform(seed, torch.tensor([learner.steps_done], device=x.device), 0, Stream.TRAIN_TIME)
-    share = (offset + torch.arange(rows.numel(), device=x.device) / rows.numel()) % 1.0
-    return pgraft_loss(
-        learner.run,
-        schedule,
-        x,
-        t_cut=kept.t_cut,
-        objective=learner.settings.objective,
-        parameterization=parameterization,
-        condition=None if kept.condition is None else kept.condition[rows],
-        t=1.0 - share * (1.0 - kept.t_cut),
-        noise=NoiseKey(seed, kept.sample_id[rows], epoch, Stream.TRAIN_NOISE),
-    )
+class Refusals:
+    """Optimiser steps whose gradient was not finite. Raises PgraftError at the third in a row."""
+
+    def __init__(self) -> None:
+        self.count = self._in_a_row = 0
+
+    def note(self, done: bool) -> None:
+        """After each step."""
+        self._in_a_row = 0 if done else self._in_a_row + 1
+        self.count += not done
+        if self._in_a_row == _MOST_REJECTED_IN_A_ROW:
+            raise PgraftError(
+                f"training: the gradient was not finite {self._in_a_row} times in a row; lower train.learning_rate"
+            )
+
+
+def _accumulate(learner: Learner, make: "_Losses", batch: "_Batch", size: int) -> Tensor:
+    """The gradient of a batch, `size` rows at once; its loss."""
+    learner.begin()
+    total, parts = batch.rows.numel(), []
+    for low in range(0, total, size):
+        part = batch.part(low, low + size)
+        loss = make.loss(part) * (part.rows.numel() / total)
+        learner.backward(loss)
+        parts.append(loss.detach())
+    return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """rows, epoch: (B,) int64. t: (B,) times."""
+
+    rows: Tensor
+    epoch: Tensor
+    t: Tensor
+
+    def part(self, low: int, high: int) -> "_Batch":
+        return _Batch(self.rows[low:high], self.epoch[low:high], self.t[low:high])
+
+
+@dataclass(frozen=True)
+class _Losses:
+    learner: Learner
+    kept: Kept
+    schedule: Schedule
+    parameterization: str
+    seed: int
+    null_condition: Tensor | None
+
+    def batch(self, rows: Tensor, epoch: Tensor) -> _Batch:
+        # One draw a step, spread evenly over the batch: every batch sees every noise level.
+        device = self.kept.x.device
+        offset = uniform(self.seed, torch.tensor([self.learner.steps_done], device=device), 0, Stream.TRAIN_TIME)
+        share = (offset + torch.arange(rows.numel(), device=device) / rows.numel()) % 1.0
+        return _Batch(rows, epoch, 1.0 - share * (1.0 - self.kept.t_cut))
+
+    def loss(self, batch: _Batch) -> Tensor:
+        kept, ids = self.kept, self.kept.sample_id[batch.rows]
+        return pgraft_loss(
+            self.learner.run,
+            self.schedule,
+            kept.x[batch.rows],
+            t_cut=kept.t_cut,
+            objective=self.learner.settings.objective,
+            parameterization=self.parameterization,
+            condition=self._condition(batch, ids),
+            t=batch.t,
+            noise=NoiseKey(self.seed, ids, batch.epoch, Stream.TRAIN_NOISE),
+        )
+
+    def _condition(self, batch: _Batch, ids: Tensor) -> Tensor | None:
+        if self.kept.condition is None:
+            return None
+        condition, share = self.kept.condition[batch.rows], self.learner.settings.null_prompt
+        if share == 0.0 or self.null_condition is None:
+            return condition
+        dropped = uniform(self.seed, ids, batch.epoch, Stream.PROMPT_DROPOUT) < share
+        null = self.null_condition.to(condition)
+        return torch.where(dropped.view(-1, *[1] * (condition.ndim - 1)), null, condition)
 
 
 def _batches(sample_id: Tensor, seed: int, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:

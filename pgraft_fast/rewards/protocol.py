@@ -8,36 +8,74 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pgraft_fast.errors import RewardError
+from pgraft_fast.errors import PgraftError, RewardError
 
 MAX_INVALID_SHARE = 0.05
+_NAMED = 8
+
+# (samples, prompts, sample ids, on_wait) -> numbers
+Call = Callable[[Tensor, Sequence[str], Sequence[int], Callable[[], None]], object]
 
 
 class Reward(Protocol):
     """reward(samples, prompts) -> one number a sample; higher is better, nan marks a sample that has none.
 
-    samples: (B, ...) final samples. prompts: B strings. Returns B numbers: tensor, array or list.
+    samples: (B, ...) final samples; pictures are (B, C, H, W) in [-1, 1]. prompts: B strings. Returns B numbers:
+    tensor, array or list. What else a reward may have, none of it required:
+    parameters `sample_ids` (B ints) and `on_wait` (called while it waits; may raise, which ends the wait);
+    `name`, for messages; `prepare()`, what must be done once before the first call, outside its time-out; `close()`;
+    `interrupt()`, which makes a call in another thread fail; `longest_call_seconds`, where it keeps its own time-out.
     """
 
     def __call__(self, samples: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
-def as_reward(function: Callable[..., object]) -> Callable[[Tensor, Sequence[str]], object]:
-    """A callable of one argument (samples) or two (samples, prompts) as a reward of two."""
+class RewardTimeoutError(RewardError):
+    """A reward did not answer in time."""
+
+
+class RewardMisuseError(RewardError):
+    """A reward breaks the protocol in a way that trying again cannot mend."""
+
+
+def as_call(function: Callable[..., object]) -> Call:
+    """A callable of (samples) or (samples, prompts), with or without sample_ids and on_wait, as one of all four."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return function
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes_rest = any(p.kind == p.VAR_POSITIONAL for p in parameters)
-    if takes_rest or len(positional) >= 2:
-        return function
-    return lambda samples, prompts: function(samples)
+        return lambda samples, prompts, ids, on_wait: function(samples, prompts)
+    extras = ("sample_ids", "on_wait")
+    positional = [
+        p for n, p in parameters.items() if n not in extras and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    two = len(positional) >= 2 or any(p.kind == p.VAR_POSITIONAL for p in parameters.values())
+
+    def call(samples: Tensor, prompts: Sequence[str], ids: Sequence[int], on_wait: Callable[[], None]) -> object:
+        named = {n: v for n, v in zip(extras, (ids, on_wait), strict=True) if n in parameters}
+        return function(samples, prompts, **named) if two else function(samples, **named)
+
+    return call
 
 
 def name_of(reward: Callable[..., object]) -> str:
     """A name for messages."""
     return str(getattr(reward, "name", getattr(reward, "__name__", type(reward).__name__)))
+
+
+def of_samples(ids: Sequence[int]) -> str:
+    """ "sample 3", "samples 3 to 6" or "samples 3, 5, 9": for messages, at most eight of them named."""
+    if len(ids) == 1:
+        return f"sample {ids[0]}"
+    if list(ids) == list(range(ids[0], ids[0] + len(ids))):
+        return f"samples {ids[0]} to {ids[-1]}"
+    rest = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return f"samples {', '.join(str(i) for i in ids[:_NAMED])}{rest}"
+
+
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """An error's text on one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def score(
@@ -50,42 +88,76 @@ def score(
 ) -> Tensor:
     """Rewards of all samples, (n,) float32 on the samples' device; nan where the reward gave none.
 
+    on_batch() is called after every batch, and by rewards that take `on_wait` also while they wait; it may raise.
     Raises RewardError, in one line, where the reward raises, returns another number of values, or leaves more than
-    5 % of the samples without a finite one.
+    its `max_invalid_share` (5 % where it has none) of the samples without a finite one.
     """
-    call, name = as_reward(reward), name_of(reward)
-    parts = []
+    return finished(reward, score_batches(reward, samples, prompts, sample_id, batch_size, on_batch), sample_id)
+
+
+def score_batches(
+    reward: Callable[..., object],
+    samples: Tensor,
+    prompts: Sequence[str],
+    sample_id: Tensor,
+    batch_size: int = 256,
+    on_batch: Callable[[], None] | None = None,
+) -> Tensor:
+    """As `score`, for a part of the samples: how many have no finite reward is not looked at; see `finished`."""
+    call, name = as_call(reward), name_of(reward)
+    ids = sample_id.tolist()
+    parts = [torch.empty(0, device=samples.device)]
     with torch.no_grad():
         for low in range(0, samples.shape[0], batch_size):
-            batch = samples[low : low + batch_size]
-            first, last = int(sample_id[low]), int(sample_id[low + batch.shape[0] - 1])
-            parts.append(_one_batch(call, name, batch, prompts[low : low + batch_size], f"samples {first} to {last}"))
+            rows = slice(low, low + batch_size)
+            parts.append(evaluate(call, name, samples[rows].detach(), prompts[rows], ids[rows], on_batch))
             if on_batch is not None:
                 on_batch()
-    rewards = torch.cat(parts)
+    return torch.cat(parts)
+
+
+def finished(reward: Callable[..., object], rewards: Tensor, sample_id: Tensor) -> Tensor:
+    """Rewards (n,) of all samples with nan for every one that is not finite. Raises RewardError where these are more
+    than the reward's `max_invalid_share`.
+    """
+    name, ids = name_of(reward), sample_id.tolist()
     invalid = ~torch.isfinite(rewards)
     n_invalid = int(invalid.sum())
-    if n_invalid > MAX_INVALID_SHARE * rewards.numel():
-        first = int(sample_id[invalid.nonzero()[0, 0]])
+    share = float(getattr(reward, "max_invalid_share", MAX_INVALID_SHARE))
+    if n_invalid > share * rewards.numel():
+        first = ids[int(invalid.nonzero()[0, 0])]
         raise RewardError(
             f"reward {name!r} gave no finite number for {n_invalid} of {rewards.numel()} samples "
-            f"(the first is sample {first}); at most {math.floor(100 * MAX_INVALID_SHARE)} % may fail"
+            f"(the first is sample {first}); at most {math.floor(100 * share)} % may fail"
         )
     return torch.where(invalid, torch.full_like(rewards, torch.nan), rewards)
 
 
-def _one_batch(
-    call: Callable[[Tensor, Sequence[str]], object],
+def evaluate(
+    call: Call,
     name: str,
     batch: Tensor,
     prompts: Sequence[str],
-    where: str,
+    ids: Sequence[int],
+    on_wait: Callable[[], None] | None = None,
 ) -> Tensor:
+    """One call with its answer checked: (B,) float32 on the samples' device, nan and inf left in.
+
+    Raises RewardError naming the reward and the samples; other errors of this package pass unchanged.
+    """
+    where, version = of_samples(ids), _version(batch)
     try:
-        values = call(batch, prompts)
+        values = call(batch, prompts, ids, on_wait or _nothing)
+    except RewardError as error:
+        if str(error).startswith("reward "):
+            raise
+        raise type(error)(f"reward {name!r}: {error} (at {where})") from error
+    except PgraftError:
+        raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {text} (at {where})") from error
+        raise RewardError(f"reward {name!r} raised {type(error).__name__}: {one_line(error)} (at {where})") from error
+    if _version(batch) != version:
+        raise RewardMisuseError(f"reward {name!r} changes its samples in place; let it work on samples.clone()")
     try:
         rewards = torch.as_tensor(values, dtype=torch.float32, device=batch.device).detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -96,3 +168,12 @@ def _one_batch(
             f"it must be ({batch.shape[0]},) (at {where})"
         )
     return rewards
+
+
+def _version(samples: Tensor) -> int:
+    """Counts changes in place; tensors made in inference mode have no such counter."""
+    return 0 if samples.is_inference() else samples._version
+
+
+def _nothing() -> None:
+    pass

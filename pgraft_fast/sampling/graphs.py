@@ -152,12 +152,15 @@ def clone_generator(generator: torch.Generator) -> torch.Generator:
 def weights_key(module: Any) -> tuple[Any, ...]:
     """Where a module's weights lie and what is switched on in it: a graph is valid as long as this is the same.
 
-    Switches: adapters of peft with their weights in the sum, attention processors of diffusers with their scale, FreeU.
+    Switches: adapters of peft with their weights in the sum, attention processors of diffusers with their scale, FreeU;
+    a module's own `graph_key`.
     """
     places: list[int] = []
     switches: list[Any] = []
     for one in module.modules():
         own = vars(one)
+        if "graph_key" in own:
+            switches.append(own["graph_key"])
         for held in (own["_parameters"], own["_buffers"]):
             places.extend(weight.data_ptr() for weight in held.values() if weight is not None)
         # diffusers' models have a method of this name.

@@ -1,23 +1,50 @@
-"""Classifier-free guidance as a model of its own."""
+"""Classifier-free guidance: a model's two answers, put together inside the fused step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pgraft_fast.sampling.rollout import Model
+# model(x, t) or model(x, t, condition)
+Model = Callable[..., Any]
+
+
+class Guided(NamedTuple):
+    """A model's answers with and without its condition, shape of the state each; scale: of the guidance."""
+
+    out: Tensor
+    out_null: Tensor
+    scale: float
+
+    def combined(self) -> Tensor:
+        """out_null + scale (out - out_null) (Ho and Salimans 2022, arXiv 2207.12598, eq. 6)."""
+        return self.out_null + self.scale * (self.out - self.out_null)
+
+
+class _WithGuidance:
+    """See `guided`."""
+
+    calls_a_sample = 2
+
+    def __init__(self, model: Model, scale: float, null_condition: Tensor) -> None:
+        self._model, self._scale, self._null = model, scale, null_condition
+
+    def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Guided:
+        null = self._null.to(condition).expand_as(condition)
+        both = self._model(torch.cat((x, x)), torch.cat((t, t)), torch.cat((condition, null)))
+        out, out_null = both.chunk(2)
+        return Guided(out, out_null, self._scale)
 
 
 def guided(model: Model, scale: float, null_condition: Tensor) -> Model:
-    """out = out_null + scale (out_condition - out_null) (Ho and Salimans 2022, arXiv 2207.12598, eq. 6).
+    """The model with guidance: it returns `Guided` from one network call on 2 B rows; scale 1 is the model itself.
 
-    null_condition: one row, shape of a single condition. One network call on 2 B rows; scale 1 costs one on B.
+    null_condition: one row, shape of a single condition.
     """
-    if scale == 1.0:
-        return model
+    return model if scale == 1.0 else _WithGuidance(model, scale, null_condition)
 
-    def call(x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        null = null_condition.to(condition).expand_as(condition)
-        both = model(torch.cat((x, x)), torch.cat((t, t)), torch.cat((condition, null)))
-        out, out_null = both.chunk(2)
-        return out_null + scale * (out - out_null)
 
-    return call
+def calls_of(model: Model) -> int:
+    """Forward passes that one call of a model costs a sample: 2 with guidance."""
+    return int(getattr(model, "calls_a_sample", 1))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,9 @@ from pgraft_fast.diffusion import Schedule, normal
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import solver_step
 from pgraft_fast.sampling.graphs import GraphCache, weights_key
+from pgraft_fast.sampling.guidance import Guided, Model, calls_of
 from pgraft_fast.sampling.plan import Plan, make_plan
-from pgraft_fast.sampling.solvers import Table, make_steps, make_table, model_evaluations
-
-Model = Callable[..., Tensor]
+from pgraft_fast.sampling.solvers import Step, Table, make_steps, make_table, model_evaluations
 
 
 @dataclass
@@ -72,7 +71,8 @@ def rollout(
 ) -> Rollout:
     """Sample trajectories from noise (t = 1) to data (t = 0).
 
-    model(x, t) or model(x, t, condition): x (B, *shape), t (B,) in [0, 1], returns (B, *shape) in `parameterization`.
+    model(x, t) or model(x, t, condition): x (B, *shape), t (B,) in [0, 1], returns (B, *shape) in `parameterization`,
+    or `Guided`.
     n: number of samples, with ids 0 ... n - 1; or `sample_ids` (n,) int64. A sample's noise depends on
     (seed, its id, step) alone. `condition`: (n, ...), its rows go to the model with their samples.
     steps: equal shares of the schedule, or `grid` (S + 1,) falling times. `eta`: see `make_steps`.
@@ -110,7 +110,7 @@ def rollout(
         dtype=dtype,
         graphs=graphs,
     )
-    calls = model_evaluations(table[plan.first : plan.last])
+    calls = run.calls(table)
     final, kept = [], []
     for low in range(0, ids.numel(), batch_size):
         rows = slice(low, low + batch_size)
@@ -218,11 +218,14 @@ class _Trajectories:
                 states[index] = x
             x_t = x
             for stage, row in enumerate(self.rows.of_step[index]):
+                answer = answer_of(net, x, given.times[row].expand(x.shape[0]), given.condition)
                 done = solver_step(
                     x,
-                    self._out(net, x, given.times[row], given.condition),
+                    answer.out,
                     given.table,
                     given.counter[row],
+                    out_null=answer.out_null,
+                    guidance=answer.scale,
                     previous=x_t if stage else x_0,
                     sample_id=given.sample_id,
                     seed=self.seed,
@@ -232,13 +235,31 @@ class _Trajectories:
                 x, x_0 = done.x_s, done.x_0
         return x, x_0, states
 
-    def _out(self, net: Model, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        times = t.expand(x.shape[0])
-        out: Any = net(x, times) if condition is None else net(x, times, condition)
+    def calls(self, table: list[Step]) -> int:
+        """Forward passes of one sample."""
+        plan = self.plan
+        middle = min(max(plan.handover, plan.first), plan.last)
+        above, below = model_evaluations(table[plan.first : middle]), model_evaluations(table[middle : plan.last])
+        return above * calls_of(self.above) + below * calls_of(self.below)
+
+
+class _Answer(NamedTuple):
+    """What `solver_step` takes of a model."""
+
+    out: Tensor
+    out_null: Tensor | None
+    scale: float
+
+
+def answer_of(net: Model, x: Tensor, times: Tensor, condition: Tensor | None) -> _Answer:
+    """The model's answer, with guidance or without. times: (B,). Raises InputError where it has another shape."""
+    found = net(x, times) if condition is None else net(x, times, condition)
+    answer = _Answer(*found) if isinstance(found, Guided) else _Answer(found, None, 1.0)
+    for out in answer[:1] if answer.out_null is None else answer[:2]:
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
-        return out
+    return answer
 
 
 def _rows(values: Tensor | None, rows: slice) -> Tensor | None:

@@ -193,9 +193,24 @@ def test_guidance():
         return x * condition[:, None, None]
 
     x, t, condition = torch.randn(4, 3, 5), torch.rand(4), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    out = guided(model, 2.5, torch.tensor(0.5))(x, t, condition)
+    out = guided(model, 2.5, torch.tensor(0.5))(x, t, condition).combined()
     assert torch.allclose(out, x * (0.5 + 2.5 * (condition - 0.5))[:, None, None])
     assert guided(model, 1.0, torch.tensor(0.5)) is model
+
+
+def test_guided_rollouts_combine_inside_the_step_and_count_two_calls():
+    def model(x, t, condition):
+        return 0.1 * x * condition[:, None]
+
+    class Plain:
+        def __call__(self, x, t, condition):
+            return guided(model, 2.5, torch.tensor(0.5))(x, t, condition).combined()
+
+    given = {"shape": (5,), "n": 4, "steps": 6, "condition": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    found = rollout(guided(model, 2.5, torch.tensor(0.5)), FLOW, parameterization="velocity", **given)
+    plain = rollout(Plain(), FLOW, parameterization="velocity", **given)
+    assert torch.allclose(found.x_0, plain.x_0, atol=1e-6)
+    assert found.model_calls == 2 * plain.model_calls == 2 * 4 * 6
 
 
 def test_condition_rows_stay_with_their_samples():

@@ -1,0 +1,202 @@
+"""DDPO: policy gradients on recorded trajectories, the baseline of P-GRAFT (Black et al. 2023, arXiv 2305.13301).
+
+A trajectory is a chain of decisions x_t -> x_s with normal densities, and its reward comes at the end, so that
+grad E[r] = E[r sum_steps grad log p(x_s | x_t)]. Steps without noise have no density and are left out: what the weights
+change in the last step is not seen.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.diffusion import Stream, uniform
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.ddpo_settings import DdpoSettings
+from pgraft_fast.finetune.ledger import Ledger
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
+from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
+from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
+from pgraft_fast.sampling.rollout import answer_of
+
+_SMALLEST_SPREAD = 1e-6
+
+
+class PromptStatistics:
+    """The last `size` finite rewards of each prompt."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._rewards: dict[int, deque[float]] = {}
+
+    def add(self, prompt: int, rewards: Tensor) -> None:
+        """rewards: (N,). Those that are not finite are left out."""
+        self._rewards.setdefault(prompt, deque(maxlen=self._size)).extend(rewards[rewards.isfinite()].tolist())
+
+    def of(self, prompt: int) -> Tensor:
+        """(count,) float64, oldest first."""
+        return torch.tensor(list(self._rewards.get(prompt, ())), dtype=torch.float64)
+
+    def state(self) -> dict[str, list[float]]:
+        """For a checkpoint, JSON-ready."""
+        return {str(prompt): list(rewards) for prompt, rewards in self._rewards.items()}
+
+    def load(self, state: dict[str, list[float]]) -> None:
+        """Inverse of `state`."""
+        self._rewards = {int(prompt): deque(rewards, self._size) for prompt, rewards in state.items()}
+
+
+def advantages(rewards: Tensor, prompts: Tensor, statistics: PromptStatistics, settings: DdpoSettings) -> Tensor:
+    """(reward - mean) / (std + 1e-6), clipped; (P, N) in the dtype and on the device of rewards.
+
+    rewards: (P, N), floating; those that are not finite count nowhere and have advantage 0. prompts: (P,) int64, the
+    prompt of each group; it may come twice. statistics: takes up these rewards first, then gives mean and std over
+    each prompt's rewards; those of the whole round serve a prompt with less than min_count, and statistics="global".
+    Advantages are exactly 0 where all rewards are equal. Black et al. 2023, arXiv 2305.13301, section 4.3.
+    """
+    if rewards.ndim != 2 or not rewards.is_floating_point() or prompts.shape != rewards.shape[:1]:
+        raise InputError(f"rewards {tuple(rewards.shape)}, prompts {tuple(prompts.shape)}: (P, N) and (P,) are needed")
+    values = rewards.detach().to("cpu", torch.float64)
+    groups = [int(prompt) for prompt in prompts]
+    everything = values[values.isfinite()]
+    if settings.statistics == "per_prompt":
+        for prompt, row in zip(groups, values, strict=True):
+            statistics.add(prompt, row)
+    out = torch.zeros_like(values)
+    for index, prompt in enumerate(groups):
+        own = statistics.of(prompt) if settings.statistics == "per_prompt" else everything
+        known = own if own.numel() >= settings.min_count else everything
+        # Rounding of a mean must not look like an advantage.
+        if known.numel() and known.min() < known.max():
+            out[index] = (values[index] - known.mean()) / (known.std(correction=0) + _SMALLEST_SPREAD)
+    limit = settings.advantage_clip
+    return torch.where(values.isfinite(), out.clamp(-limit, limit), 0.0).to(rewards)
+
+
+def policy_loss(log_prob: Tensor, log_prob_old: Tensor, advantage: Tensor, settings: DdpoSettings) -> Tensor:
+    """(m,) losses of recorded steps: with ratio = exp(log_prob - log_prob_old),
+
+        importance:  max(-advantage ratio, -advantage clip(ratio, 1 - clip_range, 1 + clip_range))
+        score:       -advantage log_prob
+
+    All (m,), log-densities after normalisation. Differentiable in log_prob. Black et al. 2023, eq. 4 and 5, and
+    Schulman et al. 2017, arXiv 1707.06347, eq. 7.
+    """
+    if settings.variant == "score":
+        return -advantage * log_prob
+    ratio = (log_prob - log_prob_old).exp()
+    clipped = ratio.clamp(1.0 - settings.clip_range, 1.0 + settings.clip_range)
+    return torch.maximum(-advantage * ratio, -advantage * clipped)
+
+
+def train_ddpo(
+    learner: Learner,
+    recorded: Recorded,
+    advantage: Tensor,
+    condition: Tensor | None,
+    settings: DdpoSettings,
+    *,
+    seed: int,
+    memory: BatchSize | None = None,
+    ledger: Ledger | None = None,
+    check: Callable[[], None] = lambda: None,
+    enough: Callable[[], bool] = lambda: False,
+) -> TrainReport:
+    """Train on the recorded steps of a round until all are used or enough() is true, for one optimiser step at least.
+
+    recorded: drawn by `learner.sampled` with the weights that learner.model has now. advantage: (n,); samples with 0
+    are left out and cost no model call. condition: (n, ...) or None, as in sampling. The loss of an optimiser step is
+    the mean of `policy_loss` over its samples and their steps. Samples come in drawn orders, in batches of nearly
+    equal size; a sample's steps are drawn by its id. The model is in evaluation mode: dropout would make it another
+    policy than the one that sampled. memory: rows at once, default one step of each sample; results do not depend
+    on it but for rounding. check() is called after each optimiser step and may raise.
+
+    The report's clipped: share of steps whose ratio was outside of the clip range (importance). kl: mean of
+    (log p - log p_old)^2 / 2 in nats a step, summed over the elements whatever `settings.log_prob` says; to second
+    order the divergence from the model that sampled. No step and a loss of 0 where all advantages are 0.
+
+    Raises InputError; PgraftError after three steps in a row whose gradient was not finite.
+    """
+    n = recorded.sample_id.numel()
+    if advantage.shape != (n,) or not bool(advantage.isfinite().all()):
+        raise InputError(f"advantage has shape {tuple(advantage.shape)}: ({n},) finite numbers are needed")
+    if condition is not None and condition.shape[0] != n:
+        raise InputError(f"condition has {condition.shape[0]} rows for {n} samples")
+    ledger = Ledger() if ledger is None else ledger
+    advantage = advantage.to(recorded.log_prob)
+    density = density_table(recorded.table, advantage.dtype, advantage.device)
+    make = _Losses(learner, recorded, density, advantage, condition, settings)
+    learner.model.eval()
+    found: list[Tensor] = []
+    refusals = Refusals()
+    with ledger.phase("train"):
+        for sample, step in _batches(recorded, advantage, settings, seed):
+            if found and enough():
+                break
+            memory = BatchSize(sample.unique().numel(), "training") if memory is None else memory
+            found.append(memory.run(partial(make.accumulate, sample, step)))
+            learner.steps_done += 1
+            refusals.note(learner.step()[0])
+            ledger.add_calls(CALLS_OF_A_TRAINED_SAMPLE * recorded.calls_a_sample * sample.numel())
+            check()
+    if not found:
+        return TrainReport(0.0, 0, 0)
+    means = torch.stack(found)
+    loss, (_, clipped, kl) = float(means[-max(1, len(found) // 10) :, 0].mean()), means.mean(dim=0).tolist()
+    return TrainReport(loss, len(found), refusals.count, clipped if settings.variant == "importance" else None, kl)
+
+
+@dataclass(frozen=True)
+class _Losses:
+    learner: Learner
+    recorded: Recorded
+    density: Tensor
+    advantage: Tensor
+    condition: Tensor | None
+    settings: DdpoSettings
+
+    def accumulate(self, sample: Tensor, step: Tensor, size: int) -> Tensor:
+        """The gradient of a batch of rows, `size` at once. (3,): means over the rows, as `rows` lists them."""
+        self.learner.begin()
+        parts = []
+        for low in range(0, sample.numel(), size):
+            found = self.rows(sample[low : low + size], step[low : low + size]).sum(dim=1) / sample.numel()
+            self.learner.backward(found[0])
+            parts.append(found.detach())
+        return torch.stack(parts).sum(dim=0)
+
+    def rows(self, sample: Tensor, step: Tensor) -> Tensor:
+        """(3, m) of pairs (m,): loss, whether the ratio is outside of the clip range, kl; the loss has a gradient."""
+        recorded, settings, dtype = self.recorded, self.settings, self.recorded.x_0.dtype
+        x_t, x_s = (recorded.states[index, sample].to(dtype) for index in (step, step + 1))
+        times = recorded.times.to(sample.device, dtype)[step]
+        condition = None if self.condition is None else self.condition[sample.to(self.condition.device)]
+        out = combined(*answer_of(self.learner.sampled, x_t, times, condition))
+        log_prob, log_prob_old = step_log_prob(out, x_t, x_s, self.density[step]), recorded.log_prob[step, sample]
+        scale = 1.0 / x_t[0].numel() if settings.log_prob == "mean" else 1.0
+        loss = policy_loss(scale * log_prob, scale * log_prob_old, self.advantage[sample], settings)
+        change = (log_prob - log_prob_old).detach()
+        clipped = ((scale * change).exp() - 1.0).abs() > settings.clip_range
+        return torch.stack((loss, clipped.to(loss.dtype), 0.5 * change.square()))
+
+
+def _batches(
+    recorded: Recorded, advantage: Tensor, settings: DdpoSettings, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(sample, step), (rows,) int64, of each optimiser step: one step of every sample, then another of every one."""
+    chosen = advantage.nonzero().flatten()
+    ids = recorded.sample_id[chosen]
+    drawn = recorded.drawn.nonzero().flatten().to(ids.device)
+    count = settings.steps_of(drawn.numel())
+    number = settings.optimizer_steps_of(chosen.numel())
+    for epoch in range(settings.inner_epochs if number else 0):
+        order = torch.argsort(uniform(seed, ids, epoch, Stream.TRAIN_ORDER), stable=True)
+        words = (epoch * recorded.drawn.numel() + drawn).unsqueeze(1)
+        draws = uniform(seed, ids, words, Stream.TRAIN_STEPS)
+        step = drawn[torch.argsort(draws, dim=0, stable=True)[:count]]
+        for part in order.tensor_split(number):
+            yield chosen[part].repeat(count), step[:, part].flatten()

@@ -1,0 +1,202 @@
+"""What a round does, by method: P-GRAFT and GRAFT train on accepted states, DDPO on all steps of all samples."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.ledger import Ledger
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.rounds import Asked, Prompts, collect, draw_and_score
+from pgraft_fast.finetune.settings import FinetuneSettings
+from pgraft_fast.finetune.training import Learner, TrainReport, train
+from pgraft_fast.sampling import calls_of, make_steps, model_evaluations
+from pgraft_fast.sampling.recorded import Recorded, record
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round works with. sampling, training: rows at once."""
+
+    model: nn.Module
+    schedule: Schedule
+    reward: Callable[..., object]
+    prompts: Prompts
+    settings: FinetuneSettings
+    shape: Sequence[int]
+    parameterization: str
+    learner: Learner
+    execution: Execution
+    ledger: Ledger
+    sampling: BatchSize
+    training: BatchSize
+    device: torch.device
+
+    def calls(self) -> int:
+        """Model calls of a round, at most."""
+        sample, each = self.settings.sample, calls_of(self.model)
+        grid = self.schedule.grid(sample.steps, self.parameterization)
+        steps = make_steps(self.schedule, grid, sample.solver, self.parameterization, sample.eta)
+        sampling = sample.prompts * sample.candidates * model_evaluations(steps) * each
+        return sampling + self.settings.training_calls(each)
+
+
+@dataclass(frozen=True)
+class Round:
+    """rewards: (P, N). accepted: (P, N) bool, what was learned from. entry: for the history."""
+
+    rewards: Tensor
+    accepted: Tensor
+    report: TrainReport
+    entry: dict[str, Any]
+
+
+class Method(Protocol):
+    """One way of learning from samples and their rewards."""
+
+    @property
+    def tuned(self) -> nn.Module:
+        """The result."""
+        ...
+
+    def calls(self) -> int:
+        """Model calls of a round, a backward pass counted as two; at most."""
+        ...
+
+    def round(self, number: int, check: Callable[[], None], check_sampling: Callable[[], None],
+              enough: Callable[[], bool]) -> Round:  # fmt: skip
+        """Sample, score, choose and train. check() between batches and steps, may raise; enough(): train no further."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON that `load` needs to go on, beside the learner's weights."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        ...
+
+
+def method_of(work: Work) -> Method:
+    """The method that the settings name."""
+    return Ddpo(work) if work.settings.method == "ddpo" else PGraft(work)
+
+
+class PGraft:
+    """Accept candidates by their rewards, train on their states at the cut; GRAFT is the cut at 0."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    @property
+    def tuned(self) -> nn.Module:
+        return self._work.learner.ema
+
+    def calls(self) -> int:
+        return self._work.calls()
+
+    def round(
+        self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
+    ) -> Round:
+        work, run = self._work, self._work.execution
+        settings, cut = work.settings, work.settings.cut
+        found = collect(
+            run.of(work.model), work.schedule, work.reward, work.prompts, settings, shape=work.shape,
+            parameterization=work.parameterization, round_=number, cuts=(cut,),
+            # The first round samples the reference itself: the tuned model still equals it.
+            tuned=run.of(work.learner.ema.eval()) if number else None,
+            memory=work.sampling, ledger=work.ledger, check=check_sampling, device=work.device, graphs=run.graphs,
+        )  # fmt: skip
+        accepted = int(found.acceptance.count)
+        if accepted == 0:
+            raise InputError(
+                f"round {number + 1}: no candidate was accepted by rule {settings.select.rule!r}; "
+                "loosen [select] or set select.empty='best'"
+            )
+        report = train(
+            work.learner, found.kept(cut, settings.train.objective), work.schedule, seed=settings.seed,
+            parameterization=work.parameterization, null_condition=work.prompts.null, memory=work.training,
+            ledger=work.ledger, check=check, enough=enough,
+        )  # fmt: skip
+        kept = found.rewards[found.acceptance.mask]
+        entry = {"reward_accepted": float(kept.mean()), "accepted": accepted, "t_cut": found.rollout.t_cut[cut]}
+        return Round(found.rewards, found.acceptance.mask, report, entry)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Ddpo:
+    """Policy gradients on all recorded steps; see `finetune.ddpo`. The raw weights are the result."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._statistics = PromptStatistics(work.settings.ddpo.buffer_size)
+
+    @property
+    def tuned(self) -> nn.Module:
+        sampled: Any = self._work.learner.sampled
+        return sampled
+
+    def calls(self) -> int:
+        return self._work.calls()
+
+    def round(
+        self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
+    ) -> Round:
+        work, settings = self._work, self._work.settings
+        asked = Asked.of_round(work.prompts, settings, number)
+        policy: Any = work.learner.sampled
+        policy.eval()
+        draw = partial(
+            record, work.execution.of(policy), work.schedule, shape=work.shape, steps=settings.sample.steps,
+            solver=settings.sample.solver, eta=settings.sample.eta, parameterization=work.parameterization,
+            seed=settings.seed, device=work.device,
+        )  # fmt: skip
+        parts, flat = draw_and_score(
+            draw, work.reward, asked, settings.sample, work.sampling, work.ledger, check_sampling
+        )
+        rewards = flat.view(settings.sample.prompts, settings.sample.candidates)
+        with work.ledger.phase("accept"):
+            groups = asked.prompt.view_as(rewards)[:, 0]
+            weight = advantages(rewards, groups, self._statistics, settings.ddpo)
+        report = train_ddpo(
+            work.learner, _joined(parts), weight.flatten(), asked.condition, settings.ddpo, seed=settings.seed,
+            memory=work.training, ledger=work.ledger, check=check, enough=enough,
+        )  # fmt: skip
+        used = weight != 0
+        entry = {
+            "reward_accepted": float(rewards[used].mean()) if bool(used.any()) else float(rewards.nanmean()),
+            "accepted": int(used.sum()), "t_cut": 0.0, "clipped": report.clipped, "kl": report.kl,
+        }  # fmt: skip
+        return Round(rewards, used, report, entry)
+
+    def state(self) -> dict[str, Any]:
+        return {"statistics": self._statistics.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._statistics.load(state["statistics"])
+
+
+def _joined(parts: Sequence[Recorded]) -> Recorded:
+    """The trajectories of all batches."""
+    if len(parts) == 1:
+        return parts[0]
+    return replace(
+        parts[0],
+        states=torch.cat([part.states for part in parts], dim=1),
+        log_prob=torch.cat([part.log_prob for part in parts], dim=1),
+        sample_id=torch.cat([part.sample_id for part in parts]),
+        x_0=torch.cat([part.x_0 for part in parts]),
+        model_calls=sum(part.model_calls for part in parts),
+    )
