@@ -49,12 +49,12 @@ def finetune(
     json: Json = None,
 ) -> None:
     """Fine-tune as a TOML file says. The same command again goes on where a stopped run was."""
-    from pgraft_fast.commands.config import read_config
     from pgraft_fast.commands.console import Terminal
     from pgraft_fast.commands.finetune import finetune as run_finetune
+    from pgraft_fast.commands.text_config import read_run_config
 
     _check_json(json)
-    settings = read_config(config, {"run": run, "task.reward": reward})
+    settings = read_run_config(config, run, reward)
     if dry_run:
         from pgraft_fast.commands.dry_run import dry_run as plan
 
@@ -78,7 +78,7 @@ def sample(
     prompt: Annotated[str | None, arg(help="one prompt for all; default all in turn")] = None,
     steps: int | None = None,
     solver: str | None = None,
-    guidance: Annotated[float, arg(help="classifier-free guidance scale; 1 is off")] = 1.0,
+    guidance: Annotated[float | None, arg(help="classifier-free guidance scale; 1 is off; default the run's")] = None,
     base: Annotated[bool, arg(help="the reference model alone")] = False,
     json: Json = None,
 ) -> None:

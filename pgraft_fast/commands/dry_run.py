@@ -2,38 +2,52 @@
 
 import resource
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pgraft_fast.commands.config import RunConfig, load_task
 from pgraft_fast.commands.console import Terminal
+from pgraft_fast.commands.subjects import Config, Subject, subject_of
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.cost import CostModel, Estimate, evaluations_of, probe
+from pgraft_fast.finetune.cost import CostModel, Estimate, evaluations_of
 from pgraft_fast.report import Table
 
 # What `commands.finetune` keeps back for the evaluation at the end, beside what the one at the start took.
 SAFETY = 1.3
 
 
-def dry_run(config: RunConfig, terminal: Terminal) -> dict[str, Any]:
-    """The plan: rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls, device_hours,
-    peak_memory_mb. Raises InputError where not one round fits.
+def dry_run(config: Config, terminal: Terminal) -> dict[str, Any]:
+    """The plan: prompts, rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls,
+    device_hours, peak_memory_mb. Raises InputError where not one round fits.
     """
-    task = load_task(config.task)
+    from pgraft_fast.commands.sizing import prompts_that_fit, with_prompts
+
+    subject = subject_of(config, terminal.line)
+    try:
+        if subject.config.sample.prompts is None:
+            filled = with_prompts(subject.config, prompts_that_fit(subject))
+            subject = replace(subject, config=filled)
+        return _plan(subject, terminal)
+    finally:
+        subject.close()
+
+
+def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
+    from pgraft_fast.commands.sizing import probe_of
+
+    config, task = subject.config, subject.task
     device = next(task.model.parameters()).device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    cost = probe(
-        task.model, task.schedule, task.reward(config.task.reward), config, shape=task.shape,
-        parameterization=task.parameterization, prompts=task.prompts,
-    )  # fmt: skip
+    cost = probe_of(subject, config)
     evaluations = evaluations_of(task.schedule, config, task.parameterization)
     one = cost.round(config, evaluations)
     evaluation = _evaluation(config, cost, evaluations)
     rounds, why = rounds_that_fit(config, one, evaluation)
     asked = config.train.rounds
     plan = {
+        "prompts": config.sample.prompts,
         "rounds": rounds,
         "rounds_asked": asked,
         "fits": rounds == asked,
@@ -57,7 +71,7 @@ def dry_run(config: RunConfig, terminal: Terminal) -> dict[str, Any]:
     return plan
 
 
-def rounds_that_fit(config: RunConfig, one: Estimate, evaluation: float) -> tuple[int, str | None]:
+def rounds_that_fit(config: Config, one: Estimate, evaluation: float) -> tuple[int, str | None]:
     """How many of the rounds asked for fit into the budget, and what ends them."""
     limits: list[tuple[int, str]] = []
     seconds, calls = config.budget.seconds(), config.budget.model_calls
@@ -71,7 +85,7 @@ def rounds_that_fit(config: RunConfig, one: Estimate, evaluation: float) -> tupl
     return (rounds, why) if rounds < config.train.rounds else (config.train.rounds, None)
 
 
-def _evaluation(config: RunConfig, cost: CostModel, evaluations: int) -> float:
+def _evaluation(config: Config, cost: CostModel, evaluations: int) -> float:
     """Seconds of one evaluation."""
     n = config.sample.candidates
     samples = -(-config.evaluate.samples // n) * n
@@ -89,7 +103,11 @@ def _peak_memory(device: torch.device) -> float:
 def _show(plan: dict[str, Any], terminal: Terminal) -> None:
     one = plan["round"]
     rows = [
-        [f"one round of {plan['rounds_asked']}", f"{one['seconds']:.1f}", f"{one['model_calls']:,}"],
+        [
+            f"one round of {plan['rounds_asked']}, {plan['prompts']} prompts",
+            f"{one['seconds']:.1f}",
+            f"{one['model_calls']:,}",
+        ],
         [
             "  sample, score, train",
             " ".join(f"{one[f'{part}_seconds']:.1f}" for part in ("sample", "score", "train")),

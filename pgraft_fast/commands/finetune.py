@@ -1,62 +1,66 @@
 """`pgraft-fast finetune`: a whole run from a config, in a folder that can be resumed.
 
-run/config.json, run/ledger.jsonl, run/checkpoints/, run/evaluation/{before,after}.safetensors,
-run/model.safetensors (tuned weights), run/result.json, run/report/.
+run/config.json, run/ledger.jsonl, run/checkpoints/, run/evaluation/{before,after}.safetensors, run/model.safetensors
+(tuned weights) or run/adapter/ (a LoRA), run/result.json, run/report/.
 """
 
-import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pgraft_fast.commands.config import RunConfig, load_task
+from pgraft_fast.commands.config import RunConfig
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.dry_run import SAFETY
+from pgraft_fast.commands.sizing import sized
+from pgraft_fast.commands.subjects import Config, Subject, subject_of
+from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
 from pgraft_fast.report import write_run_report
-from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate
+from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, by_category, diversity_of, evaluate
 
-CONFIG, RESULT, MODEL = "config.json", "result.json", "model.safetensors"
+CONFIG, RESULT = "config.json", "result.json"
 
 
-def finetune(config: RunConfig, terminal: Terminal) -> dict[str, Any]:
+def finetune(config: Config, terminal: Terminal) -> dict[str, Any]:
     """Run, or go on with a run, to its end. Returns what result.json holds."""
     run = Path(config.run)
     with run_lock(run), stop_on_signals() as stop:
         ledger = Ledger(run / "ledger.jsonl")
-        finished = False
+        finished, subject = False, None
         try:
-            result = _Run(config, run, ledger, terminal, stop).finish()
+            subject = sized(subject_of(config, terminal.line), run, terminal.line)
+            result = _Run(subject, run, ledger, terminal, stop).finish()
             finished = True
             return result
         finally:
             ledger.close(finished)
+            if subject is not None:
+                subject.close()
 
 
 class _Run:
-    def __init__(self, config: RunConfig, run: Path, ledger: Ledger, terminal: Terminal, stop: StopRequest) -> None:
-        self.config, self.run, self.ledger, self.terminal, self.stop = config, run, ledger, terminal, stop
-        self.task: Task = load_task(config.task)
-        self.reward = self.task.reward(config.task.reward)
+    def __init__(self, subject: Subject, run: Path, ledger: Ledger, terminal: Terminal, stop: StopRequest) -> None:
+        self.subject, self.config = subject, subject.config
+        self.run, self.ledger, self.terminal, self.stop = run, ledger, terminal, stop
+        self.task, self.reward = subject.task, subject.reward
         self.writer: Any = None
         self.trainer = Trainer(
             self.task.model,
             self.task.schedule,
             self.reward,
-            config,
+            self.config,
             shape=self.task.shape,
             parameterization=self.task.parameterization,
             prompts=self.task.prompts,
             run=run,
-            identity={**self.task.identity, "reward_sha256": _file_hash(config.task.reward)},
+            identity={**self.task.identity, **subject.identity},
+            learner=subject.learner,
             ledger=ledger,
             log=terminal.line,
             check=self._check,
@@ -68,17 +72,19 @@ class _Run:
         if trainer.rounds_done == 0:
             trainer.budget.check_first_round(trainer.calls_of_a_round())
         write_file(self.run / CONFIG, to_json(config.model_dump()))
-        began = self.ledger.elapsed
+        began, joules = self.ledger.elapsed, self.ledger.joules_now()
         with self.terminal.progress(config.train.rounds * trainer.calls_of_a_round()):
             before = self._evaluation("before")
             # What the evaluation took tells what must be kept back for the one at the end.
             trainer.budget.reserve = SAFETY * max(self.ledger.seconds["evaluate"], self.ledger.elapsed - began)
+            trainer.budget.reserve_joules = SAFETY * (self.ledger.joules_now() - joules)
             trainer.run_rounds()
             if trainer.rounds_done == 0:
                 raise InputError("budget: the time is up before the first round; raise [budget]")
             after = self._evaluation("after")
         with self.ledger.phase("save"):
-            self._save_model()
+            saved = self.subject.save(trainer, self.run)
+            flush_folder(self.run)
             result = self._result(before, after)
             write_file(self.run / RESULT, to_json(result))
             write_run_report(self.run, self.task, config, result, before, after, trainer.last_candidates)
@@ -88,7 +94,7 @@ class _Run:
         self.terminal.line(f"spent {self.ledger.model_calls:,} model calls; seconds: {spent}")
         self.terminal.line(
             f"reward {result['before']['reward']:.4f} -> {result['after']['reward']:.4f}, "
-            f"report: {self.run / 'report' / 'index.html'}"
+            f"saved: {saved}, report: {self.run / 'report' / 'index.html'}"
         )
         return result
 
@@ -124,7 +130,7 @@ class _Run:
             self.config,
             self.config.evaluate.samples,
             tuned=tuned,
-            cut=None if tuned is None else self.config.train.cut,
+            cut=None if tuned is None else self.config.cut,
             ledger=self.ledger,
             check=self.stop.check,
             execution=self.trainer.execution,
@@ -139,26 +145,12 @@ class _Run:
         n = self.config.sample.candidates
         return -(-self.config.evaluate.samples // n) * n
 
-    def _save_model(self) -> None:
-        cut_logsnr = self.task.schedule.cut_logsnr(self.config.train.cut)
-        metadata = {
-            "cut": self.config.train.cut,
-            "cut_logsnr": cut_logsnr if math.isfinite(cut_logsnr) else None,
-            "schedule": self.task.schedule.to_dict(),
-            "parameterization": self.task.parameterization,
-            "task": {"name": self.config.task.name, "variant": self.config.task.variant},
-            "reward": Path(self.config.task.reward).name,
-            **self.task.identity,
-        }
-        write_file(self.run / MODEL, tensor_bytes(self.trainer.tuned.state_dict(), json.dumps(metadata)))
-        flush_folder(self.run)
-
     def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
         kept = accepted_of(before, self.config)
         accepted = self.task.features(before.samples[kept]) if int(kept.sum()) > 3 else None
         return {
-            "before": self.task.quality(before.samples, before.rewards, accepted),
-            "after": self.task.quality(after.samples, after.rewards, accepted),
+            "before": self._quality(before, accepted),
+            "after": self._quality(after, accepted),
             "rounds": self.trainer.history,
             "spent": self.ledger.summary(),
             "config": self.config.model_dump(),
@@ -166,21 +158,23 @@ class _Run:
             "threads": torch.get_num_threads(),
         }
 
+    def _quality(self, found: Evaluation, accepted: torch.Tensor | None) -> dict[str, Any]:
+        n = self.config.sample.candidates
+        told: dict[str, Any] = self.task.quality(found.samples, found.rewards, accepted)
+        if self.task.categories:
+            told |= {"categories": by_category(self.task, found, n), "diversity": diversity_of(self.task, found, n)}
+        return told
 
-def read_run(folder: str) -> tuple[Path, dict[str, Any], RunConfig]:
+
+def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
     """(path, result, config) of a finished run. Raises InputError."""
     run = Path(folder)
     try:
         result = json.loads((run / RESULT).read_text(encoding="utf-8"))
-        config = RunConfig.model_validate(json.loads((run / CONFIG).read_text(encoding="utf-8")))
+        given = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        config: Config = (TextConfig if "rewards" in given else RunConfig).model_validate(given)
     except OSError as error:
         raise InputError(f"{run}: not a finished run ({Path(error.filename).name}: {error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{run}: damaged ({error.__class__.__name__} in {CONFIG} or {RESULT})") from error
     return run, result, config
-
-
-def _file_hash(reward: str) -> str | None:
-    """Of a user's reward file: a run goes on only with the reward that it began with."""
-    file, found, _ = reward.rpartition(":")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if found else None

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pgraft_fast.commands.config import load_task
 from pgraft_fast.commands.finetune import read_run
+from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.checkpoint import load_newest, tensors_from_bytes
 from pgraft_fast.report import write_run_report
@@ -13,7 +13,8 @@ from pgraft_fast.tasks.evaluation import Evaluation
 def rebuild_report(folder: str) -> dict[str, Any]:
     """Write run/report again. Raises InputError for a folder that holds no finished run."""
     run, result, config = read_run(folder)
-    task = load_task(config.task)
+    notes: list[str] = []
+    subject = subject_of(config, notes.append)
     found = []
     for name in ("before.safetensors", f"after-{len(result['rounds']):06d}.safetensors"):
         path = run / "evaluation" / name
@@ -22,9 +23,9 @@ def rebuild_report(folder: str) -> dict[str, Any]:
         except OSError as error:
             raise InputError(f"{run}: not a finished run ({name}: {error.strerror})") from error
         found.append(Evaluation(stored["samples"], stored["rewards"]))
-    notes: list[str] = []
     checkpoint = load_newest(run / "checkpoints", notes.append)
     candidates = {} if checkpoint is None else checkpoint.tensors["candidates"]
     before, after = found
-    page = write_run_report(run, task, config, result, before, after, candidates)
+    page = write_run_report(run, subject.task, subject.config, result, before, after, candidates)
+    subject.close()
     return {"report": str(page), "notes": notes}

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from pgraft_fast.commands.config import RunConfig, checked, load_task
-from pgraft_fast.commands.finetune import MODEL, read_run
+from pgraft_fast.commands.finetune import read_run
+from pgraft_fast.commands.subjects import MODEL
+from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
@@ -27,7 +29,7 @@ def sample(
     prompt: str | None,
     steps: int | None,
     solver: str | None,
-    guidance: float,
+    guidance: float | None,
     base: bool,
 ) -> dict[str, Any]:
     """Draw n samples; write a picture (.png) or tensors (.safetensors). source: a run folder or a task's name."""
@@ -38,13 +40,20 @@ def sample(
         config = checked(RunConfig, {"run": "-", "task": {"name": source}}, source)
         task = load_task(config.task)
     else:
-        run, _, config = read_run(source)
+        run, _, found = read_run(source)
+        if isinstance(found, TextConfig):
+            from pgraft_fast.commands.sample_text import sample_text
+
+            return sample_text(
+                run, found, out, n=n, seed=seed, prompt=prompt, steps=steps, guidance=guidance, base=base
+            )
+        config = found
         task = load_task(config.task)
         if not base:
             tuned = _tuned(run, task)
     condition = _condition(task, prompt, n)
     model: Model = task.model
-    if guidance != 1.0:
+    if guidance not in (None, 1.0):
         if task.null_condition is None:
             raise InputError(f"--guidance {guidance}: the model of {source} takes no prompt")
         model = guided(model, guidance, task.null_condition)
@@ -60,7 +69,7 @@ def sample(
         seed=seed,
         condition=condition,
         tuned=tuned,
-        cut=None if tuned is None else config.train.cut,
+        cut=None if tuned is None else config.cut,
     )
     if out.suffix == ".png":
         data = picture_grid_png(task.pictures(drawn.x_0))

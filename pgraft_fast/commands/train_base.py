@@ -1,5 +1,6 @@
 """`pgraft-fast train-base`: the recipe of a task's shipped weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,29 @@ from pgraft_fast.commands.console import Terminal
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.checkpoint import run_lock
 from pgraft_fast.finetune.signals import stop_on_signals
-from pgraft_fast.tasks.digits.recipe import train_all
+
+TASKS = ("digits", "shapes")
 
 
 def train_base(task: str, out: Path, seed: int) -> dict[str, Any]:
     """Train into `out`; a config's task.weights can point there. Raises InputError, StorageError, StoppedError."""
-    if task != "digits":
-        raise InputError(f"task {task!r} has no recipe; known: digits")
+    train_all = _recipe(task)
     with run_lock(out), stop_on_signals() as stop:
         return {"out": str(out), **train_all(out, seed, Terminal().line, stop.check)}
+
+
+def _recipe(task: str) -> Callable[..., dict[str, Any]]:
+    if task == "digits":
+        from pgraft_fast.tasks.digits.recipe import train_all
+
+        return train_all
+    if task == "shapes":
+        try:
+            from pgraft_fast.tasks.shapes.recipe import train_all as train_shapes
+        except ImportError as error:
+            raise InputError(
+                f"train-base shapes needs {error.name}, which is missing: "
+                "pip install 'diffusers>=0.38' 'transformers>=5.3'"
+            ) from error
+        return train_shapes
+    raise InputError(f"task {task!r} has no recipe; known: {', '.join(TASKS)}")

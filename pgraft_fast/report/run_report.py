@@ -27,19 +27,28 @@ def write_run_report(
     candidates: Mapping[str, Tensor],
 ) -> Path:
     """Write run/report. result: as in result.json. candidates: rewards and accepted mask of the last round."""
-    method = "GRAFT" if settings.train.cut == 0 else f"P-GRAFT, cut {settings.train.cut:g}"
+    method = method_name(settings)
     lead = (
         f"{method}, objective {settings.train.objective}, {len(result['rounds'])} round(s), "
         f"{result['spent']['model_calls']:,} model calls, {result['spent']['total_seconds']:.1f} s."
     )
+    both = {"before": result["before"], "after": result["after"]}
     sections = [
-        quality_section({"before": result["before"], "after": result["after"]}),
+        quality_section(both),
+        *category_sections(both),
         pictures_section({"before": task.pictures(before.samples), "after": task.pictures(after.samples)}),
         _rewards_section(result, before, after, candidates),
         time_section(result["spent"]["seconds"]),
         law_section(settings.select, settings.sample.candidates, before.rewards),
     ]
     return write_page(run / "report", f"Fine-tuning of {task.name}: {run.name}", lead, sections)
+
+
+def method_name(settings: FinetuneSettings) -> str:
+    """As people say it."""
+    if settings.method == "ddpo":
+        return f"DDPO, {settings.ddpo.variant}"
+    return "GRAFT" if settings.cut == 0 else f"P-GRAFT, cut {settings.cut:g}"
 
 
 def quality_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
@@ -57,14 +66,37 @@ def quality_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
 def quality_cells(row: Mapping[str, Any]) -> list[str]:
     """One row of `Task.quality` as text."""
     low, high = row["reward_ci"]
-    accepted = row["fd_accepted"]
+    rest = ("fd_accepted", "fd_data", "precision", "recall")
     return [
         f"{row['reward']:.4f}",
         f"{low:.4f} to {high:.4f}",
-        "-" if accepted is None else f"{accepted:.2f}",
-        f"{row['fd_data']:.2f}",
-        f"{row['precision']:.2f}",
-        f"{row['recall']:.2f}",
+        *("-" if row[name] is None else f"{row[name]:.2f}" for name in rest),
+    ]
+
+
+def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """Reward by category of held-out prompts, and how different the samples of one prompt are; empty without any."""
+    named = {name: row["categories"] for name, row in rows.items() if row.get("categories")}
+    if not named:
+        return []
+    cells = []
+    for category in next(iter(named.values())):
+        found = [of_name[category] for of_name in named.values()]
+        told = [f"{one['reward']:.3f} ({one['reward_ci'][0]:.3f} to {one['reward_ci'][1]:.3f})" for one in found]
+        cells.append([category, str(found[0]["samples"]), *told])
+    note = "Mean reward with its 95 % interval over the means of prompts, which are not trained on."
+    table = Table(["category", "samples", *named], cells, note)
+    spread = [
+        [name, f"{row['diversity']['vendi']:.2f}", f"{row['diversity']['feature_variance']:.3g}"]
+        for name, row in rows.items()
+    ]
+    note = (
+        "Of the samples of one prompt, mean over prompts. Vendi: how many different samples they are worth, of cosines "
+        "of centred features. Variance: trace of the features' covariance."
+    )
+    return [
+        Section("By category", table=table),
+        Section("Diversity", table=Table(["samples", "Vendi score", "feature variance"], spread, note)),
     ]
 
 

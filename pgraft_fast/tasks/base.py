@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pgraft_fast.diagnostics import frechet_distance, mean_interval, precision_recall
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune import Prompts
+from pgraft_fast.finetune import Learner, Prompts, TrainSettings
 from pgraft_fast.rewards import load_reward
 
 
@@ -18,8 +18,9 @@ class Task:
     """Everything that a run needs to know of its subject.
 
     model(x, t[, condition]): the reference. rewards: by name; `file.py:function` works everywhere. features(samples) ->
-    (n, d): space of the distances. data: features of the data set (m, d). pictures(samples) -> (n, H, W) or
-    (n, H, W, 3) uint8 for grids. identity: JSON that names this very model and data in a checkpoint.
+    (n, d): space of the distances. data: features of the data set (m, d), or None. pictures(samples) -> (n, H, W) or
+    (n, H, W, 3) uint8 for grids. identity: JSON that names this very model and data in a checkpoint. held_out: prompts
+    to evaluate on, default the same; categories: of each of these, or empty. learner: what is trained of the model.
     """
 
     name: str
@@ -31,9 +32,17 @@ class Task:
     null_condition: Tensor | None
     rewards: Mapping[str, Callable[..., object]]
     features: Callable[[Tensor], Tensor]
-    data: Tensor
+    data: Tensor | None
     pictures: Callable[[Tensor], np.ndarray]
     identity: dict[str, object]
+    held_out: Prompts | None = None
+    categories: tuple[str, ...] = ()
+    learner: Callable[[TrainSettings], Learner] | None = None
+
+    @property
+    def asked(self) -> Prompts:
+        """The prompts of evaluations."""
+        return self.prompts if self.held_out is None else self.held_out
 
     def reward(self, name: str) -> Callable[..., object]:
         """A reward of the task by name, or a user's own from file.py:function. Raises InputError, RewardError."""
@@ -50,12 +59,14 @@ class Task:
         samples (n, *shape), rewards (n,), accepted: features (m, d) of samples that the rule accepted.
         """
         found, reward = self.features(samples), mean_interval(rewards)
-        precision, recall = precision_recall(found, self.data if accepted is None else accepted)
+        target = self.data if accepted is None else accepted
+        enough = target is not None and min(target.shape[0], found.shape[0]) > 3
+        precision, recall = precision_recall(found, target) if target is not None and enough else (None, None)
         return {
             "reward": reward.mean,
             "reward_ci": [reward.low, reward.high],
             "fd_accepted": None if accepted is None else frechet_distance(found, accepted),
-            "fd_data": frechet_distance(found, self.data),
+            "fd_data": None if self.data is None else frechet_distance(found, self.data),
             "precision": precision,
             "recall": recall,
         }

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pgraft_fast.diagnostics import diversity, mean_interval
 from pgraft_fast.finetune import FinetuneSettings, Ledger
 from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.rounds import choose
-from pgraft_fast.rewards import score
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.rounds import Asked, choose, draw_and_score
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.base import Task
 
@@ -36,34 +39,30 @@ def evaluate(
     first_id: int = EVALUATION_IDS,
     ledger: Ledger,
     execution: Execution | None = None,
+    memory: BatchSize | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Draw at least `samples` samples in whole groups of candidates, prompts in turn, and score them."""
-    run = Execution("eager", next(task.model.parameters()).device) if execution is None else execution
-    n = settings.sample.candidates
-    groups = -(-samples // n)
-    prompt = (torch.arange(groups) % len(task.prompts.text)).repeat_interleave(n)
-    sample_id = torch.arange(groups * n) + first_id
-    with ledger.phase("evaluate"):
-        drawn = rollout(
-            run.of(task.model),
-            task.schedule,
-            shape=task.shape,
-            steps=settings.sample.steps,
-            solver=settings.sample.solver,
-            eta=settings.sample.eta,
-            parameterization=task.parameterization,
-            seed=settings.seed,
-            sample_ids=sample_id,
-            tuned=None if tuned is None else run.of(tuned),
-            cut=cut,
-            condition=None if task.prompts.condition is None else task.prompts.condition[prompt],
-            batch_size=settings.sample.batch_size,
-            on_batch=lambda calls: check(),
-        )
-        text = [task.prompts.text[int(p)] for p in prompt]
-        rewards = score(reward, drawn.x_0, text, sample_id, settings.sample.batch_size, check)
-    return Evaluation(drawn.x_0, rewards)
+    """Draw at least `samples` samples in whole groups of candidates, held-out prompts in turn, and score them."""
+    device = next(task.model.parameters()).device
+    run = Execution("eager", device) if execution is None else execution
+    sample, n = settings.sample, settings.sample.candidates
+    prompt = prompts_of(task, samples, n)
+    asked = Asked.of(task.asked, prompt, torch.arange(prompt.numel()) + first_id)
+    draw = partial(
+        rollout, run.of(task.model), task.schedule, shape=task.shape, steps=sample.steps, solver=sample.solver,
+        eta=sample.eta, parameterization=task.parameterization, seed=settings.seed,
+        tuned=None if tuned is None else run.of(tuned), cut=cut, device=device, graphs=run.graphs,
+    )  # fmt: skip
+    parts, rewards = draw_and_score(
+        draw, reward, asked, sample, memory, ledger, check, phases=("evaluate", "evaluate"), counted=False
+    )
+    return Evaluation(torch.cat([part.x_0 for part in parts]), rewards)
+
+
+def prompts_of(task: Task, samples: int, candidates: int) -> Tensor:
+    """(n,) numbers of the prompts of an evaluation."""
+    groups = -(-samples // candidates)
+    return (torch.arange(groups) % len(task.asked.text)).repeat_interleave(candidates)
 
 
 def accepted_of(evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
@@ -71,3 +70,26 @@ def accepted_of(evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
     groups = evaluation.rewards.view(-1, settings.sample.candidates)
     sample_id = torch.arange(groups.numel()) + EVALUATION_IDS
     return choose(settings, groups, evaluation.samples, sample_id).mask.flatten()
+
+
+def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, dict[str, Any]]:
+    """{category: {"reward", "reward_ci", "samples"}}; the interval is over the means of prompts."""
+    if not task.categories:
+        return {}
+    prompt = prompts_of(task, evaluation.rewards.numel(), candidates)[::candidates]
+    of_prompt = evaluation.rewards.view(-1, candidates).nanmean(dim=1)
+    names = [task.categories[int(number)] for number in prompt]
+    found = {}
+    for name in dict.fromkeys(names):
+        rows = torch.tensor([one == name for one in names])
+        reward = mean_interval(of_prompt[rows])
+        found[name] = {
+            "reward": reward.mean, "reward_ci": [reward.low, reward.high], "samples": int(rows.sum()) * candidates,
+        }  # fmt: skip
+    return found
+
+
+def diversity_of(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, float]:
+    """Of the samples of one prompt, mean over prompts: see `diagnostics.diversity`."""
+    groups = task.features(evaluation.samples).view(-1, candidates, task.features(evaluation.samples[:1]).shape[1])
+    return diversity(groups)

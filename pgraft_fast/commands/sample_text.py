@@ -1,0 +1,49 @@
+"""Pictures from a finished text-to-image run, by diffusers' own pipeline and the saved adapter."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgraft_fast.commands.text_config import TextConfig
+from pgraft_fast.commands.text_subject import ADAPTER, DTYPES, device_of, pipeline_of
+from pgraft_fast.errors import InputError
+from pgraft_fast.files import write_file
+from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.integrations.adapters import load_adapter
+from pgraft_fast.report import picture_grid_png
+from pgraft_fast.tasks.pictures import to_pictures
+from pgraft_fast.text_to_image import kind_of
+
+_AT_ONCE = 32
+
+
+def sample_text(
+    run: Path, config: TextConfig, out: Path, *, n: int, seed: int, prompt: str | None, steps: int | None,
+    guidance: float | None, base: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """n pictures of the prompt, or of held-out prompts in turn; the scheduler is the pipeline's own."""
+    device = device_of(config.model.device)
+    pipe, held_out = pipeline_of(config, device, DTYPES[config.model.dtype])
+    if not base:
+        if config.lora.rank == 0:
+            raise InputError(f"{run}: all weights were tuned, there is no adapter; load model.safetensors yourself")
+        load_adapter(pipe, run / ADAPTER)
+    texts = [prompt or held_out.text[number % len(held_out.text)] for number in range(n)]
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(n)]
+    more: dict[str, Any] = {}
+    if kind_of(pipe).name in ("sd3", "flux"):
+        more["max_sequence_length"] = config.model.max_sequence_length
+    parts = []
+    for low in range(0, n, _AT_ONCE):
+        found = pipe(
+            texts[low : low + _AT_ONCE], num_inference_steps=config.sample.steps if steps is None else steps,
+            guidance_scale=config.sample.guidance if guidance is None else guidance, height=config.model.height,
+            width=config.model.width, generator=generators[low : low + _AT_ONCE], output_type="pt", **more,
+        ).images  # fmt: skip
+        parts.append(found.float().cpu() * 2.0 - 1.0)
+    pictures = torch.cat(parts)
+    write_file(
+        out, picture_grid_png(to_pictures(pictures)) if out.suffix == ".png" else tensor_bytes({"samples": pictures})
+    )
+    return {"out": str(out), "n": n, "seed": seed, "tuned": not base, "prompts": texts[: len(held_out.text)]}

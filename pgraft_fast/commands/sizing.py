@@ -1,0 +1,94 @@
+"""How many prompts a round samples, where the config leaves it to the budget."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.commands.dry_run import SAFETY
+from pgraft_fast.commands.subjects import Config, Subject
+from pgraft_fast.errors import InputError
+from pgraft_fast.files import to_json, write_file
+from pgraft_fast.finetune.cost import evaluations_of, probe
+from pgraft_fast.sampling import calls_of
+
+PLAN = "plan.json"
+_MOST = 1 << 20
+
+
+def sized(subject: Subject, run: Path, log: Callable[[str], None]) -> Subject:
+    """The subject with `sample.prompts` set: as many as make the rounds fill the budget, found once for a run.
+
+    Raises InputError where there is no budget to fill, or not one prompt a round fits.
+    """
+    if subject.config.sample.prompts is not None:
+        return subject
+    path = run / PLAN
+    if path.exists():
+        prompts = int(json.loads(path.read_text(encoding="utf-8"))["prompts"])
+    else:
+        prompts = prompts_that_fit(subject)
+        write_file(path, to_json({"prompts": prompts}))
+    log(f"{prompts} prompts a round fill the budget")
+    return replace(subject, config=with_prompts(subject.config, prompts))
+
+
+def with_prompts(config: Config, prompts: int) -> Any:
+    """The config with this many prompts a round."""
+    return config.model_copy(update={"sample": config.sample.model_copy(update={"prompts": prompts})})
+
+
+def prompts_that_fit(subject: Subject) -> int:
+    """The most prompts a round with which all rounds fit into the budget."""
+    config = subject.config
+    seconds, calls = config.budget.seconds(), config.budget.model_calls
+    if seconds is None and calls is None:
+        raise InputError("sample.prompts is missing: give it, or a [budget] in time or model_calls to fill")
+    fits: list[Callable[[Config], bool]] = []
+    if calls is not None:
+        fits.append(lambda one: config.train.rounds * calls_of_a_round(subject, one) <= calls)
+    if seconds is not None:
+        # As many as fill a batch, or the cost of a batch would be guessed from that of a few samples.
+        cost = probe_of(subject, with_prompts(config, -(-config.sample.batch_size // config.sample.candidates)))
+        task = subject.task
+        evaluations = evaluations_of(task.schedule, with_prompts(config, 1), task.parameterization)
+        samples = -(-config.evaluate.samples // config.sample.candidates) * config.sample.candidates
+        evaluation = cost.sampling(samples, evaluations, config.sample.batch_size) + cost.score(samples)
+        left = seconds - (1.0 + SAFETY) * evaluation
+        fits.append(lambda one: SAFETY * config.train.rounds * cost.round(one, evaluations).seconds <= left)
+    prompts = _largest(lambda number: all(test(with_prompts(config, number)) for test in fits))
+    if prompts == 0:
+        raise InputError("budget: not one prompt a round fits; raise [budget] or lower [sample] and [train]")
+    return prompts
+
+
+def calls_of_a_round(subject: Subject, config: Config) -> int:
+    """Model calls of a round, at most, as `Trainer.calls_of_a_round` counts them."""
+    evaluations = evaluations_of(subject.task.schedule, config, subject.task.parameterization)
+    each = calls_of(subject.task.model)
+    sampling = config.sample.prompts * config.sample.candidates * evaluations * each
+    return sampling + config.training_calls(each)
+
+
+def probe_of(subject: Subject, config: Config) -> Any:
+    """A timed probe of the subject's model and reward."""
+    task = subject.task
+    return probe(
+        task.model, task.schedule, subject.reward, config, shape=task.shape, parameterization=task.parameterization,
+        prompts=task.prompts, learner=subject.learner,
+    )  # fmt: skip
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, of those up to the first that does not; 0 for none."""
+    if not fits(1):
+        return 0
+    low = 1
+    while low < _MOST and fits(2 * low):
+        low *= 2
+    high = 2 * low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,78 @@
+"""What a config is about: its task, its reward, what is trained, and how the result is saved."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.commands.config import RunConfig, load_task
+from pgraft_fast.commands.text_config import TextConfig
+from pgraft_fast.files import write_file
+from pgraft_fast.finetune import Learner, Trainer
+from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.tasks import Task
+
+Config = RunConfig | TextConfig
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """config: with nothing left open. learner: None for all weights of a copy. save(trainer, run): the result, its
+    path. identity: what else must be the same for a run to go on. close(): of the reward.
+    """
+
+    config: Config
+    task: Task
+    reward: Callable[..., object]
+    save: Callable[[Trainer, Path], Path]
+    learner: Learner | None = None
+    identity: dict[str, object] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
+
+
+def subject_of(config: Config, log: Callable[[str], None]) -> Subject:
+    """Load everything. Raises InputError, CheckpointError, RewardError."""
+    if isinstance(config, TextConfig):
+        from pgraft_fast.commands.text_subject import text_subject
+
+        return text_subject(config, log)
+    task = load_task(config.task)
+    return Subject(
+        config=config,
+        task=task,
+        reward=task.reward(config.task.reward),
+        save=lambda trainer, run: _save_weights(trainer, run, config, task),
+        identity={"reward_sha256": file_hash(config.task.reward)},
+    )
+
+
+def handover_of(task: Task, cut: float) -> dict[str, Any]:
+    """What must be known to hand over at the cut again."""
+    cut_logsnr = task.schedule.cut_logsnr(cut)
+    return {
+        "cut": cut,
+        "cut_logsnr": cut_logsnr if math.isfinite(cut_logsnr) else None,
+        "schedule": task.schedule.to_dict(),
+        "parameterization": task.parameterization,
+    }
+
+
+def file_hash(reward: str) -> str | None:
+    """Of a user's reward file: a run goes on only with the reward that it began with."""
+    file, found, _ = reward.rpartition(":")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if found else None
+
+
+def _save_weights(trainer: Trainer, run: Path, config: RunConfig, task: Task) -> Path:
+    metadata = {
+        **handover_of(task, config.cut),
+        "task": {"name": config.task.name, "variant": config.task.variant},
+        "reward": Path(config.task.reward).name,
+        **task.identity,
+    }
+    write_file(run / MODEL, tensor_bytes(trainer.tuned.state_dict(), json.dumps(metadata)))
+    return run / MODEL

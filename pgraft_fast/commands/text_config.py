@@ -1,0 +1,169 @@
+"""Configs of text-to-image runs: TOML into a closed schema, memory presets, paths from the config's folder."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from pgraft_fast.commands.config import LogSettings, RunConfig, checked, override, read_config, read_toml
+from pgraft_fast.commands.reward_settings import PolicySettings, RewardSettings
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.schema import Settings
+from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings, TrainSettings
+from pgraft_fast.text_to_image.learners import LoraSettings
+
+# What a preset sets where the config says nothing, for a model of Stable Diffusion 1 or 2's size in 8 GB; larger models
+# halve the numbers by themselves when memory is full.
+PRESETS: dict[str, dict[str, Any]] = {
+    "8gb": {"model.dtype": "bf16", "model.vae_slice": 1, "sample.batch_size": 4, "train.micro_batch": 1,
+            "train.checkpointing": True},
+    "16gb": {"model.dtype": "bf16", "model.vae_slice": 2, "sample.batch_size": 8, "train.micro_batch": 2,
+             "train.checkpointing": True},
+    "24gb": {"model.dtype": "bf16", "model.vae_slice": 4, "sample.batch_size": 16, "train.micro_batch": 4,
+             "train.checkpointing": True},
+    "80gb": {"model.dtype": "bf16", "model.vae_slice": 16, "sample.batch_size": 64, "train.micro_batch": 16,
+             "train.checkpointing": False},
+}  # fmt: skip
+
+
+class PipelineSettings(Settings):
+    """The model. folder: of diffusers; repository: where to download it. shipped: shapes instead, "sd" or "sd3".
+
+    height, width: in pixels, default the model's own. vae_slice: latents decoded at once. negative_prompt: the other
+    side of guidance. max_sequence_length: tokens of T5 in Stable Diffusion 3 and Flux.
+    """
+
+    folder: str | None = None
+    repository: str | None = None
+    shipped: Literal["sd", "sd3"] | None = None
+    device: str = "auto"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    height: PositiveInt | None = None
+    width: PositiveInt | None = None
+    vae_slice: PositiveInt = 8
+    negative_prompt: str = ""
+    max_sequence_length: NonNegativeInt = 256
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.folder is None) == (self.shipped is None):
+            raise ValueError("model: give folder, or shipped, one of the two")
+        return self
+
+
+class PromptSettings(Settings):
+    """train, held_out: files or folders of prompts, see `read_prompts`; default those of shapes. held_out: default a
+    drawn tenth of train, which is not trained on then.
+    """
+
+    train: str | None = None
+    held_out: str | None = None
+
+
+class TextSampleSettings(SampleSettings):
+    """See `SampleSettings`. prompts: default as many as fill the budget. guidance: scale of classifier-free guidance, 1
+    is none.
+    """
+
+    prompts: PositiveInt | None = None  # type: ignore[assignment]
+    candidates: PositiveInt = 4
+    guidance: float = Field(default=5.0, ge=0)
+    solver: Literal["auto", "ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"] = "auto"  # type: ignore[assignment]
+    batch_size: PositiveInt = 16
+    overlap: bool = True
+
+
+class TextTrainSettings(TrainSettings):
+    """See `TrainSettings`. checkpointing: of activations, slower and smaller."""
+
+    epochs: PositiveInt | None = 2
+    batch_size: PositiveInt = 16
+    learning_rate: float = Field(default=1e-4, gt=0)
+    ema: float = Field(default=0.9, ge=0, lt=1)
+    checkpointing: bool = False
+
+
+class TextEvaluateSettings(Settings):
+    """samples: of held-out prompts, before and after, rounded up to whole groups of candidates. reference: folder of
+    pictures for the Frechet distance. inception: file of InceptionV3's weights for its features. rewards: other prompts
+    for `pgraft-fast evaluate`.
+    """
+
+    samples: PositiveInt = 256
+    reference: str | None = None
+    inception: str | None = None
+
+
+class TextConfig(FinetuneSettings):
+    """A whole run. run: its folder. memory: presets, see `PRESETS`."""
+
+    run: str
+    memory: Literal["8gb", "16gb", "24gb", "80gb"] | None = None
+    model: PipelineSettings
+    prompts: PromptSettings = PromptSettings()
+    lora: LoraSettings = LoraSettings()
+    rewards: list[RewardSettings] = Field(min_length=1)
+    policy: PolicySettings = PolicySettings()
+    sample: TextSampleSettings = TextSampleSettings()
+    train: TextTrainSettings = TextTrainSettings()
+    evaluate: TextEvaluateSettings = TextEvaluateSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> Self:
+        if self.model.shipped is None and self.prompts.train is None:
+            raise ValueError("prompts.train is missing: a file of prompts")
+        return self
+
+    def future(self) -> dict[str, object]:
+        """See `FinetuneSettings.future`; where things lie and how much fits at once may change."""
+        kept = super().future()
+        for key in ("run", "evaluate", "log", "memory", "policy"):
+            del kept[key]
+        for table, keys in (("sample", ("batch_size", "overlap")), ("train", ("micro_batch", "checkpointing")),
+                            ("model", ("folder", "repository", "device", "vae_slice"))):  # fmt: skip
+            part = dict(kept[table])  # type: ignore[call-overload]
+            for key in keys:
+                part.pop(key, None)
+            kept[table] = part
+        return kept
+
+
+def read_text_config(path: Path, overrides: dict[str, Any]) -> TextConfig:
+    """Read and check a TOML file before any work; relative paths in it start at its folder. Raises InputError."""
+    data = read_toml(path, {})
+    for table, keys in (("model", ("folder",)), ("prompts", ("train", "held_out")),
+                        ("evaluate", ("reference", "inception"))):  # fmt: skip
+        part = data.get(table)
+        for key in keys:
+            if isinstance(part, dict) and isinstance(part.get(key), str):
+                part[key] = str(path.parent / part[key])
+    _place_rewards(data.get("rewards"), path.parent)
+    override(data, overrides)
+    apply_preset(data)
+    return checked(TextConfig, data, str(path))
+
+
+def read_run_config(path: Path, run: str | None, reward: str | None) -> RunConfig | TextConfig:
+    """The config of a fine-tuning run, of whichever kind the file is. run, reward: in place of the file's."""
+    if "model" not in read_toml(path, {}):
+        return read_config(path, {"run": run, "task.reward": reward})
+    if reward is not None:
+        raise InputError(f"--reward {reward}: a text-to-image config has a list of rewards; change it in {path}")
+    return read_text_config(path, {"run": run})
+
+
+def apply_preset(data: dict[str, Any]) -> None:
+    """Fill in what the preset of `memory` sets and the config does not."""
+    for key, value in PRESETS.get(str(data.get("memory")), {}).items():
+        table, name = key.split(".")
+        part = data.setdefault(table, {})
+        if isinstance(part, dict):
+            part.setdefault(name, value)
+
+
+def _place_rewards(rewards: Any, folder: Path) -> None:
+    for reward in rewards if isinstance(rewards, list) else ():
+        for key in ("model", "clip", "weights", "function"):
+            if isinstance(reward, dict) and isinstance(reward.get(key), str):
+                reward[key] = str(folder / reward[key])

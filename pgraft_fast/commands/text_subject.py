@@ -1,0 +1,152 @@
+"""The subject of a text-to-image config."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgraft_fast.commands.reward_config import build_reward
+from pgraft_fast.commands.reward_settings import CallableSettings
+from pgraft_fast.commands.subjects import MODEL, Subject, file_hash, handover_of
+from pgraft_fast.commands.text_config import TextConfig
+from pgraft_fast.diagnostics import inception_features
+from pgraft_fast.errors import InputError
+from pgraft_fast.files import write_file
+from pgraft_fast.finetune import Trainer
+from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
+from pgraft_fast.integrations.fingerprint import base_fingerprint
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.pictures import thumbnail_features
+from pgraft_fast.tasks.text_to_image import Parts, PictureReward, folder_features, text_task, with_held_out
+from pgraft_fast.text_to_image import PromptFile, kind_of, load_pipeline, read_prompts
+from pgraft_fast.text_to_image.learners import EMA, TUNED
+from pgraft_fast.text_to_image.loading import frozen
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ADAPTER = "adapter"
+
+
+def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
+    """Load pipeline, prompts and rewards. Raises InputError."""
+    device, dtype = device_of(config.model.device), DTYPES[config.model.dtype]
+    parts = _parts(config, device, dtype)
+    pipe = parts.pipe
+    task, decoder = text_task(parts)
+    rewards = build_reward(
+        config.rewards, config.policy, task_rewards=parts.rewards, device=device, log=log,
+        logs=Path(config.run) / "logs",
+    )  # fmt: skip
+    solver = config.sample.solver
+    if solver == "auto":
+        # Stochastic, so that a decision at the cut says something of the state there.
+        solver = "euler_sde" if task.parameterization == "velocity" else "ddpm"
+    resolved = config.model_copy(update={"sample": config.sample.model_copy(update={"solver": solver})})
+    fingerprint = base_fingerprint(kind_of(pipe).net(pipe))
+    task = replace(task, identity={"base": fingerprint, "pipeline": type(pipe).__name__})
+    own = [reward.function for reward in config.rewards if isinstance(reward, CallableSettings)]
+    files = {Path(function).name: file_hash(function) for function in own}
+    assert task.learner is not None
+    return Subject(
+        config=resolved,
+        task=task,
+        reward=PictureReward(rewards, decoder),
+        learner=task.learner(config.train),
+        save=lambda trainer, run: _save(trainer, run, resolved, task, pipe, fingerprint, rewards.name),
+        identity={"rewards_sha256": files},
+        close=rewards.close,
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """auto is the first GPU, or else the CPU. Raises InputError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name!r} cannot be used ({str(error).splitlines()[0]}); set device='auto'") from error
+
+
+def pipeline_of(config: TextConfig, device: torch.device, dtype: torch.dtype) -> tuple[Any, PromptFile]:
+    """The frozen pipeline of a config, and its held-out prompts. Raises InputError."""
+    found = _found(config, device, dtype)
+    return found.pipe, found.held_out
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a config names."""
+
+    pipe: Any
+    train: PromptFile
+    held_out: PromptFile
+    features: Callable[[torch.Tensor], torch.Tensor]
+    reference: torch.Tensor | None
+    rewards: Mapping[str, Callable[..., object]]
+
+
+def _found(config: TextConfig, device: torch.device, dtype: torch.dtype) -> _Found:
+    model, given = config.model, config.prompts
+    features: Callable[[torch.Tensor], torch.Tensor] = thumbnail_features
+    rewards: Mapping[str, Callable[..., object]] = {}
+    train, held_out, reference = None, None, None
+    if model.shipped is not None:
+        from pgraft_fast.tasks.shapes.task import shapes_parts
+
+        own = shapes_parts(model.shipped)
+        pipe, features, rewards = frozen(own.pipe.to(dtype), device), own.features, own.rewards
+        train, held_out, reference = own.train, own.held_out, own.reference
+    else:
+        pipe = load_pipeline(Path(str(model.folder)), dtype, device, model.repository)
+    if given.train is not None:
+        train, held_out = read_prompts(Path(given.train)), None
+    if given.held_out is not None:
+        held_out = read_prompts(Path(given.held_out))
+    assert train is not None
+    train, held_out = with_held_out(train, held_out, config.seed)
+    if config.evaluate.inception is not None:
+        features, _ = inception_features(Path(config.evaluate.inception))
+        reference = None
+    if config.evaluate.reference is not None:
+        reference = folder_features(Path(config.evaluate.reference), _size(pipe, model.height), features)
+    return _Found(pipe, train, held_out, features, reference, rewards)
+
+
+def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype) -> Parts:
+    found, model = _found(config, device, dtype), config.model
+    return Parts(
+        pipe=found.pipe, train=found.train, held_out=found.held_out, height=_size(found.pipe, model.height),
+        width=_size(found.pipe, model.width), guidance=config.sample.guidance, dtype=dtype,
+        negative_prompt=model.negative_prompt, max_sequence_length=model.max_sequence_length,
+        vae_slice=model.vae_slice, features=found.features, reference=found.reference, rewards=found.rewards,
+        lora=config.lora, seed=config.seed, checkpointing=config.train.checkpointing,
+    )  # fmt: skip
+
+
+def _size(pipe: Any, asked: int | None) -> int:
+    """In pixels; the model's own by default."""
+    if asked is not None:
+        return asked
+    own = kind_of(pipe).net(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", 64)
+    return int(own) * int(pipe.vae_scale_factor)
+
+
+def _save(
+    trainer: Trainer, run: Path, config: TextConfig, task: Task, pipe: Any, fingerprint: str, reward: str
+) -> Path:
+    net = kind_of(pipe).net(pipe)
+    if config.lora.rank == 0:
+        tuned: Any = trainer.tuned
+        metadata = {**handover_of(task, config.cut), "reward": reward, "base": fingerprint}
+        write_file(run / MODEL, tensor_bytes(tuned.net.state_dict(), json.dumps(metadata)))
+        return run / MODEL
+    name = TUNED if config.method == "ddpo" else EMA
+    told = AdapterMetadata.of(
+        net, cut=config.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
+        extra={"method": config.method, "seed": config.seed, "shipped": config.model.shipped}, adapter_name=name,
+    )  # fmt: skip
+    return save_adapter(run / ADAPTER, net, told, adapter_name=name)

@@ -1,0 +1,73 @@
+"""A reward in a process, or an environment, of its own: answers questions on stdin, see `process`.
+
+This file needs nothing but numpy, and may be copied or run from where it lies:
+
+    python serve.py scorer.py:score
+
+or, in a script of three lines,
+
+    from pgraft_fast.rewards.serve import serve
+    from scorer import score
+    serve(score)
+
+where score(images, prompts) gets images (B, H, W, C) uint8 and B strings and returns B numbers. Whatever it takes to
+import `scorer`, a model to load for instance, is not part of the time-out of a batch.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+
+
+def serve(function: Callable[..., Iterable[float]]) -> None:
+    """Answer until the end of stdin. Exceptions of the function are answers; what it prints goes to stderr."""
+    import numpy
+
+    questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+
+    def say(answer: dict[str, object]) -> None:
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+    say({"ready": True})
+    while line := questions.readline():
+        question = json.loads(line)
+        dtype = numpy.dtype(question["dtype"])
+        size = int(numpy.prod(question["shape"])) * dtype.itemsize
+        data = bytearray(questions.read(size))
+        if len(data) < size:
+            return
+        samples = numpy.frombuffer(data, dtype).reshape(question["shape"])
+        answer = {"id": question["id"]}
+        try:
+            rewards = [float(reward) for reward in function(samples, question["prompts"])]
+            answer |= {"sample_ids": question["sample_ids"], "rewards": rewards}
+        except Exception as error:
+            traceback.print_exc()
+            answer["error"] = f"{type(error).__name__}: {error}"
+        say(answer)
+
+
+def main() -> None:
+    """serve.py file.py:function"""
+    file, _, name = sys.argv[-1].rpartition(":")
+    if len(sys.argv) != 2 or not file or not name:
+        sys.exit("usage: serve.py file.py:function")
+    # The modules beside this file are not the scorer's, and one of them is called http.
+    sys.path[0] = os.path.dirname(os.path.abspath(file))  # noqa: PTH100, PTH120
+    spec = importlib.util.spec_from_file_location("scorer", file)
+    if spec is None or spec.loader is None:
+        sys.exit(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scorer"] = module
+    spec.loader.exec_module(module)
+    serve(getattr(module, name))
+
+
+if __name__ == "__main__":
+    main()

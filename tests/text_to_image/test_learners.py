@@ -1,0 +1,151 @@
+"""LoRA and full learners on a pipeline's denoiser: what is trained, what stays, and that one network serves all."""
+
+import pytest
+import torch
+from denoisers import denoiser
+from pipelines import build
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.finetune import Kept, TrainSettings, train
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.text_to_image import FullLearner, LoraLearner, LoraSettings, kind_of
+
+SETTINGS = TrainSettings(steps=2, batch_size=4, learning_rate=1e-2, ema=0.5)
+
+
+def kept(pipe, rows=6):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 4, 8, 8, generator=generator)
+    return Kept(x, torch.arange(rows), torch.arange(rows) % 2, 0.3)
+
+
+def learn(learner, pipe, settings=SETTINGS, **more):
+    schedule, parameterization = kind_of(pipe).schedule(pipe, 16, 16)
+    given = {"parameterization": parameterization, "seed": 0, "null_condition": torch.tensor(2)} | more
+    return train(learner, kept(pipe), schedule, **given)
+
+
+def answer(model, x=None):
+    x = torch.linspace(-1, 1, 2 * 4 * 64).view(2, 4, 8, 8) if x is None else x
+    with torch.no_grad():
+        out = model(x, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
+    return out if isinstance(out, torch.Tensor) else out.combined()
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
+def test_the_lora_is_trained_and_the_reference_stays(name):
+    pipe = build(name)
+    model = denoiser(pipe, 3.0)
+    before = answer(model)
+    learner = LoraLearner(model, SETTINGS, LoraSettings(rank=2), seed=1)
+    # A new LoRA changes nothing.
+    for one in (learner.reference, learner.ema, learner.sampled):
+        assert torch.allclose(answer(one), before, atol=1e-6)
+    report = learn(learner, pipe)
+    assert report.steps == 2 and torch.isfinite(torch.tensor(report.loss))
+    assert torch.allclose(answer(learner.reference), before, atol=1e-6)
+    tuned, averaged = answer(learner.sampled), answer(learner.ema)
+    assert not torch.allclose(tuned, before, atol=1e-4)
+    assert 0 < float((averaged - before).norm()) < float((tuned - before).norm())
+    trained = [name for name, weight in model.net.named_parameters() if weight.requires_grad]
+    assert trained and all(".tuned." in name for name in trained)
+    # Whichever was used last, training goes on.
+    answer(learner.ema)
+    assert learn(learner, pipe).rejected == 0
+    assert not torch.equal(answer(learner.sampled), tuned)
+
+
+def test_twins_with_other_linear_layers_share_the_lora():
+    pipe = build("sd")
+    learner = LoraLearner(denoiser(pipe, 2.0), SETTINGS, LoraSettings(rank=2), seed=1)
+    run = Execution("eager", torch.device("cpu"))
+    run._twins = True
+    learner.run, sampled, reference = run.of(learner.run), run.of(learner.sampled), run.of(learner.reference)
+    assert sampled.calls_a_sample == 2 and learner.run.calls_a_sample == 1
+    before = answer(reference)
+    learn(learner, pipe)
+    assert torch.allclose(answer(reference), before, atol=1e-6)
+    assert not torch.allclose(answer(sampled), before, atol=1e-4)
+    assert torch.allclose(answer(sampled), answer(learner.sampled), atol=1e-5)
+
+
+def test_all_weights():
+    pipe = build("sd")
+    model = denoiser(pipe, 3.0)
+    before = answer(model)
+    learner = FullLearner(model, SETTINGS)
+    learn(learner, pipe)
+    assert torch.equal(answer(learner.reference), before)
+    assert not torch.allclose(answer(learner.sampled), before, atol=1e-4)
+    assert learner.run.calls_a_sample == 1 and learner.sampled.calls_a_sample == 2
+
+
+def test_weights_are_saved_and_loaded_with_the_same_future():
+    results = []
+    for stop in (False, True):
+        pipe = build("sd")
+        learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, LoraSettings(rank=2), seed=1)
+        learn(learner, pipe)
+        if stop:
+            tensors = {name: {k: v.clone() for k, v in group.items()} for name, group in learner.tensors().items()}
+            steps, pipe = learner.steps_done, build("sd")
+            learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, LoraSettings(rank=2), seed=9)
+            learner.load(tensors, steps)
+        learn(learner, pipe)
+        results.append(learner.weights()["ema"])
+    assert results[0] and all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_micro_batches_checkpointing_and_short_memory_change_nothing_but_rounding():
+    found = []
+    for size, checkpointing in ((4, False), (1, False), (4, True)):
+        pipe = build("sd")
+        learner = LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+        if checkpointing:
+            pipe.unet.enable_gradient_checkpointing()
+        learn(learner, pipe, memory=BatchSize(size))
+        found.append(torch.cat([value.flatten() for value in learner.weights()["model"].values()]))
+    scale = float(found[0].detach().abs().max())
+    assert all(float((other - found[0]).abs().max()) < 1e-2 * scale for other in found[1:])
+
+
+def test_full_memory_halves_the_rows():
+    pipe = build("sd")
+    learner = LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+    run = learner.run
+
+    def short(x, t, condition):
+        if x.shape[0] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return run(x, t, condition)
+
+    learner.run = short
+    memory = BatchSize(4, "training")
+    assert learn(learner, pipe, memory=memory).steps == 2
+    assert memory.value == 1
+
+
+def test_prompts_are_dropped_at_the_rate_asked_for():
+    pipe = build("sd")
+    learner = LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+    seen, run = [], learner.run
+
+    def watch(x, t, condition):
+        seen.append(condition.clone())
+        return run(x, t, condition)
+
+    learner.run = watch
+    learner.settings = SETTINGS.model_copy(update={"null_prompt": 0.5, "steps": 30, "batch_size": 8})
+    learn(learner, pipe)
+    share = float((torch.cat(seen) == 2).double().mean())
+    assert 0.35 < share < 0.65
+
+
+def test_what_cannot_be_tuned_is_refused():
+    pipe = build("sd")
+    with pytest.raises(InputError, match=r"lora.targets=\['nothing'\]: no layer of UNet2DConditionModel"):
+        LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2, targets=["nothing"]), seed=1)
+    LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+    with pytest.raises(InputError, match=r"has a LoRA already \(tuned, ema\)"):
+        LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
