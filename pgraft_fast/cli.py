@@ -7,7 +7,7 @@ with a wrong result, 2 wrong input in one line, 130 stopped by the user.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -162,10 +162,49 @@ def fit_corrector(config: Config, /, *, run: Run = None, json: Json = None) -> N
 
 
 @app.command
-def evaluate(config: Config, /, *, run: Run = None, json: Json = None) -> None:
-    """The last stage of `correct`: distances against FLOPs, and the report."""
+def evaluate(
+    source: Annotated[
+        Positional[Path], arg(metavar="RUN|CONFIG.toml", help="a text-to-image run, or a config of `correct`")
+    ],
+    /,
+    *,
+    run: Run = None,
+    prompts: Annotated[Path | None, arg(help="file or folder of prompts, in place of the held-out ones")] = None,
+    samples: Annotated[int | None, arg(help="in place of the config's")] = None,
+    json: Json = None,
+) -> None:
+    """Base and tuned side by side on held-out or other prompts; or the last stage of `correct`."""
     _check_json(json)
-    _emit(_correct(config, run, ("evaluate",)), json)
+    if source.suffix == ".toml":
+        if prompts is not None or samples is not None:
+            raise InputError("--prompts and --samples belong to a text-to-image run: give its folder")
+        _emit(_correct(source, run, ("evaluate",)), json)
+        return
+    from pgraft_fast.commands.console import Terminal
+    from pgraft_fast.commands.evaluate_text import evaluate_run
+
+    if run is not None:
+        raise InputError(f"--run {run}: belongs to a config; the run is {source}")
+    if samples is not None and samples < 1:
+        raise InputError(f"--samples {samples}: at least 1")
+    _emit(evaluate_run(str(source), prompts, samples, Terminal()), json)
+
+
+@app.command
+def export(
+    run: Annotated[Positional[Path], arg(metavar="RUN", help="folder of a finished text-to-image run")],
+    /,
+    *,
+    out: Annotated[Path, arg(help="folder or .safetensors file")],
+    format: Annotated[Literal["diffusers", "kohya"], arg(help="kohya: names that ComfyUI and A1111 read")] = "kohya",
+    json: Json = None,
+) -> None:
+    """Write the adapter of a run again, under other names."""
+    from pgraft_fast.commands.export import export as write
+
+    _check_json(json)
+    _emit(write(run, out, format), json)
+    print(out, file=sys.stderr)
 
 
 def _correct(config: Path, run: str | None, stages: tuple[str, ...]) -> dict[str, Any]:
@@ -215,6 +254,9 @@ def bench(
 
 def main(args: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    # Libraries that tell of what they lack, or how they load, while the result is what counts.
+    for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1")):
+        os.environ.setdefault(name, value)
     try:
         status = app.cli(prog="pgraft-fast", args=args)
     except StoppedError as error:

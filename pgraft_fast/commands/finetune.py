@@ -22,7 +22,7 @@ from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
 from pgraft_fast.report import write_run_report
-from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, by_category, diversity_of, evaluate
+from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, quality_of
 
 CONFIG, RESULT = "config.json", "result.json"
 
@@ -146,24 +146,17 @@ class _Run:
         return -(-self.config.evaluate.samples // n) * n
 
     def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-        kept = accepted_of(before, self.config)
+        kept, n = accepted_of(before, self.config), self.config.sample.candidates
         accepted = self.task.features(before.samples[kept]) if int(kept.sum()) > 3 else None
         return {
-            "before": self._quality(before, accepted),
-            "after": self._quality(after, accepted),
+            "before": quality_of(self.task, before, accepted, n),
+            "after": quality_of(self.task, after, accepted, n),
             "rounds": self.trainer.history,
             "spent": self.ledger.summary(),
             "config": self.config.model_dump(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
-
-    def _quality(self, found: Evaluation, accepted: torch.Tensor | None) -> dict[str, Any]:
-        n = self.config.sample.candidates
-        told: dict[str, Any] = self.task.quality(found.samples, found.rewards, accepted)
-        if self.task.categories:
-            told |= {"categories": by_category(self.task, found, n), "diversity": diversity_of(self.task, found, n)}
-        return told
 
 
 def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:

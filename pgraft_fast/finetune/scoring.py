@@ -1,5 +1,6 @@
 """Scoring beside sampling: the samples of one batch are scored while those of the next are drawn."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -8,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from pgraft_fast.errors import StoppedError
 from pgraft_fast.rewards.protocol import finished, score_batches
 
 
@@ -22,6 +24,7 @@ class Scoring:
     ) -> None:
         self._reward, self._batch_size, self._check = reward, batch_size, check
         self._pool = ThreadPoolExecutor(1, "scoring") if beside else None
+        self._given_up = threading.Event()
         self._parts: list[Future[Tensor] | Tensor] = []
         self._ids: list[Tensor] = []
 
@@ -32,7 +35,9 @@ class Scoring:
             self._parts.append(score_batches(self._reward, samples, prompts, sample_id, self._batch_size, self._check))
         else:
             self._parts.append(
-                self._pool.submit(score_batches, self._reward, samples, prompts, sample_id, self._batch_size)
+                self._pool.submit(
+                    score_batches, self._reward, samples, prompts, sample_id, self._batch_size, self._check_beside
+                )
             )
 
     def raise_early(self) -> None:
@@ -57,11 +62,18 @@ class Scoring:
                 if part.done():
                     raise
 
+    def _check_beside(self) -> None:
+        """In the thread: rewards that can be stopped ask now and then."""
+        if self._given_up.is_set():
+            raise StoppedError("given up")
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._given_up.set()
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)

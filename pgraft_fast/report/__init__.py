@@ -3,5 +3,14 @@
 from pgraft_fast.report.page import Picture, Section, Table, write_page
 from pgraft_fast.report.plots import picture_grid_png
 from pgraft_fast.report.run_report import write_run_report
+from pgraft_fast.report.text_report import write_evaluation_report
 
-__all__ = ["Picture", "Section", "Table", "picture_grid_png", "write_page", "write_run_report"]
+__all__ = [
+    "Picture",
+    "Section",
+    "Table",
+    "picture_grid_png",
+    "write_evaluation_report",
+    "write_page",
+    "write_run_report",
+]

@@ -1,6 +1,7 @@
 """Figures as PNG bytes: small enough to be read on a telephone, sharp enough for a page."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +120,27 @@ def picture_grid_png(pictures: np.ndarray, columns: int = 10) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(enlarged).save(buffer, format="png")
     return buffer.getvalue()
+
+
+def side_by_side_png(
+    texts: Sequence[str], columns: Mapping[str, np.ndarray], rewards: Mapping[str, Sequence[float]]
+) -> bytes:
+    """A row a text, a picture a column: (n, H, W) or (n, H, W, 3) uint8 each, n texts; its reward below."""
+    wide, height = 1 + len(columns), 1.15 * len(texts)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained")
+        axes = figure.subplots(len(texts), wide, squeeze=False, width_ratios=[2.0] + [1.0] * len(columns))
+        for row, text in enumerate(texts):
+            axes[row, 0].text(1.0, 0.5, textwrap.fill(text, 34), ha="right", va="center", fontsize=9)
+            for place, (name, pictures) in enumerate(columns.items(), start=1):
+                axis = axes[row, place]
+                axis.imshow(pictures[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+                axis.text(1.04, 0.5, f"{rewards[name][row]:.2f}", transform=axis.transAxes, va="center", fontsize=9)
+                if row == 0:
+                    axis.set_title(name, fontsize=9)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        return _png(figure)
 
 
 def _tile(pictures: np.ndarray, columns: int) -> np.ndarray:

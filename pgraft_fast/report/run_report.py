@@ -11,6 +11,7 @@ from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
 from pgraft_fast.report.page import Picture, Section, Table, write_page
 from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
+from pgraft_fast.report.text_report import category_sections, prompts_section
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation
 
@@ -36,12 +37,23 @@ def write_run_report(
     sections = [
         quality_section(both),
         *category_sections(both),
-        pictures_section({"before": task.pictures(before.samples), "after": task.pictures(after.samples)}),
+        *_samples(task, before, after, settings.sample.candidates),
         _rewards_section(result, before, after, candidates),
-        time_section(result["spent"]["seconds"]),
+        time_section(result["spent"]["seconds"], result["spent"]),
         law_section(settings.select, settings.sample.candidates, before.rewards),
     ]
     return write_page(run / "report", f"Fine-tuning of {task.name}: {run.name}", lead, sections)
+
+
+def _samples(task: Task, before: Evaluation, after: Evaluation, candidates: int) -> list[Section]:
+    """Grids; of prompts that are worth reading, pairs first."""
+    shown = np.linspace(0, len(before.samples) - 1, min(len(before.samples), _SHOWN)).astype(int)
+    grids = pictures_section(
+        {name: task.pictures(one.samples[shown]) for name, one in (("before", before), ("after", after))}
+    )
+    if not task.categories:
+        return [grids]
+    return [prompts_section(task, {"before": before, "after": after}, candidates), grids]
 
 
 def method_name(settings: FinetuneSettings) -> str:
@@ -74,32 +86,6 @@ def quality_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """Reward by category of held-out prompts, and how different the samples of one prompt are; empty without any."""
-    named = {name: row["categories"] for name, row in rows.items() if row.get("categories")}
-    if not named:
-        return []
-    cells = []
-    for category in next(iter(named.values())):
-        found = [of_name[category] for of_name in named.values()]
-        told = [f"{one['reward']:.3f} ({one['reward_ci'][0]:.3f} to {one['reward_ci'][1]:.3f})" for one in found]
-        cells.append([category, str(found[0]["samples"]), *told])
-    note = "Mean reward with its 95 % interval over the means of prompts, which are not trained on."
-    table = Table(["category", "samples", *named], cells, note)
-    spread = [
-        [name, f"{row['diversity']['vendi']:.2f}", f"{row['diversity']['feature_variance']:.3g}"]
-        for name, row in rows.items()
-    ]
-    note = (
-        "Of the samples of one prompt, mean over prompts. Vendi: how many different samples they are worth, of cosines "
-        "of centred features. Variance: trace of the features' covariance."
-    )
-    return [
-        Section("By category", table=table),
-        Section("Diversity", table=Table(["samples", "Vendi score", "feature variance"], spread, note)),
-    ]
-
-
 def pictures_section(panels: Mapping[str, Any]) -> Section:
     """Samples of each set, evenly taken, the same place being the same seed."""
     pictures = [
@@ -115,14 +101,21 @@ def pictures_section(panels: Mapping[str, Any]) -> Section:
     return Section("Samples at the same seeds", text, pictures=pictures)
 
 
-def time_section(seconds: Mapping[str, float]) -> Section:
-    """Where the wall time went."""
+def time_section(seconds: Mapping[str, float], spent_in_all: Mapping[str, Any] | None = None) -> Section:
+    """Where the wall time went; spent_in_all: of the ledger, for CPU seconds and joules."""
     spent = {phase: value for phase, value in seconds.items() if value > 0}
     picture = Picture(
         "time", bars_png(spent, "seconds"), "Seconds by phase",
         f"Wall time by phase, {sum(spent.values()):.1f} s in all.",
     )  # fmt: skip
-    return Section("Where the time went", pictures=[picture])
+    told = [] if spent_in_all is None else [_used(spent_in_all)]
+    return Section("Where the time went", told, pictures=[picture])
+
+
+def _used(spent: Mapping[str, Any]) -> str:
+    joules = spent.get("joules")
+    energy = "" if joules is None else f", {joules:,.0f} J of the GPU"
+    return f"{spent['model_calls']:,} model calls, {spent.get('cpu_seconds', 0.0):,.1f} CPU seconds{energy}."
 
 
 def _rewards_section(
@@ -146,8 +139,22 @@ def _rewards_section(
             "Mean reward against model calls", "Reward against compute, with 95 % intervals of the evaluations.",
         ),
         Picture(
+            "reward-seconds", curves_png(_against_seconds(result), "seconds of the run", "mean reward"),
+            "Mean reward against seconds",
+            "Reward of each round's candidates against wall time, evaluation and saving included.",
+        ),
+        Picture(
             "reward-histogram", histogram_png(groups, "reward"),
             "Histogram of rewards before, accepted and after", "Rewards of single samples.",
         ),
     ]  # fmt: skip
     return Section("Reward", pictures=pictures)
+
+
+def _against_seconds(result: Mapping[str, Any]) -> list[Curve]:
+    rounds = result["rounds"]
+    seconds = [entry["seconds"] for entry in rounds]
+    return [
+        Curve("candidates of a round", seconds, [entry["reward"] for entry in rounds]),
+        Curve("accepted", seconds, [entry["reward_accepted"] for entry in rounds]),
+    ]

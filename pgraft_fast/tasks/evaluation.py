@@ -72,6 +72,16 @@ def accepted_of(evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
     return choose(settings, groups, evaluation.samples, sample_id).mask.flatten()
 
 
+def quality_of(task: Task, found: Evaluation, accepted: Tensor | None, candidates: int) -> dict[str, Any]:
+    """`Task.quality`, and where held-out prompts have categories: "categories" and "diversity"."""
+    told: dict[str, Any] = task.quality(found.samples, found.rewards, accepted)
+    if task.categories:
+        told |= {
+            "categories": by_category(task, found, candidates), "diversity": diversity_of(task, found, candidates),
+        }  # fmt: skip
+    return told
+
+
 def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, dict[str, Any]]:
     """{category: {"reward", "reward_ci", "samples"}}; the interval is over the means of prompts."""
     if not task.categories:

@@ -13,13 +13,13 @@ class Decoder:
     """decoder(latents) -> (n, 3, H, W) float32 pictures in [-1, 1].
 
     latents: (n, C, h, w) as the denoiser knows them: scaled and shifted by the VAE's config. slice: latents at once,
-    halved when memory is full. A VAE whose config asks for it computes in float32.
+    halved when memory is full. A VAE in float16 whose config asks for it computes in float32.
     """
 
     def __init__(self, vae: Any, slice: int = 8) -> None:
         self._vae = vae
         config = vae.config
-        if config.get("force_upcast"):
+        if config.get("force_upcast") and vae.dtype is torch.float16:
             vae.to(torch.float32)
         self._scale = float(config.get("scaling_factor") or 1.0)
         self._shift = float(config.get("shift_factor") or 0.0)

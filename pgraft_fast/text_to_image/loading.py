@@ -1,6 +1,7 @@
 """A pipeline from a local folder."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,12 @@ def load_pipeline(folder: Path, dtype: torch.dtype, device: torch.device, reposi
     shown = diffusers.utils.logging.is_progress_bar_enabled()
     diffusers.utils.logging.disable_progress_bar()
     try:
-        pipe: Any = getattr(diffusers, name).from_pretrained(
-            str(folder), torch_dtype=dtype, local_files_only=True, **given
-        )
+        with warnings.catch_warnings():
+            # Of the argument's name, which versions of diffusers do not agree on.
+            warnings.simplefilter("ignore", FutureWarning)
+            pipe: Any = getattr(diffusers, name).from_pretrained(
+                str(folder), torch_dtype=dtype, local_files_only=True, **given
+            )
     except (OSError, ValueError, ImportError) as error:
         text = " ".join(str(error).split())[:300]
         raise InputError(f"{folder}: cannot be loaded as {name} ({text})") from error

@@ -1,0 +1,81 @@
+"""`pgraft-fast evaluate` of a text-to-image run: base and tuned on held-out or other prompts, by category."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pgraft_fast.commands.console import Terminal
+from pgraft_fast.commands.finetune import read_run
+from pgraft_fast.commands.subjects import Subject, subject_of
+from pgraft_fast.commands.text_config import TextConfig
+from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.files import to_json, write_file
+from pgraft_fast.finetune import Ledger
+from pgraft_fast.finetune.checkpoint import load_newest
+from pgraft_fast.finetune.energy import Energy
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.signals import stop_on_signals
+from pgraft_fast.report import Table, write_evaluation_report
+from pgraft_fast.tasks.evaluation import evaluate, quality_of
+
+
+def evaluate_run(folder: str, prompts: Path | None, samples: int | None, terminal: Terminal) -> dict[str, Any]:
+    """Draw, score and compare; writes run/evaluation-<prompts>/. prompts: a file or folder, see `read_prompts`, in
+    place of the held-out ones. samples: in place of the config's. Raises InputError.
+    """
+    run, _, config = read_run(folder)
+    if not isinstance(config, TextConfig):
+        raise InputError(f"{folder}: not a text-to-image run; its evaluation is in {run / 'result.json'}")
+    name = "held-out" if prompts is None else prompts.stem
+    if prompts is not None:
+        config = config.model_copy(update={"prompts": config.prompts.model_copy(update={"held_out": str(prompts)})})
+    subject = subject_of(config, terminal.line)
+    try:
+        with stop_on_signals() as stop:
+            return _Compared(run, subject, samples or config.evaluate.samples, terminal, stop.check).write(name)
+    finally:
+        subject.close()
+
+
+class _Compared:
+    def __init__(self, run: Path, subject: Subject, samples: int, terminal: Terminal, check: Any) -> None:
+        self.run, self.subject, self.samples = run, subject, samples
+        self.terminal, self.check = terminal, check
+        self.ledger = Ledger()
+        self.ledger.measure(Energy.of(next(subject.task.model.parameters()).device))
+
+    def write(self, name: str) -> dict[str, Any]:
+        subject, n = self.subject, self.subject.config.sample.candidates
+        memory = BatchSize(subject.config.sample.batch_size, "sampling")
+        found = {}
+        for which, tuned in (("base", None), ("tuned", tuned_of(self.run, subject))):
+            found[which] = evaluate(
+                subject.task, subject.reward, subject.config, self.samples, tuned=tuned, memory=memory,
+                cut=None if tuned is None else subject.config.cut, ledger=self.ledger, check=self.check,
+            )  # fmt: skip
+            self.terminal.line(f"{which}: reward {float(found[which].rewards.nanmean()):.4f}")
+        rows = {which: quality_of(subject.task, one, None, n) for which, one in found.items()}
+        result = {"prompts": name, "rows": rows, "spent": self.ledger.summary()}
+        out = self.run / f"evaluation-{name}"
+        out.mkdir(exist_ok=True)
+        write_file(out / "result.json", to_json(result))
+        page = write_evaluation_report(out, subject.task, result, found, n)
+        cells = [
+            [which, f"{row['reward']:.4f}", f"{row['reward_ci'][0]:.4f} to {row['reward_ci'][1]:.4f}"]
+            for which, row in rows.items()
+        ]
+        self.terminal.table(name, Table(["samples", "reward", "95 % interval"], cells, ""))
+        self.terminal.line(f"report: {page}")
+        return result
+
+
+def tuned_of(run: Path, subject: Subject) -> nn.Module:
+    """The tuned model of a run, from its newest checkpoint. Raises CheckpointError."""
+    notes: list[str] = []
+    checkpoint = load_newest(run / "checkpoints", notes.append)
+    if checkpoint is None or subject.learner is None:
+        raise CheckpointError(f"{run}: no checkpoint in it")
+    subject.learner.load_weights(checkpoint.tensors)
+    tuned: Any = subject.learner.sampled if subject.config.method == "ddpo" else subject.learner.ema
+    return tuned.eval()

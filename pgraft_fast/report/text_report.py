@@ -1,0 +1,77 @@
+"""Sections of text-to-image reports: the same prompts and seeds side by side, rewards by category."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.plots import side_by_side_png
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.evaluation import Evaluation, prompts_of
+
+_PROMPTS = 12
+
+
+def write_evaluation_report(
+    folder: Path, task: Task, result: Mapping[str, Any], found: Mapping[str, Evaluation], candidates: int
+) -> Path:
+    """Write folder/report of `pgraft-fast evaluate`."""
+    rows = result["rows"]
+    cells = [
+        [name, f"{row['reward']:.4f}", f"{row['reward_ci'][0]:.4f} to {row['reward_ci'][1]:.4f}",
+         "-" if row["fd_data"] is None else f"{row['fd_data']:.2f}"]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    note = "FD: Frechet distance to the reference pictures in the task's features, where there are some."
+    sections = [
+        Section("Result", table=Table(["samples", "reward", "95 % interval", "FD reference"], cells, note)),
+        *category_sections(rows),
+        prompts_section(task, found, candidates),
+    ]
+    lead = f"Prompts: {result['prompts']}; {result['spent']['total_seconds']:.1f} s."
+    return write_page(folder / "report", f"Evaluation of {task.name}", lead, sections)
+
+
+def prompts_section(task: Task, found: Mapping[str, Evaluation], candidates: int) -> Section:
+    """The first samples of some prompts, a row a prompt, a column each set: equal seeds."""
+    total = next(iter(found.values())).rewards.numel()
+    prompt = prompts_of(task, total, candidates)
+    first = np.linspace(0, total // candidates - 1, min(total // candidates, _PROMPTS)).astype(int) * candidates
+    rows = torch.from_numpy(first)
+    texts = [task.asked.text[int(number)] for number in prompt[rows]]
+    columns = {name: task.pictures(one.samples[rows]) for name, one in found.items()}
+    rewards = {name: one.rewards[rows].tolist() for name, one in found.items()}
+    picture = Picture(
+        "prompts", side_by_side_png(texts, columns, rewards), "The same prompts and seeds, side by side",
+        "Held-out prompts, the same seed in a row, with the reward of each picture.",
+    )  # fmt: skip
+    return Section("The same prompts and seeds", pictures=[picture])
+
+
+def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
+    """Reward by category of held-out prompts, and how different the samples of one prompt are; empty without any."""
+    named = {name: row["categories"] for name, row in rows.items() if row.get("categories")}
+    if not named:
+        return []
+    cells: list[list[str]] = []
+    for category in next(iter(named.values())):
+        found = [of_name[category] for of_name in named.values()]
+        told = [f"{one['reward']:.3f} ({one['reward_ci'][0]:.3f} to {one['reward_ci'][1]:.3f})" for one in found]
+        cells.append([category, str(found[0]["samples"]), *told])
+    note = "Mean reward with its 95 % interval over the means of prompts, which are not trained on."
+    table = Table(["category", "samples", *named], cells, note)
+    spread = [
+        [name, f"{row['diversity']['vendi']:.2f}", f"{row['diversity']['feature_variance']:.3g}"]
+        for name, row in rows.items() if "diversity" in row
+    ]  # fmt: skip
+    note = (
+        "Of the samples of one prompt, mean over prompts. Vendi: how many different samples they are worth, of cosines "
+        "of centred features. Variance: trace of the features' covariance."
+    )
+    return [
+        Section("By category", table=table),
+        Section("Diversity", table=Table(["samples", "Vendi score", "feature variance"], spread, note)),
+    ]
