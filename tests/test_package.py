@@ -92,7 +92,8 @@ def test_arrows_point_one_way():
     """Nothing imports upwards."""
     order = [
         ["errors", "files"], ["ops"], ["diffusion"], ["sampling", "selection", "rewards", "schedulers"],
-        ["finetune", "diagnostics", "inverse_noise"], ["integrations", "text_to_image"], ["tasks"], ["report"], ["commands"], ["cli"],
+        ["finetune", "diagnostics", "inverse_noise"], ["integrations", "text_to_image"], ["tasks"], ["report"],
+        ["commands"], ["cli"],
     ]  # fmt: skip
     level = {name: index for index, names in enumerate(order) for name in names}
     # A task reports nothing, but its config is data; finetune uses rewards, which use errors alone.

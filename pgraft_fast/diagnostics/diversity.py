@@ -19,16 +19,16 @@ def vendi_score(features: Tensor) -> float:
     return float(torch.exp(-(values * values.log()).sum()))
 
 
-def diversity(groups: Tensor) -> dict[str, float]:
+def diversity(groups: Tensor) -> dict[str, float | None]:
     """{"vendi", "feature_variance"} of features (P, N, d), each taken over the N samples of a prompt, mean over P.
 
-    feature_variance: trace of the covariance; nan for N = 1. Features are centred at the mean of all before cosines are
+    feature_variance: trace of the covariance; None for N = 1. Features are centred at the mean of all before cosines are
     taken, or else everything looks alike.
     """
     if groups.ndim != 3 or groups.numel() == 0:
         raise InputError(f"diversity: features are {tuple(groups.shape)}, (P, N, d) is needed")
     groups = groups.detach().cpu().to(torch.float64)
-    variance = groups.var(dim=1).sum(dim=1).mean() if groups.shape[1] > 1 else torch.tensor(float("nan"))
+    variance = float(groups.var(dim=1).sum(dim=1).mean()) if groups.shape[1] > 1 else None
     centred = groups - groups.mean(dim=(0, 1))
     vendi = sum(vendi_score(one) for one in centred) / groups.shape[0]
-    return {"vendi": vendi, "feature_variance": float(variance)}
+    return {"vendi": vendi, "feature_variance": variance}

@@ -59,12 +59,11 @@ def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     cells: list[list[str]] = []
     for category in next(iter(named.values())):
         found = [of_name[category] for of_name in named.values()]
-        told = [f"{one['reward']:.3f} ({one['reward_ci'][0]:.3f} to {one['reward_ci'][1]:.3f})" for one in found]
-        cells.append([category, str(found[0]["samples"]), *told])
+        cells.append([category, str(found[0]["samples"]), *map(_with_interval, found)])
     note = "Mean reward with its 95 % interval over the means of prompts, which are not trained on."
     table = Table(["category", "samples", *named], cells, note)
     spread = [
-        [name, f"{row['diversity']['vendi']:.2f}", f"{row['diversity']['feature_variance']:.3g}"]
+        [name, f"{row['diversity']['vendi']:.2f}", _number(row["diversity"]["feature_variance"])]
         for name, row in rows.items() if "diversity" in row
     ]  # fmt: skip
     note = (
@@ -75,3 +74,12 @@ def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
         Section("By category", table=table),
         Section("Diversity", table=Table(["samples", "Vendi score", "feature variance"], spread, note)),
     ]
+
+
+def _with_interval(one: Mapping[str, Any]) -> str:
+    known = one["reward_ci"]
+    return f"{one['reward']:.3f}" + ("" if known is None else f" ({known[0]:.3f} to {known[1]:.3f})")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

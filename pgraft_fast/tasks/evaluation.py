@@ -83,7 +83,8 @@ def quality_of(task: Task, found: Evaluation, accepted: Tensor | None, candidate
 
 
 def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, dict[str, Any]]:
-    """{category: {"reward", "reward_ci", "samples"}}; the interval is over the means of prompts."""
+    """{category: {"reward", "reward_ci", "samples"}}; the interval is over the means of
+    prompts, None for one prompt."""
     if not task.categories:
         return {}
     prompt = prompts_of(task, evaluation.rewards.numel(), candidates)[::candidates]
@@ -93,13 +94,12 @@ def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str
     for name in dict.fromkeys(names):
         rows = torch.tensor([one == name for one in names])
         reward = mean_interval(of_prompt[rows])
-        found[name] = {
-            "reward": reward.mean, "reward_ci": [reward.low, reward.high], "samples": int(rows.sum()) * candidates,
-        }  # fmt: skip
+        known = [reward.low, reward.high] if int(rows.sum()) > 1 else None
+        found[name] = {"reward": reward.mean, "reward_ci": known, "samples": int(rows.sum()) * candidates}
     return found
 
 
-def diversity_of(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, float]:
+def diversity_of(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, float | None]:
     """Of the samples of one prompt, mean over prompts: see `diagnostics.diversity`."""
     groups = task.features(evaluation.samples).view(-1, candidates, task.features(evaluation.samples[:1]).shape[1])
     return diversity(groups)

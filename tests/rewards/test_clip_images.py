@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from rewards.conftest import as_pil, pictures
+from reward_models import as_pil, pictures
 
 from pgraft_fast.errors import RewardError
 from pgraft_fast.rewards.clip_images import ClipImages

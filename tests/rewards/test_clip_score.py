@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from rewards.conftest import as_pil, image_processor, pictures, tokenizer
+from reward_models import as_pil, image_processor, pictures, tokenizer
 from safetensors.torch import save_file
 from torch import nn
 

@@ -5,7 +5,7 @@ import io
 import pytest
 import torch
 from PIL import Image
-from rewards.conftest import as_pil, pictures
+from reward_models import as_pil, pictures
 
 from pgraft_fast.errors import InputError, RewardError
 from pgraft_fast.rewards import PolicedReward, Policy, WeightedSum, score

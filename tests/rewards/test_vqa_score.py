@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from rewards.conftest import WORDS, as_pil, pictures
+from reward_models import WORDS, as_pil, pictures
 
 from pgraft_fast.errors import InputError, RewardError
 from pgraft_fast.rewards.vqa_score import QUESTION, VqaScore

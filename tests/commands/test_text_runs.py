@@ -1,0 +1,213 @@
+"""Text-to-image runs from the command line: every kind of pipeline, every method, wrong input, other prompts."""
+
+import json
+import re
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from pipelines import call_arguments
+from text_runs import text_config
+
+from pgraft_fast import load_adapter
+from pgraft_fast.cli import main
+from pgraft_fast.integrations.adapters import read_adapter
+
+pytest.importorskip("peft")
+
+
+def one_line(capsys) -> str:
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert sum(line.startswith("pgraft-fast: ") for line in errors) == 1
+    return errors[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of a finished P-GRAFT run on a tiny Stable Diffusion."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert main(["finetune", str(text_config(folder)), "--json", str(folder / "result.json")]) == 0
+    return folder
+
+
+def test_result_and_files(finished, browse):
+    result = json.loads((finished / "result.json").read_text())
+    # Two rounds of 16 samples, 4 steps with guidance, and 4 optimiser steps on 4 rows each.
+    assert result["spent"]["model_calls"] == 2 * (16 * 4 * 2 + 3 * 4 * 4)
+    for key in ("before", "after"):
+        assert set(result[key]["categories"]) == {"colour", "counting"}
+        assert result[key]["diversity"]["vendi"] >= 1.0 and result[key]["fd_data"] is None
+    assert sum(result["spent"]["seconds"].values()) == pytest.approx(result["spent"]["total_seconds"], rel=5e-3)
+    assert result["spent"]["cpu_seconds"] > 0 and result["spent"]["joules"] is None
+    page = finished / "run/report/index.html"
+    browse(page, page.read_text().count("<img"))
+    _, metadata = read_adapter(finished / "run/adapter")
+    assert metadata.cut == 0.25 and metadata.reward == "jpeg_size" and metadata.rank == 2
+    assert metadata.extra["method"] == "pgraft"
+
+
+def test_the_saved_adapter_in_plain_diffusers(finished):
+    """Handed over by load_adapter, by PGraftCallback, and at weight 0."""
+
+    def drawn(pipe, **more):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(3)
+        arguments = call_arguments("sd") | {"num_inference_steps": 8, "guidance_scale": 3.0} | more
+        return pipe(**arguments, generator=generator).images
+
+    def fresh():
+        return diffusers.StableDiffusionPipeline.from_pretrained(finished / "sd", safety_checker=None)
+
+    adapter = finished / "run/adapter"
+    base, ours = drawn(fresh()), drawn(load_adapter(fresh(), adapter))
+    plain = fresh()
+    plain.load_lora_weights(adapter)
+    by_callback = drawn(plain, callback_on_step_end=read_adapter(adapter)[1].callback())
+    assert np.abs(ours - by_callback).max() <= 1 / 255 < np.abs(ours - base).max()
+    assert np.array_equal(drawn(load_adapter(fresh(), adapter, weight=0.0)), base)
+
+
+def test_again_changes_nothing_and_more_rounds_go_on(finished, tmp_path, capsys):
+    before = (finished / "run/adapter/pytorch_lora_weights.safetensors").read_bytes()
+    assert main(["finetune", str(finished / "config.toml")]) == 0
+    assert "is finished: round 2" in capsys.readouterr().err
+    assert (finished / "run/adapter/pytorch_lora_weights.safetensors").read_bytes() == before
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    assert main(["finetune", str(text_config(straight, rounds=1))]) == 0
+    assert main(["finetune", str(text_config(straight, rounds=2))]) == 0
+    assert "goes on after round 1" in capsys.readouterr().err
+    assert (straight / "run/adapter/pytorch_lora_weights.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_other_pipelines(tmp_path, name):
+    config = text_config(tmp_path, name, rounds=1)
+    assert main(["finetune", str(config)]) == 0
+    assert read_adapter(tmp_path / "run/adapter")[1].cut == 0.25
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "calls"),
+    [
+        ("graft", "", 16 * 4 * 2 + 3 * 4 * 4),
+        # Three of four steps are drawn; each costs three calls, twice with guidance.
+        ("ddpo", "", 16 * 4 * 2 + 3 * 2 * 16 * 3),
+        ("ddpo", "[ddpo]\nvariant = 'score'\n", 16 * 4 * 2 + 3 * 2 * 16 * 3),
+    ],
+)
+def test_other_methods(tmp_path, method, more, calls):
+    config = text_config(tmp_path, rounds=1, top=f"method = '{method}'", more=more)
+    assert main(["finetune", str(config), "--json", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["spent"]["model_calls"] == calls
+    metadata = read_adapter(tmp_path / "run/adapter")[1]
+    assert metadata.cut == 0.0 and metadata.cut_logsnr is None and metadata.extra["method"] == method
+
+
+def test_all_weights(tmp_path):
+    config = text_config(tmp_path, rounds=1)
+    config.write_text(config.read_text().replace("rank = 2", "rank = 0"))
+    assert main(["finetune", str(config)]) == 0
+    assert (tmp_path / "run/model.safetensors").exists() and not (tmp_path / "run/adapter").exists()
+
+
+def test_evaluate_sample_export_and_report(finished, tmp_path, capsys):
+    run = str(finished / "run")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "a green cube", "tag": "colors"}\n{"prompt": "three cats", "tag": "counting"}\n')
+    told = tmp_path / "told.json"
+    assert main(["evaluate", run, "--prompts", str(other), "--samples", "8", "--json", str(told)]) == 0
+    rows = json.loads(told.read_text())["rows"]
+    assert set(rows) == {"base", "tuned"} and set(rows["tuned"]["categories"]) == {"colors", "counting"}
+    assert rows["base"]["reward"] != rows["tuned"]["reward"]
+    assert (finished / "run/evaluation-other/report/index.html").exists()
+    for base in ([], ["--base"]):
+        assert main(["sample", run, "--n", "3", "--out", str(tmp_path / "s.png"), *base]) == 0
+    file = tmp_path / "kohya.safetensors"
+    assert main(["export", run, "--out", str(file)]) == 0
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(finished / "sd", safety_checker=None)
+    pipe.load_lora_weights(file)
+    assert main(["report", run]) == 0
+    assert main(["finetune", str(finished / "config.toml"), "--dry-run"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", run, "--prompts", str(tmp_path / "none.txt")]) == 2
+    assert "prompts cannot be read" in one_line(capsys)
+
+
+def test_prompts_that_fill_the_budget(tmp_path, capsys):
+    config = text_config(tmp_path, more="[budget]\nmodel_calls = 1400\n")
+    config.write_text(config.read_text().replace("prompts = 4\n", ""))
+    assert main(["finetune", str(config), "--json", str(tmp_path / "result.json")]) == 0
+    # A prompt takes 4 * 4 * 2 + 3 * 4 calls a round: 15 fit into 700.
+    assert "15 prompts a round fill the budget" in capsys.readouterr().err
+    spent = json.loads((tmp_path / "result.json").read_text())["spent"]["model_calls"]
+    assert 0.9 * 1400 < spent <= 1400
+    config.write_text(config.read_text().replace("[budget]\nmodel_calls = 1400", ""))
+    assert main(["finetune", str(config), "--run", str(tmp_path / "other")]) == 2
+    assert "sample.prompts is missing: give it, or a [budget]" in one_line(capsys)
+
+
+def test_memory_presets(tmp_path):
+    from pgraft_fast.commands.text_config import read_text_config
+
+    config = text_config(tmp_path, top='memory = "8gb"')
+    found = read_text_config(config, {})
+    assert found.model.dtype == "bf16" and found.train.micro_batch == 1 and found.train.checkpointing
+    # What the file says stays.
+    assert found.sample.batch_size == 8
+    assert main(["finetune", str(config)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('folder = "sd"', 'folder = "none"\nrepository = "some/model"', r"none: no model_index.json; download some/model"),
+        ('folder = "sd"', "", r"model: give folder, or shipped, one of the two"),
+        ('train = "prompts.txt"', "", r"prompts.train is missing: a file of prompts"),
+        ('train = "prompts.txt"', 'train = "none.txt"', r"none.txt: prompts cannot be read \(No such file"),
+        ('kind = "jpeg_size"', 'kind = "beauty"', r"rewards.0.*beauty"),
+        ('kind = "jpeg_size"', 'kind = "task"\nname = "questions"', r"rewards.0.*questions"),
+        ('kind = "jpeg_size"', 'kind = "pick_score"\nmodel = "none"', r"download yuvalkirstain/PickScore_v1"),
+        ("height = 16", "height = 17", r"height=17, width=16: both must be multiples of 2"),
+        ("rank = 2", 'rank = 2\ntargets = ["nothing"]', r"lora.targets=\['nothing'\]: no layer"),
+        ('device = "cpu"', 'device = "cuda:9"', r"device='cuda:9' cannot be used"),
+        ("k = 2", "k = 5", r"select.k=5 is more than sample.candidates=4"),
+        ("rank = 2", "rnk = 2", r"lora.rnk is unknown; did you mean lora.rank\?"),
+    ],
+)
+def test_wrong_configs(tmp_path, finished, capsys, old, new, message):
+    for name in ("sd", "prompts.txt", "held_out.csv"):
+        (tmp_path / name).symlink_to(finished / name)
+    config = tmp_path / "config.toml"
+    text = (finished / "config.toml").read_text().replace(str(finished / "run"), str(tmp_path / "run"))
+    assert old in text
+    config.write_text(text.replace(old, new, 1))
+    assert main(["finetune", str(config)]) == 2
+    assert re.search(message, one_line(capsys))
+
+
+def test_joules_need_a_gpu(tmp_path, capsys):
+    config = text_config(tmp_path, more="[budget]\njoules = 100.0\n")
+    assert main(["finetune", str(config)]) == 2
+    assert "energy is known of NVIDIA GPUs, not of cpu: limit gpu_hours or wall_seconds" in one_line(capsys)
+
+
+def test_a_reward_that_fails_keeps_the_rounds(tmp_path, capsys):
+    """The third round's reward raises: the run stops in one line, and goes on once it is mended."""
+    (tmp_path / "mine.py").write_text(
+        "import pathlib\n"
+        "def reward(x, prompts, sample_ids):\n"
+        f"    if max(sample_ids) < 1 << 30 and min(sample_ids) >= 32 and not pathlib.Path({str(tmp_path / 'ok')!r}).exists():\n"
+        "        raise ValueError('out of order')\n"
+        "    return x.flatten(1).mean(1)\n"
+    )
+    config = text_config(tmp_path, rounds=3, reward="callable", reward_more='function = "mine.py:reward"')
+    config.write_text(config.read_text() + "[policy]\nretries = 0\n")
+    assert main(["finetune", str(config)]) == 2
+    line = one_line(capsys)
+    assert "raised ValueError: out of order" in line and re.search(r"samples? 3[2-9]", line)
+    (tmp_path / "ok").touch()
+    assert main(["finetune", str(config)]) == 0
+    assert "goes on after round 2" in capsys.readouterr().err
