@@ -21,7 +21,7 @@ from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
-from pgraft_fast.report import write_run_report
+from pgraft_fast.report import report_seconds, write_run_report
 from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, quality_of
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -76,7 +76,8 @@ class _Run:
         with self.terminal.progress(config.train.rounds * trainer.calls_of_a_round()):
             before = self._evaluation("before")
             # What the evaluation took tells what must be kept back for the one at the end.
-            trainer.budget.reserve = SAFETY * max(self.ledger.seconds["evaluate"], self.ledger.elapsed - began)
+            evaluation = max(self.ledger.seconds["evaluate"], self.ledger.elapsed - began)
+            trainer.budget.reserve = SAFETY * (evaluation + report_seconds())
             trainer.budget.reserve_joules = SAFETY * (self.ledger.joules_now() - joules)
             trainer.run_rounds()
             if trainer.rounds_done == 0:

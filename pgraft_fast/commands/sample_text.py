@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pgraft_fast.commands.text_config import TextConfig
-from pgraft_fast.commands.text_subject import ADAPTER, DTYPES, device_of, pipeline_of
+from pgraft_fast.commands.text_subject import ADAPTER, DTYPES, device_of, pipeline_of, text_length
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
@@ -33,7 +33,7 @@ def sample_text(
     generators = [torch.Generator().manual_seed(seed + number) for number in range(n)]
     more: dict[str, Any] = {}
     if kind_of(pipe).name in ("sd3", "flux"):
-        more["max_sequence_length"] = config.model.max_sequence_length
+        more["max_sequence_length"] = text_length(config)
     parts = []
     for low in range(0, n, _AT_ONCE):
         found = pipe(

@@ -121,10 +121,15 @@ def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype) -> Part
     return Parts(
         pipe=found.pipe, train=found.train, held_out=found.held_out, height=_size(found.pipe, model.height),
         width=_size(found.pipe, model.width), guidance=config.sample.guidance, dtype=dtype,
-        negative_prompt=model.negative_prompt, max_sequence_length=model.max_sequence_length,
+        negative_prompt=model.negative_prompt, max_sequence_length=text_length(config),
         vae_slice=model.vae_slice, features=found.features, reference=found.reference, rewards=found.rewards,
         lora=config.lora, seed=config.seed, checkpointing=config.train.checkpointing,
     )  # fmt: skip
+
+
+def text_length(config: TextConfig) -> int:
+    """Tokens of T5, which the shipped flow has not: its place would be filled with zeros."""
+    return 0 if config.model.shipped == "sd3" else config.model.max_sequence_length
 
 
 def _size(pipe: Any, asked: int | None) -> int:

@@ -2,7 +2,7 @@
 
 from pgraft_fast.report.page import Picture, Section, Table, write_page
 from pgraft_fast.report.plots import picture_grid_png
-from pgraft_fast.report.run_report import write_run_report
+from pgraft_fast.report.run_report import report_seconds, write_run_report
 from pgraft_fast.report.text_report import write_evaluation_report
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Section",
     "Table",
     "picture_grid_png",
+    "report_seconds",
     "write_evaluation_report",
     "write_page",
     "write_run_report",

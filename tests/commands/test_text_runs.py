@@ -163,7 +163,11 @@ def test_memory_presets(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('folder = "sd"', 'folder = "none"\nrepository = "some/model"', r"none: no model_index.json; download some/model"),
+        (
+            'folder = "sd"',
+            'folder = "none"\nrepository = "some/model"',
+            r"none: no model_index.json; download some/model",
+        ),
         ('folder = "sd"', "", r"model: give folder, or shipped, one of the two"),
         ('train = "prompts.txt"', "", r"prompts.train is missing: a file of prompts"),
         ('train = "prompts.txt"', 'train = "none.txt"', r"none.txt: prompts cannot be read \(No such file"),

@@ -1,0 +1,79 @@
+"""Runs at drawn budgets: never over by more than a batch, the adapter is always there, the ledger adds up."""
+
+import json
+import random
+
+import pytest
+from text_runs import text_config
+
+from pgraft_fast.cli import main
+from pgraft_fast.integrations.adapters import read_adapter
+
+pytest.importorskip("peft")
+
+# Of one round of `text_config`: 16 samples of 4 guided steps, then 4 optimiser steps on 4 rows.
+ROUND = 16 * 4 * 2 + 3 * 4 * 4
+
+
+def run_at(folder, budget, rounds=1000, top=""):
+    config = text_config(folder, rounds=rounds, top=top, more=f"[budget]\n{budget}\n")
+    status = main(["finetune", str(config), "--json", str(folder / "result.json")])
+    return status, json.loads((folder / "result.json").read_text()) if status == 0 else None
+
+
+def check(folder, result):
+    spent = result["spent"]
+    assert sum(spent["seconds"].values()) == pytest.approx(spent["total_seconds"], rel=5e-3)
+    read_adapter(folder / "run/adapter")
+    assert len(result["rounds"]) >= 1
+
+
+def of_calls(tmp_path, seeds):
+    for seed in seeds:
+        calls = random.Random(seed).randint(ROUND, 6 * ROUND)
+        folder = tmp_path / f"calls-{seed}"
+        folder.mkdir()
+        (folder / "sd").symlink_to(tmp_path / "sd")
+        status, result = run_at(folder, f"model_calls = {calls}")
+        assert status == 0
+        check(folder, result)
+        assert calls - ROUND < result["spent"]["model_calls"] <= calls
+
+
+def of_seconds(tmp_path, seeds):
+    for seed in seeds:
+        seconds = 3.0 + 3.0 * random.Random(seed).random()
+        folder = tmp_path / f"seconds-{seed}"
+        folder.mkdir()
+        (folder / "sd").symlink_to(tmp_path / "sd")
+        status, result = run_at(folder, f"wall_seconds = {seconds}")
+        assert status == 0
+        check(folder, result)
+        # A batch of this model takes some hundredths of a second; the report and the saving were reserved for.
+        assert result["spent"]["total_seconds"] <= 1.01 * seconds + 0.1
+
+
+@pytest.fixture
+def model(tmp_path):
+    text_config(tmp_path)
+
+
+@pytest.mark.usefixtures("model")
+def test_some_budgets(tmp_path):
+    of_calls(tmp_path, range(2))
+    of_seconds(tmp_path, range(1))
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("model")
+def test_fifty_budgets(tmp_path):
+    of_calls(tmp_path, range(100, 130))
+    of_seconds(tmp_path, range(200, 220))
+
+
+@pytest.mark.usefixtures("model")
+def test_a_budget_below_one_round(tmp_path, capsys):
+    status, _ = run_at(tmp_path, f"model_calls = {ROUND - 1}")
+    assert status == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"a round needs {ROUND} model calls, {ROUND - 1} are left: not one round fits" in line
