@@ -6,7 +6,7 @@ from torch import Tensor
 from pgraft_fast.diffusion import NoiseKey, Schedule, check_cut, target_coefficients
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import partial_noise, weighted_mse
-from pgraft_fast.sampling import Model
+from pgraft_fast.sampling import Guided, Model
 
 OBJECTIVES = ("state", "clean")
 
@@ -60,6 +60,8 @@ def pgraft_loss(
         x_s, target, weight = partial_noise(x_cut.detach(), levels, alpha_cut, sigma_cut, noise=noise)
     times = t.to(x_cut.dtype)
     out = model(x_s, times) if condition is None else model(x_s, times, condition)
+    if isinstance(out, Guided):
+        out = out.combined()
     if out.shape != x_cut.shape:
         raise InputError(f"the model returned {tuple(out.shape)} for a state of shape {tuple(x_cut.shape)}")
     per_sample = weighted_mse(out, target, weight)
