@@ -41,14 +41,14 @@ device = "cpu"
 [data]
 kind = "pictures"
 folder = "pictures"
-size = 16
+size = 8
 [base]
-network = { kind = "unet", channels = [8, 16], attention = [8], layers = 1 }
+network = { kind = "unet", channels = [4, 8], attention = [4], layers = 1 }
 steps = 6
 batch_size = 4
 learning_rate = 1e-4
 [generator]
-steps = 20
+steps = 10
 [invert]
 samples = 24
 shard = 8
@@ -63,8 +63,8 @@ check_every = 3
 [evaluate]
 samples = 24
 batch_size = 8
-base_steps = [3, 20]
-splits = [[20, 1], [20, 2]]
+base_steps = [3, 10]
+splits = [[10, 1], [10, 2]]
 """
 
 
@@ -128,7 +128,7 @@ def test_pictures_stage_by_stage(pictures, capsys):
     assert "run `pgraft-fast invert` with this config" in one_line(capsys)
     assert main(["invert", str(pictures), "--json", str(pictures.parent / "told.json")]) == 0
     told = json.loads((pictures.parent / "told.json").read_text())
-    assert told["samples"] == 24 and told["failed"] == 0 and told["calls_per_sample"] > 20
+    assert told["samples"] == 24 and told["failed"] == 0 and told["calls_per_sample"] > 10
     assert main(["evaluate", str(pictures)]) == 2
     assert "run `pgraft-fast fit-corrector` with this config" in one_line(capsys)
     assert main(["fit-corrector", str(pictures)]) == 0
@@ -178,7 +178,7 @@ def test_wrong_split_and_wrong_networks(tmp_path, pictures, capsys):
     config.write_text(config.read_text().replace("[[3, 2]]", "[[3, 2, 1]]"))
     assert main(["correct", str(config)]) == 2
     assert "each is [steps of the base, steps of the corrector]" in one_line(capsys)
-    pictures.write_text(PICTURES.replace("size = 16", "size = 15"))
+    pictures.write_text(PICTURES.replace("size = 8", "size = 15"))
     assert main(["train-base", str(pictures)]) == 2
     assert "a UNet needs (C, H, H) with H a multiple of 2" in one_line(capsys)
 
@@ -203,7 +203,7 @@ def undisturbed(tmp_path_factory):
 
 
 def long_config(folder: Path) -> Path:
-    config = digits_config(folder, steps=600)
+    config = digits_config(folder, steps=300)
     config.write_text(config.read_text().replace("samples = 96", "samples = 512"))
     return config
 
@@ -219,7 +219,7 @@ def killed(stage: str, config: Path, begun: Path, count: int, seed: int) -> None
     assert process.wait(timeout=60) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [1])
 def test_killed_inversions_and_fits_end_with_the_same_bytes(tmp_path, undisturbed, seed):
     config, run = long_config(tmp_path), tmp_path / "run"
     assert main(["train-base", str(config)]) == 0

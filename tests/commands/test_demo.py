@@ -61,4 +61,4 @@ def test_report(demo, browse):
 
 def test_run_report(tmp_path, browse):
     assert main(["finetune", str(tiny_config(tmp_path))]) == 0
-    browse(tmp_path / "run/report/index.html", pictures=6)
+    browse(tmp_path / "run/report/index.html", pictures=7)

@@ -130,7 +130,7 @@ def test_late(answer, serve):
     began = time.monotonic()
     with pytest.raises(RewardTimeoutError, match=r"/score did not answer within 0.3 s \(at samples 40 to 42\)"):
         reward(SAMPLES, PROMPTS, IDS)
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < 20.0
 
 
 def test_nobody_there():
@@ -143,7 +143,7 @@ def test_nobody_there():
     began = time.monotonic()
     with pytest.raises(RewardError, match=r"refused\) \(at sample 0\)$"):
         HttpReward(url, retries=5, backoff_seconds=9.0, timeout_seconds=1.0)(SAMPLES[:1], ["a"])
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 20.0
 
 
 def test_a_long_answer(serve, monkeypatch):

@@ -139,11 +139,12 @@ def base_quality(model: DigitsDiT, variant: Variant, classifier: DigitsClassifie
     share of labelled samples that the classifier reads as their label; and the same distance of held-out digits.
     """
     train, held_out = load_digits("train"), load_digits("held_out")
+    run = Execution("eager", next(model.parameters()).device).of(model)
 
     def draw(label: Tensor | None) -> Tensor:
         n = train.labels.numel()
         return rollout(
-            model, variant.schedule, shape=SHAPE, n=n, solver="ddpm", condition=label,
+            run, variant.schedule, shape=SHAPE, n=n, solver="ddpm", condition=label,
             parameterization=variant.parameterization,
         ).x_0  # fmt: skip
 
