@@ -22,8 +22,8 @@ def vendi_score(features: Tensor) -> float:
 def diversity(groups: Tensor) -> dict[str, float | None]:
     """{"vendi", "feature_variance"} of features (P, N, d), each taken over the N samples of a prompt, mean over P.
 
-    feature_variance: trace of the covariance; None for N = 1. Features are centred at the mean of all before cosines are
-    taken, or else everything looks alike.
+    feature_variance: trace of the covariance; None for N = 1. Features are centred at the mean of all before cosines
+    are taken, or else everything looks alike.
     """
     if groups.ndim != 3 or groups.numel() == 0:
         raise InputError(f"diversity: features are {tuple(groups.shape)}, (P, N, d) is needed")

@@ -203,7 +203,8 @@ def test_a_reward_that_fails_keeps_the_rounds(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "import pathlib\n"
         "def reward(x, prompts, sample_ids):\n"
-        f"    if max(sample_ids) < 1 << 30 and min(sample_ids) >= 32 and not pathlib.Path({str(tmp_path / 'ok')!r}).exists():\n"
+        f"    mended = pathlib.Path({str(tmp_path / 'ok')!r}).exists()\n"
+        "    if 32 <= min(sample_ids) < 1 << 30 and not mended:\n"
         "        raise ValueError('out of order')\n"
         "    return x.flatten(1).mean(1)\n"
     )

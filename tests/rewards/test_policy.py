@@ -69,7 +69,7 @@ FAULTS = {
     short: r"returned shape \(7,\) for 8 samples; it must be \(8,\) \(at samples 40 to 47\)",
     nothing: r"returned NoneType, not numbers \(at samples 40 to 47\)",
     leaves: r"called sys.exit\(7\) \(at samples 40 to 47\)",
-    hangs: r"did not answer within 0.\d s \(at samples 40 to 47\)(; its thread cannot be ended and may still be running)?",
+    hangs: r"did not answer within 0.\d s \(at samples 40 to 47\)(; its thread cannot be ended.*running)?",
 }
 
 

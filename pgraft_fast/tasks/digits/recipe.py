@@ -19,6 +19,7 @@ from pgraft_fast.diagnostics import frechet_distance
 from pgraft_fast.diffusion import Schedule, target_coefficients
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import SHAPE, Digits, load_digits
