@@ -1,6 +1,7 @@
-"""A whole round of P-GRAFT, sample, score, accept, train, against the same written plainly and against training on all.
+"""A whole round of P-GRAFT, sample, score, accept, train, against the same written plainly, training on all, and DDPO.
 
-The configuration is pinned: groups of 16, the best 2 kept, cut 0.25, 25 steps, ten passes over the kept rows.
+The configuration is pinned: groups of 16, the best 2 kept, cut 0.25, 25 steps, ten passes over the kept rows. DDPO's
+round draws as many samples and learns once from all of their steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,8 @@ from pgraft_fast.finetune import (
     train,
 )
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.methods import Ddpo, Work
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
@@ -33,7 +36,7 @@ from pgraft_fast_benchmarks.providers import missing
 from pgraft_fast_benchmarks.timing import percentile, timed
 
 GOALS = round_goals.GOALS
-SHOWN = ("plain", "plain compile", "all rows", "ours compile", "ours graph")
+SHOWN = ("plain", "plain compile", "all rows", "ddpo", "ours compile", "ours graph")
 DETAILS = {
     "samples_per_hour": "samples/h", "sample_ms": "sample ms", "score_ms": "score", "accept_ms": "accept",
     "train_ms": "train",
@@ -43,6 +46,8 @@ DETAILS_NOTE = "samples/h: candidates drawn, scored and learned from in an hour 
 _CANDIDATES, _KEPT, _STEPS, _CUT, _PASSES, _BATCH = 16, 2, 25, 0.25, 10, 64
 _REWARD = "symmetry"
 _PARTS = ("sample", "score", "accept", "train")
+# A policy needs densities.
+_STOCHASTIC = {"euler": "euler_sde"}
 _LAWS: dict[str, tuple[Callable[[], Law], str]] = {"vp": (cosine_v, "ddpm"), "flow": (linear_flow, "euler")}
 
 
@@ -87,6 +92,36 @@ class OurRound:
         return found.rewards
 
 
+class DdpoRound:
+    """A round of DDPO on the same model, reward and number of samples."""
+
+    def __init__(self, task: Task, given: FinetuneSettings, device: torch.device) -> None:
+        execution, learner = Execution("eager", device), Learner(task.model, given.train)
+        learner.sampled = execution.of(learner.model)
+        sample = given.sample.model_copy(update={"solver": _STOCHASTIC.get(given.sample.solver, given.sample.solver)})
+        self._work = Work(
+            model=task.model, schedule=task.schedule, reward=task.reward(_REWARD), prompts=task.prompts,
+            settings=given.model_copy(update={"method": "ddpo", "sample": sample}), shape=task.shape,
+            parameterization=task.parameterization, learner=learner, execution=execution, ledger=Ledger(),
+            sampling=BatchSize(sample.batch_size), training=BatchSize(sample.batch_size), device=device,
+        )  # fmt: skip
+        self._method = Ddpo(self._work)
+        self.seconds: list[dict[str, float]] = []
+
+    def run(self) -> Tensor:
+        """Rewards (groups, candidates)."""
+        ledger = self._work.ledger
+        before = dict(ledger.seconds)
+        with torch.enable_grad():
+            found = self._method.round(1, _nothing, _nothing, lambda: False)
+        self.seconds.append({part: ledger.seconds[part] - before[part] for part in _PARTS})
+        return found.rewards
+
+
+def _nothing() -> None:
+    """No check."""
+
+
 class _Plain(PlainRound):
     def run(self) -> tuple[Tensor, float]:
         with torch.enable_grad():
@@ -110,23 +145,27 @@ def _providers(variant: str, prompts: int, settings: Settings) -> Sequence[Provi
         "ours" if mode == "eager" else f"ours {mode}": OurRound(task, given, settings.device, mode) for mode in modes
     }  # fmt: skip
     rewards: dict[str, Tensor] = {}
+    policy = {"ddpo": DdpoRound(task, given, settings.device)}
 
     def gate(name: str) -> str | None:
+        if name in policy:
+            rewards[name] = policy[name].run()
+            return _same_law(rewards[name], rewards["ours"])
         one = ours.get(name) or plain[name]
         rewards[name] = one.run()[0] if name in plain else ours[name].run()
         wrong = _same_law(rewards[name], rewards["ours"])
         return wrong if wrong or not plain else _same_work(task, plain["plain"], variant, settings.device)
 
     def provider(name: str) -> Provider:
-        one: Any = ours.get(name) or plain[name]
+        one: Any = ours.get(name) or policy.get(name) or plain[name]
         return Provider(
             name, partial(timed, one.run, settings.device), partial(gate, name), optional="compile" in name,
-            backend=settings.backend if name in ours else None, own_clock=True,
+            backend=settings.backend if name in ours or name in policy else None, own_clock=True,
             columns=lambda: _parts(one.seconds),
             per_hour={"samples_per_hour": prompts * _CANDIDATES},
         )  # fmt: skip
 
-    return [*(provider(name) for name in (*ours, *plain)), *absent]
+    return [*(provider(name) for name in (*ours, *plain, *policy)), *absent]
 
 
 def _settings(variant: str, prompts: int) -> FinetuneSettings:

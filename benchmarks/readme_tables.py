@@ -13,7 +13,7 @@ from pgraft_fast_benchmarks.records import Row, all_rows, newest
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 _PEERS = ("diffusers", "compile", "torch", "eager", "copy")
-_ROUND_PEERS = ("plain", "ours compile", "plain compile", "all rows")
+_ROUND_PEERS = ("plain", "ours compile", "plain compile", "all rows", "ddpo")
 
 
 def demo(rows: Sequence[Row]) -> str:
