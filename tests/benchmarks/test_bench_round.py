@@ -18,7 +18,7 @@ def rows():
 
 def test_gates_are_green_and_rows_whole(rows):
     assert [(row["case"], row["provider"]) for row in rows] == [
-        (f"digits {variant}", name) for variant in ("vp", "flow") for name in ("ours", "plain", "all rows")
+        (f"digits {variant}", name) for variant in ("vp", "flow") for name in ("ours", "plain", "all rows", "ddpo")
     ]
     for row in rows:
         assert row["gate"] == "ok", row
