@@ -75,7 +75,7 @@ def test_tables():
     assert readme_tables.sampling(ROWS).splitlines()[2] == (
         "| sd, batch 4 | 3 ms (30.0%) | 1 ms (10.0%) | 3.0x | 1.200x |"
     )
-    assert readme_tables.rounds(ROWS).splitlines()[2] == "| digits | 3,600,000 | 1.5x |  |  |  |"
+    assert readme_tables.rounds(ROWS).splitlines()[2] == "| digits | 3,600,000 | 1.5x |  |  |  |  |"
     assert [line.split(" | ")[0] for line in readme_tables.demo(ROWS).splitlines()[2:]] == [
         "| base",
         "| graft",

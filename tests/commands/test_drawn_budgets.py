@@ -42,7 +42,7 @@ def of_calls(tmp_path, seeds):
 
 def of_seconds(tmp_path, seeds):
     for seed in seeds:
-        seconds = 3.0 + 3.0 * random.Random(seed).random()
+        seconds = 2.5 + 2.0 * random.Random(seed).random()
         folder = tmp_path / f"seconds-{seed}"
         folder.mkdir()
         (folder / "sd").symlink_to(tmp_path / "sd")
