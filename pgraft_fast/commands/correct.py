@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.correct_config import CorrectConfig
+from pgraft_fast.commands.devices import device_of
 from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import to_json, write_file
@@ -84,19 +85,10 @@ def _task(config: CorrectConfig) -> FlowTask:
     )
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r} cannot be used ({str(error).splitlines()[0]}); set device='auto'") from error
-
-
 class _Correct:
     def __init__(self, config: CorrectConfig, run: Path, terminal: Terminal, stop: StopRequest) -> None:
         self.config, self.run, self.terminal, self.stop = config, run, terminal, stop
-        self.device = _device(config.device)
+        self.device = device_of(config.device)
         self.task = load_flow_task(config)
         self.seconds: dict[str, float] = {}
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from pgraft_fast.commands.devices import device_of
 from pgraft_fast.commands.text_config import TextConfig
-from pgraft_fast.commands.text_subject import ADAPTER, DTYPES, device_of, pipeline_of, text_length
+from pgraft_fast.commands.text_subject import ADAPTER, DTYPES, pipeline_of, text_length
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes

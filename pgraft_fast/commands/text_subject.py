@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from pgraft_fast.commands.devices import device_of
 from pgraft_fast.commands.reward_config import build_reward
 from pgraft_fast.commands.reward_settings import CallableSettings
 from pgraft_fast.commands.subjects import MODEL, Subject, file_hash, handover_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import inception_features
-from pgraft_fast.errors import InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Trainer
 from pgraft_fast.finetune.checkpoint import tensor_bytes
@@ -59,16 +59,6 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
         identity={"rewards_sha256": files},
         close=rewards.close,
     )
-
-
-def device_of(name: str) -> torch.device:
-    """auto is the first GPU, or else the CPU. Raises InputError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name!r} cannot be used ({str(error).splitlines()[0]}); set device='auto'") from error
 
 
 def pipeline_of(config: TextConfig, device: torch.device, dtype: torch.dtype) -> tuple[Any, PromptFile]:
