@@ -28,6 +28,7 @@ from pgraft_fast.inverse_noise import (
     Interpolant,
     InverseNoise,
     NoiseCorrector,
+    NoiseDiagnosis,
     diagnose,
     fit_field,
     invert_shards,
@@ -145,7 +146,7 @@ class _Correct:
                 f"none of {found.total} samples inverted (contraction {found.contraction:.2f}): raise generator.steps, "
                 "data.noise or base.steps, and take another run folder"
             )
-        told = self._told(found)
+        told = self._told(found, diagnose(self._some_noise(found)))
         self.terminal.line(told["diagnosis"])
         return told
 
@@ -176,7 +177,7 @@ class _Correct:
         diagnosis = diagnose(self._some_noise(inverse))
         result = {
             "rows": found.rows, "floor": found.floor, "features": self.task.feature_name,
-            "inversion": self._told(inverse),
+            "inversion": self._told(inverse, diagnosis),
             "seconds": self.seconds, "config": self.config.model_dump(), "torch": torch.__version__,
         }  # fmt: skip
         write_file(self.run / "result.json", to_json(result))
@@ -184,12 +185,12 @@ class _Correct:
         self.terminal.line(f"report: {page}")
         return result
 
-    def _told(self, inverse: InverseNoise) -> dict[str, Any]:
+    def _told(self, inverse: InverseNoise, diagnosis: NoiseDiagnosis) -> dict[str, Any]:
         return {
             "samples": inverse.total, "failed": inverse.failed,
             "calls_per_sample": round(inverse.calls / inverse.total, 2),
             "contraction": round(inverse.contraction, 4), "worst_round_trip": inverse.worst_round_trip,
-            "diagnosis": diagnose(self._some_noise(inverse)).summary(),
+            "diagnosis": diagnosis.summary(),
         }  # fmt: skip
 
     def _some_noise(self, inverse: InverseNoise) -> Tensor:

@@ -8,21 +8,17 @@ from typing import Any
 import torch
 
 from pgraft_fast.commands.console import Terminal
+from pgraft_fast.commands.sizing import SAFETY, evaluation_samples, probe_of, prompts_that_fit, with_prompts
 from pgraft_fast.commands.subjects import Config, Subject, subject_of
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.cost import CostModel, Estimate, evaluations_of
+from pgraft_fast.finetune.cost import Estimate, evaluations_of
 from pgraft_fast.report import Table
-
-# What `commands.finetune` keeps back for the evaluation at the end, beside what the one at the start took.
-SAFETY = 1.3
 
 
 def dry_run(config: Config, terminal: Terminal) -> dict[str, Any]:
     """The plan: prompts, rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls,
     device_hours, peak_memory_mb. Raises InputError where not one round fits.
     """
-    from pgraft_fast.commands.sizing import prompts_that_fit, with_prompts
-
     subject = subject_of(config, terminal.line)
     try:
         if subject.config.sample.prompts is None:
@@ -34,8 +30,6 @@ def dry_run(config: Config, terminal: Terminal) -> dict[str, Any]:
 
 
 def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
-    from pgraft_fast.commands.sizing import probe_of
-
     config, task = subject.config, subject.task
     device = next(task.model.parameters()).device
     if device.type == "cuda":
@@ -43,7 +37,7 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
     cost = probe_of(subject, config)
     evaluations = evaluations_of(task.schedule, config, task.parameterization)
     one = cost.round(config, evaluations)
-    evaluation = _evaluation(config, cost, evaluations)
+    evaluation = cost.evaluation(config, evaluation_samples(config), evaluations)
     rounds, why = rounds_that_fit(config, one, evaluation)
     asked = config.train.rounds
     plan = {
@@ -83,13 +77,6 @@ def rounds_that_fit(config: Config, one: Estimate, evaluation: float) -> tuple[i
         limits.append((calls // one.model_calls, f"budget: {calls:,} model calls, a round needs {one.model_calls:,}"))
     rounds, why = min(limits, default=(config.train.rounds, ""))
     return (rounds, why) if rounds < config.train.rounds else (config.train.rounds, None)
-
-
-def _evaluation(config: Config, cost: CostModel, evaluations: int) -> float:
-    """Seconds of one evaluation."""
-    n = config.sample.candidates
-    samples = -(-config.evaluate.samples // n) * n
-    return cost.sampling(samples, evaluations, config.sample.batch_size) + cost.score(samples)
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -12,8 +12,7 @@ import torch
 
 from pgraft_fast.commands.config import RunConfig
 from pgraft_fast.commands.console import Terminal
-from pgraft_fast.commands.dry_run import SAFETY
-from pgraft_fast.commands.sizing import sized
+from pgraft_fast.commands.sizing import SAFETY, evaluation_samples, sized
 from pgraft_fast.commands.subjects import Config, Subject, subject_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import InputError
@@ -122,7 +121,7 @@ class _Run:
         )
         if path.exists():
             stored = tensors_from_bytes(path.read_bytes(), path)
-            if stored["rewards"].numel() == self._evaluation_size():
+            if stored["rewards"].numel() == evaluation_samples(self.config):
                 return Evaluation(stored["samples"], stored["rewards"])
         tuned = None if name == "before" else self.trainer.tuned.eval()
         found = evaluate(
@@ -141,10 +140,6 @@ class _Run:
         if name == "before":
             self.ledger.commit(number)
         return found
-
-    def _evaluation_size(self) -> int:
-        n = self.config.sample.candidates
-        return -(-self.config.evaluate.samples // n) * n
 
     def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
         kept, n = accepted_of(before, self.config), self.config.sample.candidates

@@ -15,6 +15,8 @@ def rebuild_report(folder: str) -> dict[str, Any]:
     run, result, config = read_run(folder)
     notes: list[str] = []
     subject = subject_of(config, notes.append)
+    # The rewards are known.
+    subject.close()
     found = []
     for name in ("before.safetensors", f"after-{len(result['rounds']):06d}.safetensors"):
         path = run / "evaluation" / name
@@ -27,5 +29,4 @@ def rebuild_report(folder: str) -> dict[str, Any]:
     candidates = {} if checkpoint is None else checkpoint.tensors["candidates"]
     before, after = found
     page = write_run_report(run, subject.task, subject.config, result, before, after, candidates)
-    subject.close()
     return {"report": str(page), "notes": notes}

@@ -7,12 +7,13 @@ import torch
 
 from pgraft_fast.commands.devices import device_of
 from pgraft_fast.commands.text_config import TextConfig
-from pgraft_fast.commands.text_subject import ADAPTER, DTYPES, pipeline_of, text_length
+from pgraft_fast.commands.text_subject import ADAPTER, pipeline_of, text_length
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.integrations.adapters import load_adapter
 from pgraft_fast.report import picture_grid_png
+from pgraft_fast.rewards.local_models import DTYPES
 from pgraft_fast.tasks.pictures import to_pictures
 from pgraft_fast.text_to_image import kind_of
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.commands.dry_run import SAFETY
 from pgraft_fast.commands.subjects import Config, Subject
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.cost import evaluations_of, probe
 from pgraft_fast.sampling import calls_of
+from pgraft_fast.tasks.evaluation import whole_groups
 
 PLAN = "plan.json"
+# What `commands.finetune` keeps back for the evaluation at the end, beside what the one at the start took.
+SAFETY = 1.3
 _MOST = 1 << 20
 
 
@@ -45,16 +47,16 @@ def prompts_that_fit(subject: Subject) -> int:
     seconds, calls = config.budget.seconds(), config.budget.model_calls
     if seconds is None and calls is None:
         raise InputError("sample.prompts is missing: give it, or a [budget] in time or model_calls to fill")
+    task = subject.task
+    evaluations = evaluations_of(task.schedule, config, task.parameterization)
     fits: list[Callable[[Config], bool]] = []
     if calls is not None:
-        fits.append(lambda one: config.train.rounds * calls_of_a_round(subject, one) <= calls)
+        each = calls_of(task.model)
+        fits.append(lambda one: config.train.rounds * one.calls(evaluations, each) <= calls)
     if seconds is not None:
         # As many as fill a batch, or the cost of a batch would be guessed from that of a few samples.
         cost = probe_of(subject, with_prompts(config, -(-config.sample.batch_size // config.sample.candidates)))
-        task = subject.task
-        evaluations = evaluations_of(task.schedule, with_prompts(config, 1), task.parameterization)
-        samples = -(-config.evaluate.samples // config.sample.candidates) * config.sample.candidates
-        evaluation = cost.sampling(samples, evaluations, config.sample.batch_size) + cost.score(samples)
+        evaluation = cost.evaluation(config, evaluation_samples(config), evaluations)
         left = seconds - (1.0 + SAFETY) * evaluation
         fits.append(lambda one: SAFETY * config.train.rounds * cost.round(one, evaluations).seconds <= left)
     prompts = _largest(lambda number: all(test(with_prompts(config, number)) for test in fits))
@@ -63,12 +65,9 @@ def prompts_that_fit(subject: Subject) -> int:
     return prompts
 
 
-def calls_of_a_round(subject: Subject, config: Config) -> int:
-    """Model calls of a round, at most, as `Trainer.calls_of_a_round` counts them."""
-    evaluations = evaluations_of(subject.task.schedule, config, subject.task.parameterization)
-    each = calls_of(subject.task.model)
-    sampling = config.sample.prompts * config.sample.candidates * evaluations * each
-    return sampling + config.training_calls(each)
+def evaluation_samples(config: Config) -> int:
+    """Samples of one evaluation."""
+    return whole_groups(config.evaluate.samples, config.sample.candidates)
 
 
 def probe_of(subject: Subject, config: Config) -> Any:

@@ -85,8 +85,7 @@ class TextTrainSettings(TrainSettings):
 
 class TextEvaluateSettings(Settings):
     """samples: of held-out prompts, before and after, rounded up to whole groups of candidates. reference: folder of
-    pictures for the Frechet distance. inception: file of InceptionV3's weights for its features. rewards: other prompts
-    for `pgraft-fast evaluate`.
+    pictures for the Frechet distance. inception: file of InceptionV3's weights for its features.
     """
 
     samples: PositiveInt = 256

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pgraft_fast.finetune import Trainer
 from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
 from pgraft_fast.integrations.fingerprint import base_fingerprint
+from pgraft_fast.rewards.local_models import DTYPES
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.pictures import thumbnail_features
 from pgraft_fast.tasks.text_to_image import Parts, PictureReward, folder_features, text_task, with_held_out
@@ -26,7 +28,6 @@ from pgraft_fast.text_to_image import PromptFile, kind_of, load_pipeline, read_p
 from pgraft_fast.text_to_image.learners import EMA, TUNED
 from pgraft_fast.text_to_image.loading import frozen
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER = "adapter"
 
 
@@ -69,13 +70,13 @@ def pipeline_of(config: TextConfig, device: torch.device, dtype: torch.dtype) ->
 
 @dataclass(frozen=True)
 class _Found:
-    """What a config names."""
+    """What a config names. reference(): features of pictures to compare with."""
 
     pipe: Any
     train: PromptFile
     held_out: PromptFile
     features: Callable[[torch.Tensor], torch.Tensor]
-    reference: torch.Tensor | None
+    reference: Callable[[], torch.Tensor | None]
     rewards: Mapping[str, Callable[..., object]]
 
 
@@ -83,7 +84,8 @@ def _found(config: TextConfig, device: torch.device, dtype: torch.dtype) -> _Fou
     model, given = config.model, config.prompts
     features: Callable[[torch.Tensor], torch.Tensor] = thumbnail_features
     rewards: Mapping[str, Callable[..., object]] = {}
-    train, held_out, reference = None, None, None
+    train, held_out = None, None
+    reference: Callable[[], torch.Tensor | None] = _no_reference
     if model.shipped is not None:
         from pgraft_fast.tasks.shapes.task import shapes_parts
 
@@ -100,10 +102,15 @@ def _found(config: TextConfig, device: torch.device, dtype: torch.dtype) -> _Fou
     train, held_out = with_held_out(train, held_out, config.seed)
     if config.evaluate.inception is not None:
         features, _ = inception_features(Path(config.evaluate.inception))
-        reference = None
+        reference = _no_reference
     if config.evaluate.reference is not None:
-        reference = folder_features(Path(config.evaluate.reference), _size(pipe, model.height), features)
+        folder = Path(config.evaluate.reference)
+        reference = partial(folder_features, folder, _size(pipe, model.height), features)
     return _Found(pipe, train, held_out, features, reference, rewards)
+
+
+def _no_reference() -> None:
+    """Nothing to compare with."""
 
 
 def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -112,7 +119,7 @@ def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype) -> Part
         pipe=found.pipe, train=found.train, held_out=found.held_out, height=_size(found.pipe, model.height),
         width=_size(found.pipe, model.width), guidance=config.sample.guidance, dtype=dtype,
         negative_prompt=model.negative_prompt, max_sequence_length=text_length(config),
-        vae_slice=model.vae_slice, features=found.features, reference=found.reference, rewards=found.rewards,
+        vae_slice=model.vae_slice, features=found.features, reference=found.reference(), rewards=found.rewards,
         lora=config.lora, seed=config.seed, checkpointing=config.train.checkpointing,
     )  # fmt: skip
 

@@ -94,8 +94,12 @@ class CostModel:
             sample=self.sampling(samples, evaluations, sample.batch_size),
             score=self.score(samples),
             train=self._training(settings),
-            model_calls=samples * evaluations * self.calls_a_sample + settings.training_calls(self.calls_a_sample),
+            model_calls=settings.calls(evaluations, self.calls_a_sample),
         )
+
+    def evaluation(self, settings: FinetuneSettings, samples: int, evaluations: int) -> float:
+        """Seconds in which so many samples are drawn and scored."""
+        return self.sampling(samples, evaluations, settings.sample.batch_size) + self.score(samples)
 
     def _training(self, settings: FinetuneSettings) -> float:
         training = settings.train

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.ledger import Ledger
@@ -17,7 +18,7 @@ from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.rounds import Asked, Prompts, collect, draw_and_score
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import Learner, TrainReport, train
-from pgraft_fast.sampling import calls_of, make_steps, model_evaluations
+from pgraft_fast.sampling import calls_of
 from pgraft_fast.sampling.recorded import Recorded, record
 
 
@@ -41,11 +42,8 @@ class Work:
 
     def calls(self) -> int:
         """Model calls of a round, at most."""
-        sample, each = self.settings.sample, calls_of(self.model)
-        grid = self.schedule.grid(sample.steps, self.parameterization)
-        steps = make_steps(self.schedule, grid, sample.solver, self.parameterization, sample.eta)
-        sampling = sample.prompts * sample.candidates * model_evaluations(steps) * each
-        return sampling + self.settings.training_calls(each)
+        evaluations = evaluations_of(self.schedule, self.settings, self.parameterization)
+        return self.settings.calls(evaluations, calls_of(self.model))
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,11 @@ class FinetuneSettings(Settings):
         known = {"best_of_n": 1, "preference": sample.candidates // 2, "top_k": select.k or 1}
         return sample.prompts * known.get(select.rule, sample.candidates)
 
+    def calls(self, evaluations: int, calls_a_sample: int) -> int:
+        """Model calls of a round, at most. evaluations: of the network, a trajectory."""
+        samples = self.sample.prompts * self.sample.candidates
+        return samples * evaluations * calls_a_sample + self.training_calls(calls_a_sample)
+
     def training_calls(self, calls_a_sample: int) -> int:
         """Model calls of a round's training, a backward pass counted as two, at most. calls_a_sample: 2 with guidance,
         which P-GRAFT trains without.

@@ -58,7 +58,11 @@ class Task:
 
         samples (n, *shape), rewards (n,), accepted: features (m, d) of samples that the rule accepted.
         """
-        found, reward = self.features(samples), mean_interval(rewards)
+        return self.quality_of(self.features(samples), rewards, accepted)
+
+    def quality_of(self, found: Tensor, rewards: Tensor, accepted: Tensor | None) -> dict[str, object]:
+        """As `quality`, of samples whose features (n, d) are known."""
+        reward = mean_interval(rewards)
         target = self.data if accepted is None else accepted
         enough = target is not None and min(target.shape[0], found.shape[0]) > 3
         precision, recall = precision_recall(found, target) if target is not None and enough else (None, None)

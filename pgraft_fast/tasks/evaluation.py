@@ -61,8 +61,13 @@ def evaluate(
 
 def prompts_of(task: Task, samples: int, candidates: int) -> Tensor:
     """(n,) numbers of the prompts of an evaluation."""
-    groups = -(-samples // candidates)
+    groups = whole_groups(samples, candidates) // candidates
     return (torch.arange(groups) % len(task.asked.text)).repeat_interleave(candidates)
+
+
+def whole_groups(samples: int, candidates: int) -> int:
+    """So many samples, rounded up to whole groups."""
+    return -(-samples // candidates) * candidates
 
 
 def accepted_of(evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
@@ -74,11 +79,12 @@ def accepted_of(evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
 
 def quality_of(task: Task, found: Evaluation, accepted: Tensor | None, candidates: int) -> dict[str, Any]:
     """`Task.quality`, and where held-out prompts have categories: "categories" and "diversity"."""
-    told: dict[str, Any] = task.quality(found.samples, found.rewards, accepted)
+    features = task.features(found.samples)
+    told: dict[str, Any] = task.quality_of(features, found.rewards, accepted)
     if task.categories:
-        told |= {
-            "categories": by_category(task, found, candidates), "diversity": diversity_of(task, found, candidates),
-        }  # fmt: skip
+        # Of the samples of one prompt, mean over prompts.
+        groups = features.view(-1, candidates, features.shape[1])
+        told |= {"categories": by_category(task, found, candidates), "diversity": diversity(groups)}
     return told
 
 
@@ -97,9 +103,3 @@ def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str
         known = [reward.low, reward.high] if int(rows.sum()) > 1 else None
         found[name] = {"reward": reward.mean, "reward_ci": known, "samples": int(rows.sum()) * candidates}
     return found
-
-
-def diversity_of(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, float | None]:
-    """Of the samples of one prompt, mean over prompts: see `diagnostics.diversity`."""
-    groups = task.features(evaluation.samples).view(-1, candidates, task.features(evaluation.samples[:1]).shape[1])
-    return diversity(groups)

@@ -20,7 +20,7 @@ class Kind:
     """denoiser: attribute of the pipeline. encode(pipe, texts, max_length): a row a text in each column.
     constants(pipe, height, width): what every call gets, in pixels. call(net, x, t, columns, constants): the network's
     answer to latents x (B, C, H, W) at times t (B,) in [0, 1]. embedded_guidance: the scale is an input of the network,
-    not a second call. prefix: of its LoRA's names.
+    not a second call.
     """
 
     name: str
@@ -72,7 +72,7 @@ def _call_sd(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Column
                return_dict=False)[0]  # fmt: skip
 
 
-def _constants_sd(pipe: Any, height: int, width: int) -> Columns:
+def _constants_steps(pipe: Any, height: int, width: int) -> Columns:
     return {"steps": torch.tensor(float(_steps(pipe.scheduler)))}
 
 
@@ -89,7 +89,7 @@ def _constants_sdxl(pipe: Any, height: int, width: int) -> Columns:
     size = (height, width)
     width_of_text = int(pipe.text_encoder_2.config.projection_dim)
     ids = pipe._get_add_time_ids(size, (0, 0), size, torch.float32, text_encoder_projection_dim=width_of_text)
-    return {"time_ids": ids, **_constants_sd(pipe, height, width)}
+    return {"time_ids": ids, **_constants_steps(pipe, height, width)}
 
 
 def _call_sdxl(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Columns) -> Tensor:
@@ -106,10 +106,6 @@ def _encode_sd3(pipe: Any, texts: list[str], max_length: int) -> Columns:
         texts, None, None, device=pipe.device, do_classifier_free_guidance=False, max_sequence_length=max_length
     )
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
-
-
-def _constants_none(pipe: Any, height: int, width: int) -> Columns:
-    return {"steps": torch.tensor(float(_steps(pipe.scheduler)))}
 
 
 def _call_sd3(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Columns) -> Tensor:
@@ -144,12 +140,12 @@ def _call_flux(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Colu
     return out.view(batch, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
-_SD = Kind("sd", "unet", _encode_sd, _constants_sd, _call_sd)
+_SD = Kind("sd", "unet", _encode_sd, _constants_steps, _call_sd)
 
 KINDS: dict[str, Kind] = {
     "StableDiffusionPipeline": _SD,
     "StableDiffusionXLPipeline": Kind("sdxl", "unet", _encode_sdxl, _constants_sdxl, _call_sdxl),
-    "StableDiffusion3Pipeline": Kind("sd3", "transformer", _encode_sd3, _constants_none, _call_sd3),
+    "StableDiffusion3Pipeline": Kind("sd3", "transformer", _encode_sd3, _constants_steps, _call_sd3),
     "FluxPipeline": Kind("flux", "transformer", _encode_flux, _constants_flux, _call_flux, embedded_guidance=True),
 }
 

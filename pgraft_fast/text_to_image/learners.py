@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pydantic import Field, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.settings import Settings, TrainSettings
@@ -97,8 +97,3 @@ def _inject(net: Any, lora: LoraSettings, seed: int) -> None:
         # peft warns of a second LoRA, which is meant.
         warnings.simplefilter("ignore", UserWarning)
         net.add_adapter(config, adapter_name=EMA)
-
-
-def trained_weights(module: nn.Module) -> int:
-    """Number of weights that a gradient is made for."""
-    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)

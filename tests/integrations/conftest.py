@@ -13,3 +13,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """made(name): a pipeline with a saved LoRA, see `saved.Saved`."""
+    pytest.importorskip("peft")
+    from integrations.saved import saver
+
+    return saver(tmp_path_factory)

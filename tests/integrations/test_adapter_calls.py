@@ -11,12 +11,7 @@ from pgraft_fast import PGraftCallback, accelerate, load_adapter, restore, unloa
 from pgraft_fast.errors import InputError
 
 peft = pytest.importorskip("peft")
-from integrations.saved import CLOSE, STEPS, denoiser_of, saver  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return saver(tmp_path_factory)
+from integrations.saved import CLOSE, STEPS, denoiser_of  # noqa: E402
 
 
 @pytest.fixture

@@ -17,12 +17,7 @@ from pgraft_fast.errors import CheckpointError, InputError, StorageError
 from pgraft_fast.integrations.adapters import AdapterMetadata, base_fingerprint, read_adapter, save_adapter
 
 peft = pytest.importorskip("peft")
-from integrations.saved import NAMES, TARGETS, add_lora, denoiser_of, metadata_of, saver  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return saver(tmp_path_factory)
+from integrations.saved import NAMES, TARGETS, add_lora, denoiser_of, metadata_of  # noqa: E402
 
 
 @pytest.fixture

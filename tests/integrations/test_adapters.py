@@ -16,12 +16,7 @@ from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.integrations.adapters import read_adapter, save_adapter
 
 peft = pytest.importorskip("peft")
-from integrations.saved import CLOSE, NAMES, add_lora, metadata_of, saver, state_of  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return saver(tmp_path_factory)
+from integrations.saved import CLOSE, NAMES, add_lora, metadata_of, state_of  # noqa: E402
 
 
 @pytest.fixture

@@ -19,15 +19,16 @@ _REFERENCE = 2048
 
 @dataclass(frozen=True)
 class ShapesParts:
-    """pipe: the shipped model. train, held_out: prompts. features(pictures) -> (n, d); reference: those of rendered
-    held-out prompts. rewards: "questions", the share of a prompt's questions that a picture answers rightly.
+    """pipe: the shipped model. train, held_out: prompts. features(pictures) -> (n, d); reference(): those of rendered
+    held-out prompts, a second of work. rewards: "questions", the share of a prompt's questions that a picture answers
+    rightly.
     """
 
     pipe: Any
     train: PromptFile
     held_out: PromptFile
     features: Callable[[Tensor], Tensor]
-    reference: Tensor
+    reference: Callable[[], Tensor]
     rewards: Mapping[str, Callable[..., object]]
 
 
@@ -38,7 +39,7 @@ def shapes_parts(kind: str) -> ShapesParts:
         train=_file(train_prompts()),
         held_out=_file(in_turn(test_prompts())),
         features=features,
-        reference=_reference(),
+        reference=_reference,
         rewards={"questions": questions},
     )
 
