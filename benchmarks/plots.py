@@ -103,6 +103,31 @@ def reward_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
     return True
 
 
+def reward_per_budget(rows: Sequence[Row], figure: Figure) -> bool:
+    """Reward on held-out prompts of each method against the CPU seconds: mean, least and greatest of the seeds."""
+    found = [row for row in newest(rows, "methods") if row.get("op") == "methods"]
+    if not found:
+        return False
+    axis = figure.subplots()
+    base = [row["reward"] for row in found if row["provider"] == "base"]
+    for name, mine in _grouped(found, lambda row: str(row["provider"])).items():
+        if name == "base":
+            continue
+        x, values = [0.0], [base]
+        for budget in sorted({row["budget"] for row in mine}):
+            here = [row for row in mine if row["budget"] == budget]
+            x.append(sum(row["cpu_seconds"] for row in here) / len(here))
+            values.append([row["reward"] for row in here])
+        mean = [sum(one) / len(one) for one in values]
+        spread = [[m - min(one) for m, one in zip(mean, values, strict=True)],
+                  [max(one) - m for m, one in zip(mean, values, strict=True)]]  # fmt: skip
+        axis.errorbar(x, mean, yerr=spread, marker="o", capsize=3, label=name)
+    axis.set(xlabel="CPU seconds of sampling, scoring and training", ylabel="share of right answers, held-out prompts")
+    axis.set_title("shapes: mean, least and greatest of the seeds", fontsize=9)
+    axis.legend(fontsize=7)
+    return True
+
+
 def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
     """Frechet distance to the data against the FLOPs of an image: mean, least and greatest of the seeds."""
     found = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
@@ -135,6 +160,7 @@ PLOTS: dict[str, Callable[[Sequence[Row], Figure], bool]] = {
     "images-per-hour": images_per_hour,
     "bandwidth": bandwidth,
     "reward-per-hour": reward_per_hour,
+    "reward-per-budget": reward_per_budget,
     "distance-per-flop": distance_per_flop,
 }
 

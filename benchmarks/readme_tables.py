@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pgraft_fast.commands.demo import demo_table, summarise
+from pgraft_fast.report.comparison_report import comparison_table
 from pgraft_fast_benchmarks.records import Row, all_rows, newest
 
 ROOT = Path(__file__).parent.parent
@@ -83,8 +84,20 @@ def correction(rows: Sequence[Row]) -> str:
     return _markdown(header, lines)
 
 
+def methods(rows: Sequence[Row]) -> str:
+    """P-GRAFT, GRAFT and DDPO at equal budgets."""
+    found = [row for row in newest(rows, "methods") if row.get("op") == "methods"]
+    if not found:
+        return ""
+    table = comparison_table(
+        [{**row, "method": row["provider"], "gain_ci": [row["gain_low"], row["gain_high"]]} for row in found]
+    )
+    return _markdown(table.header, table.rows)
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "demo": demo, "ops": ops, "sampling": sampling, "round": rounds, "correction": correction,
+    "methods": methods,
 }  # fmt: skip
 
 

@@ -21,19 +21,31 @@ Json = Annotated[str | None, arg(metavar="FILE", help='write the result as JSON 
 
 @app.command
 def demo(
+    what: Annotated[
+        Positional[Literal["digits", "shapes"]], arg(metavar="digits|shapes", help="which world")
+    ] = "digits",
+    /,
     *,
-    out: Annotated[Path, arg(help="folder of the report")] = Path("runs/demo"),
-    seeds: Annotated[int, arg(help="independent repetitions")] = 3,
+    out: Annotated[Path | None, arg(metavar="DIR", help="of the report, default runs/demo or runs/demo-shapes")] = None,
+    seeds: Annotated[int | None, arg(metavar="N", help="independent repetitions, default 3, of shapes 1")] = None,
     json: Json = None,
 ) -> None:
-    """GRAFT and P-GRAFT on handwritten digits, from the same rollouts at equal training compute."""
+    """Methods side by side at equal compute: GRAFT and P-GRAFT on handwritten digits; with DDPO on text to image."""
     from pgraft_fast.commands.console import Terminal
-    from pgraft_fast.commands.demo import DemoSettings, run_demo
 
     _check_json(json)
-    if seeds < 1:
+    if seeds is not None and seeds < 1:
         raise InputError(f"--seeds {seeds}: at least 1")
-    _emit(run_demo(DemoSettings(seeds=seeds), out, Terminal()), json)
+    if what == "shapes":
+        from pgraft_fast.commands.comparison import ComparisonSettings
+        from pgraft_fast.commands.demo_shapes import run_shapes_demo
+
+        shapes = ComparisonSettings(seeds=tuple(range(seeds or 1)))
+        _emit(run_shapes_demo(shapes, out or Path("runs/demo-shapes"), Terminal()), json)
+        return
+    from pgraft_fast.commands.demo import DemoSettings, run_demo
+
+    _emit(run_demo(DemoSettings(seeds=seeds or 3), out or Path("runs/demo"), Terminal()), json)
 
 
 @app.command
@@ -225,7 +237,7 @@ def bench(
         Positional[str],
         arg(
             metavar="WHAT",
-            help="ops, sampling, round, invert, quality; all of these; scaling; plot, of benchmarks/results",
+            help="ops, sampling, round, invert, quality, methods; all of these; scaling; plot, of benchmarks/results",
         ),
     ],
     /,

@@ -13,10 +13,10 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.ops import use_backend
 from pgraft_fast.report import Table
 
-BENCHES = ("ops", "sampling", "round", "invert", "quality")
+BENCHES = ("ops", "sampling", "round", "invert", "quality", "methods")
 KNOWN = (*BENCHES, "scaling", "all", "plot")
 SIZES = ("full", "quick", "smoke")
-_NEED_DIFFUSERS = ("sampling",)
+_NEED_DIFFUSERS = ("sampling", "methods")
 _TIMES = (
     "Medians; the other columns say how many times as long a provider takes, the median over rounds. skipped: it could "
     "not run here; fail: its result was wrong, so it has no time."
@@ -43,7 +43,7 @@ def bench(
     from pgraft_fast_benchmarks.harness import Settings
 
     if what in _NEED_DIFFUSERS and not _has_diffusers():
-        raise InputError(f"bench {what} compares with diffusers, which is missing: pip install 'pgraft-fast[bench]'")
+        raise InputError(f"bench {what} needs diffusers, which is missing: pip install 'pgraft-fast[bench]'")
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     settings = Settings(device, backend, size, only)

@@ -43,28 +43,25 @@ def finetune(config: Config, terminal: Terminal) -> dict[str, Any]:
                 subject.close()
 
 
+def trainer_of(subject: Subject, run: Path, ledger: Ledger, **told: Any) -> Trainer:
+    """The trainer of a subject in a run folder. told: its log, check and on_round."""
+    task = subject.task
+    return Trainer(
+        task.model, task.schedule, subject.reward, subject.config, shape=task.shape,
+        parameterization=task.parameterization, prompts=task.prompts, run=run,
+        identity={**task.identity, **subject.identity}, learner=subject.learner, ledger=ledger, **told,
+    )  # fmt: skip
+
+
 class _Run:
     def __init__(self, subject: Subject, run: Path, ledger: Ledger, terminal: Terminal, stop: StopRequest) -> None:
         self.subject, self.config = subject, subject.config
         self.run, self.ledger, self.terminal, self.stop = run, ledger, terminal, stop
         self.task, self.reward = subject.task, subject.reward
         self.writer: Any = None
-        self.trainer = Trainer(
-            self.task.model,
-            self.task.schedule,
-            self.reward,
-            self.config,
-            shape=self.task.shape,
-            parameterization=self.task.parameterization,
-            prompts=self.task.prompts,
-            run=run,
-            identity={**self.task.identity, **subject.identity},
-            learner=subject.learner,
-            ledger=ledger,
-            log=terminal.line,
-            check=self._check,
-            on_round=self._on_round,
-        )
+        self.trainer = trainer_of(
+            subject, run, ledger, log=terminal.line, check=self._check, on_round=self._on_round,
+        )  # fmt: skip
 
     def finish(self) -> dict[str, Any]:
         config, trainer = self.config, self.trainer

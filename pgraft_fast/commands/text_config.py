@@ -74,13 +74,19 @@ class TextSampleSettings(SampleSettings):
 
 
 class TextTrainSettings(TrainSettings):
-    """See `TrainSettings`. checkpointing: of activations, slower and smaller."""
+    """See `TrainSettings`; without steps, two epochs. checkpointing: of activations, slower and smaller."""
 
     epochs: PositiveInt | None = 2
     batch_size: PositiveInt = 16
     learning_rate: float = Field(default=1e-4, gt=0)
     ema: float = Field(default=0.9, ge=0, lt=1)
     checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_are_meant(cls, given: Any) -> Any:
+        """Steps that are asked for are not passed over for the default epochs."""
+        return {"epochs": None, **given} if isinstance(given, dict) and "steps" in given else given
 
 
 class TextEvaluateSettings(Settings):

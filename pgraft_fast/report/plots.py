@@ -127,19 +127,21 @@ def side_by_side_png(
 ) -> bytes:
     """A row a text, a picture a column: (n, H, W) or (n, H, W, 3) uint8 each, n texts; its reward below."""
     wide, height = 1 + len(columns), 1.15 * len(texts)
+    width = max(_SIZE[0], 2.9 + 1.45 * len(columns))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained")
-        axes = figure.subplots(len(texts), wide, squeeze=False, width_ratios=[2.0] + [1.0] * len(columns))
+        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+        axes = figure.subplots(len(texts), wide, squeeze=False, width_ratios=[2.4] + [1.0] * len(columns))
         for row, text in enumerate(texts):
-            axes[row, 0].text(1.0, 0.5, textwrap.fill(text, 34), ha="right", va="center", fontsize=9)
+            axes[row, 0].text(1.0, 0.5, textwrap.fill(text, 30), ha="right", va="center", fontsize=9)
             for place, (name, pictures) in enumerate(columns.items(), start=1):
                 axis = axes[row, place]
                 axis.imshow(pictures[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 axis.text(1.04, 0.5, f"{rewards[name][row]:.2f}", transform=axis.transAxes, va="center", fontsize=9)
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=True, color="0.85")
                 if row == 0:
                     axis.set_title(name, fontsize=9)
-        for axis in axes.flat:
-            axis.set_axis_off()
+            axes[row, 0].set_axis_off()
         return _png(figure)
 
 

@@ -185,7 +185,7 @@ def test_gates_see_small_errors():
     [
         (
             ["everything"],
-            "bench 'everything' is unknown; known: ops, sampling, round, invert, quality, scaling, all, plot",
+            "bench 'everything' is unknown; known: ops, sampling, round, invert, quality, methods, scaling, all, plot",
         ),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
         (["ops", "--threads", "0"], "--threads 0: at least 1"),

@@ -46,6 +46,14 @@ ROWS = [
          "swd_floor": 0.001, "nearest": 3.0, "nearest_floor": 2.0, "corrector_steps": own, "seed": seed}
         for steps, own in ((5, 0), (50, 0), (5, 2)) for seed in (0, 1)
     ],
+    *[
+        {**RUN, "bench": "methods", "op": "methods", "case": "shapes", "provider": method, "budget": budget,
+         "seed": seed, "reward": 0.5 * (1.0 + gain) if budget else 0.5, "gain": gain + 0.02 * seed if budget else "",
+         "gain_low": gain - 0.1 if budget else "", "gain_high": gain + 0.1 if budget else "", "model_calls": budget,
+         "seconds": 50.0, "cpu_seconds": 40.0, "gain_per_cpu_second": 0.0025, "vendi": 2.5, "sample_seconds": 30.0,
+         "score_seconds": 1.0, "accept_seconds": 0.0, "train_seconds": 19.0}
+        for method, budget, gain in (("base", 0, 0.0), ("ddpo", 4000, 0.1), ("pgraft", 4000, 0.2)) for seed in (0, 1)
+    ],
 ]  # fmt: skip
 
 
@@ -80,6 +88,12 @@ def test_tables():
         "| base",
         "| graft",
         "| p-graft 0.25",
+    ]
+
+    assert readme_tables.methods(ROWS).splitlines()[2:] == [
+        "| base | - | 0.5000 | - | - | - | - | 2.50 |",
+        "| P-GRAFT | 4,000 | 0.6000 | +21.0 % (+8.3 to +33.7) | 50 | 40 | 25.0 | 2.50 |",
+        "| DDPO | 4,000 | 0.5500 | +11.0 % (-1.7 to +23.7) | 50 | 40 | 25.0 | 2.50 |",
     ]
 
     assert readme_tables.correction(ROWS).splitlines()[2:] == [

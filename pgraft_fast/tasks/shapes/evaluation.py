@@ -11,7 +11,7 @@ from torch import Tensor
 from pgraft_fast.tasks.shapes.checker import reward
 from pgraft_fast.tasks.shapes.prompts import CATEGORIES, Prompt, test_prompts
 
-STEPS, GUIDANCE = 20, 4.0
+STEPS, GUIDANCE = 20, 2.0
 
 
 def sample(

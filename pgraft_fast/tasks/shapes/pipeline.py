@@ -22,7 +22,7 @@ TRAINED = {"sd": ("text_encoder", "unet"), "sd3": ("text_encoder", "text_encoder
 def shapes_pipeline(kind: str = "sd", folder: Path | None = None) -> Any:
     """A StableDiffusionPipeline ("sd") or StableDiffusion3Pipeline ("sd3") in float32 on the CPU.
 
-    It draws 32 x 32 pictures of the prompts of this task; 20 steps and a guidance of 4 are usual. folder: made by
+    It draws 32 x 32 pictures of the prompts of this task; 20 steps and a guidance of 2 are usual. folder: made by
     `train-base`, in place of the shipped weights. "sd3" has no third text encoder, for which diffusers puts in
     `max_sequence_length` (256) zero tokens; `max_sequence_length=0` leaves them out, which is several times faster.
     Raises InputError for another kind, CheckpointError for missing or damaged weights.

@@ -17,7 +17,7 @@ Check = Callable[[], None]
 EMA = 0.998
 DROPOUT = 0.1
 VAE_BATCH, VAE_RATE, VAE_KL = 64, 3e-3, 1e-4
-BATCH, RATE = 64, 1.5e-3
+BATCH = 64
 # Share of steps in which the flow sees the 256 zero tokens that the pipeline puts in for a missing third text encoder.
 LONG_TEXT = 0.03
 LONG_TOKENS = 256
@@ -36,6 +36,19 @@ def training_set(n: int, seed: int) -> tuple[Tensor, list[Prompt]]:
         pictures = render(chosen[start : start + 2000], seed, range(start, min(start + 2000, n)))
         parts.append(pictures.add_(1.0).mul_(127.5).round_().byte())
     return torch.cat(parts), chosen
+
+
+def mislabelled(prompts: Sequence[Prompt], share: float, seed: int) -> list[Prompt]:
+    """The prompts, a drawn `share` of them replaced by the prompt of another picture of the same category."""
+    generator = torch.Generator().manual_seed(seed)
+    wrong = torch.rand(len(prompts), generator=generator) < share
+    found = list(prompts)
+    for category in CATEGORIES:
+        numbers = [i for i, prompt in enumerate(prompts) if prompt.category == category]
+        other = torch.randint(max(1, len(numbers)), (len(numbers),), generator=generator)
+        for i, j in zip(numbers, other, strict=True):
+            found[i] = prompts[numbers[int(j)]] if wrong[i] else found[i]
+    return found
 
 
 def train_vae(pictures: Tensor, seed: int, steps: int, log: Log = print, check: Check = lambda: None) -> Any:
@@ -71,8 +84,8 @@ def encode(vae: Any, pictures: Tensor, check: Check = lambda: None) -> Tensor:
 
 
 def train_sd(
-    parts: dict[str, Any], latents: Tensor, prompts: Sequence[Prompt], seed: int, steps: int, log: Log = print,
-    check: Check = lambda: None,
+    parts: dict[str, Any], latents: Tensor, prompts: Sequence[Prompt], seed: int, steps: int, rate: float,
+    log: Log = print, check: Check = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the text encoder and UNet of `make_sd_parts` to predict v; returns the parts with averaged weights.
 
@@ -82,7 +95,7 @@ def train_sd(
     unet, text, scheduler = parts["unet"], parts["text_encoder"], parts["scheduler"]
     unet.to(memory_format=torch.channels_last)
     tokens = _tokens(parts["tokenizer"], prompts)
-    trained = _Trained([unet, text], RATE, steps)
+    trained = _Trained([unet, text], rate, steps)
     for step in range(steps):
         rows, ids = _batch(tokens, BATCH)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (BATCH,))
@@ -100,8 +113,8 @@ def train_sd(
 
 
 def train_sd3(
-    parts: dict[str, Any], latents: Tensor, prompts: Sequence[Prompt], seed: int, steps: int, log: Log = print,
-    check: Check = lambda: None,
+    parts: dict[str, Any], latents: Tensor, prompts: Sequence[Prompt], seed: int, steps: int, rate: float,
+    log: Log = print, check: Check = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train the two text encoders and the transformer of `make_sd3_parts` to predict the velocity, with times from
     the logit-normal law of Stable Diffusion 3; returns the parts with averaged weights. Arguments as of `train_sd`.
@@ -109,7 +122,7 @@ def train_sd3(
     torch.manual_seed(seed)
     names = ("transformer", "text_encoder", "text_encoder_2")
     tokens = _tokens(parts["tokenizer"], prompts)
-    trained = _Trained([parts[name] for name in names], RATE, steps)
+    trained = _Trained([parts[name] for name in names], rate, steps)
     for step in range(steps):
         rows, ids = _batch(tokens, BATCH)
         long = float(torch.rand(())) < LONG_TEXT

@@ -15,9 +15,9 @@ from pgraft_fast.tasks.shapes.evaluation import quality, sample
 from pgraft_fast.tasks.shapes.features import FactsNetwork, facts, features, load_part
 from pgraft_fast.tasks.shapes.models import MAX_TOKENS, make_tokenizer, words
 from pgraft_fast.tasks.shapes.pipeline import KINDS, TRAINED, WEIGHTS, save_folder, shapes_pipeline, weights_sha256
-from pgraft_fast.tasks.shapes.recipe import Sizes, train_all
+from pgraft_fast.tasks.shapes.recipe import Cycle, Sizes, train_all
 from pgraft_fast.tasks.shapes.render import render, scene
-from pgraft_fast.tasks.shapes.training import DROPOUT, training_set
+from pgraft_fast.tasks.shapes.training import DROPOUT, mislabelled, training_set
 
 FIGURES = json.loads((WEIGHTS / "figures.json").read_text())
 
@@ -128,9 +128,19 @@ def test_training_sees_training_prompts_only():
     assert DROPOUT == 0.1
 
 
+def test_wrong_captions_are_of_the_same_category():
+    _, chosen = training_set(600, seed=0)
+    wrong = mislabelled(chosen, 0.5, seed=1)
+    assert wrong == mislabelled(chosen, 0.5, seed=1) != mislabelled(chosen, 0.5, seed=2)
+    assert [p.category for p in wrong] == [p.category for p in chosen] and set(wrong) <= set(chosen)
+    # Of 600, half with a standard deviation of 12; a few draw their own prompt again.
+    assert 240 <= sum(a != b for a, b in zip(wrong, chosen, strict=True)) <= 340
+    assert mislabelled(chosen, 0.0, seed=1) == chosen
+
+
 def test_recipe_runs(tmp_path):
     lines, calls = [], []
-    sizes = Sizes(pictures=120, vae=3, features=3, sd=(2, 1), sd3=(2,), judged=1)
+    sizes = Sizes(pictures=120, vae=3, features=3, sd=(Cycle(2), Cycle(1, 1e-3, 0.5)), sd3=(Cycle(2),), judged=1)
     with torch.random.fork_rng(devices=[]):
         figures = train_all(tmp_path, 1, lines.append, lambda: calls.append(1), sizes)
     assert json.loads((tmp_path / "figures.json").read_text()) == figures

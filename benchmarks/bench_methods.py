@@ -1,0 +1,99 @@
+"""P-GRAFT, GRAFT and DDPO at three equal budgets on the shapes world, and what half of the kept rows costs."""
+
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.commands.comparison import METHODS, ComparisonSettings, compare
+from pgraft_fast.commands.subjects import subject_of
+from pgraft_fast.finetune import Ledger, collect, train
+from pgraft_fast_benchmarks.environment import environment
+from pgraft_fast_benchmarks.goal_kinds import Goal
+from pgraft_fast_benchmarks.harness import Each, Row, Settings
+
+GOALS: tuple[Goal, ...] = ()
+SHOWN: tuple[str, ...] = ()
+DETAILS: dict[str, str] = {}
+DETAILS_NOTE = ""
+
+_BUDGETS = (40_000, 80_000, 160_000)
+_KEPT = (2, 1)
+_LEFT_OUT = ("method", "reward_ci", "gain_ci", "categories")
+
+
+def run(settings: Settings, each: Each) -> dict[str, Any]:
+    """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
+    rows: list[Row] = []
+    for name, part in (("kept", _kept), ("budgets", _budgets)):
+        found = part(settings)
+        each(name, found)
+        rows += found
+    return {
+        **environment(settings.device),
+        "backend": settings.backend or "by device",
+        "size": settings.size,
+        "rows": rows,
+    }
+
+
+def _budgets(settings: Settings) -> list[Row]:
+    """Every method at every budget and seed."""
+    given = settings.by_size(
+        ComparisonSettings(budgets=_BUDGETS, seeds=(0, 1, 2)),
+        ComparisonSettings(budgets=_BUDGETS[:1]),
+        ComparisonSettings(budgets=(3_000,), samples=16, steps=2),
+    )
+    return [
+        {
+            "op": "methods", "case": "shapes", "provider": row["method"], "gate": "ok",
+            **{name: value for name, value in row.items() if name not in _LEFT_OUT},
+            "reward_low": row["reward_ci"][0], "reward_high": row["reward_ci"][1],
+            "gain_low": row["gain_ci"][0] if row["gain_ci"] else None,
+            "gain_high": row["gain_ci"][1] if row["gain_ci"] else None,
+            **{f"reward_{name}": reward for name, reward in row["categories"].items()},
+        }
+        for row in (one.row() for _, one in compare(given, lambda line: None, lambda: None))
+    ]  # fmt: skip
+
+
+def _kept(settings: Settings) -> list[Row]:
+    """Seconds of the same passes over the best 2 and the best 1 of each group of one round, in turn."""
+    prompts, epochs, times = settings.by_size((256, 16, 5), (64, 8, 3), (16, 1, 1))
+    seconds: dict[int, list[float]] = {kept: [] for kept in _KEPT}
+    steps: dict[int, int] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        given = ComparisonSettings(steps=2).of(METHODS[0], 100_000, 0, Path(folder))
+        for turn in range(times + 1):
+            for kept in _KEPT:
+                config = given.model_copy(
+                    update={
+                        "sample": given.sample.model_copy(update={"prompts": prompts}),
+                        "select": given.select.model_copy(update={"rule": "top_k", "k": kept, "threshold": None}),
+                        "train": given.train.model_copy(update={"epochs": epochs}),
+                    }
+                )
+                subject = subject_of(config, lambda line: None)
+                task, config, ledger = subject.task, subject.config, Ledger()
+                assert subject.learner is not None
+                found = collect(
+                    task.model, task.schedule, subject.reward, task.prompts, config, shape=task.shape,
+                    parameterization=task.parameterization, cuts=(config.cut,), ledger=ledger,
+                )  # fmt: skip
+                report = train(
+                    subject.learner, found.kept(config.cut, config.train.objective), task.schedule, seed=0,
+                    parameterization=task.parameterization, ledger=ledger,
+                )  # fmt: skip
+                steps[kept] = report.steps
+                # The first turn warms up.
+                seconds[kept] += [ledger.seconds["train"]] if turn or times == 1 else []
+                subject.close()
+    base = seconds[_KEPT[0]]
+    return [
+        {
+            "op": "kept", "case": "shapes", "provider": f"best {kept} of 4", "gate": "ok", "kept": kept,
+            "train_seconds": statistics.median(found), "optimizer_steps": steps[kept],
+            "share_of_time": statistics.median(one / whole for one, whole in zip(found, base, strict=True)),
+        }
+        for kept, found in seconds.items()
+    ]  # fmt: skip

@@ -1,0 +1,66 @@
+"""`pgraft-fast demo shapes`: P-GRAFT, GRAFT and DDPO on a tiny Stable Diffusion at equal budgets, side by side."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.commands.comparison import EVALUATED_CANDIDATES, ComparisonSettings, compare
+from pgraft_fast.commands.console import Terminal
+from pgraft_fast.errors import StoppedError
+from pgraft_fast.files import to_json, write_file
+from pgraft_fast.finetune.signals import stop_on_signals
+from pgraft_fast.report.comparison_report import PHASES, comparison_table, write_comparison_report
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.evaluation import Evaluation
+
+RESULT = "demo.json"
+
+
+def run_shapes_demo(settings: ComparisonSettings, out: Path, terminal: Terminal) -> dict[str, Any]:
+    """Run, print the table; writes out/report, out/demo.json and the adapters. Returns the JSON's content."""
+    began = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    found: dict[str, Evaluation] = {}
+    qualities: dict[str, dict[str, Any]] = {}
+    task: Task | None = None
+    total = len(settings.seeds) * (1 + len(settings.budgets) * len(settings.methods))
+    with stop_on_signals() as stop, terminal.progress(total):
+        try:
+            for of_run, one in compare(settings, terminal.line, stop.check, keep=out):
+                task = of_run
+                rows.append(one.row())
+                terminal.line(told(rows[-1]))
+                terminal.advance(len(rows), f"seed {one.seed}")
+                if one.seed == settings.seeds[0] and one.budget in (0, settings.budgets[-1]):
+                    found[one.method], qualities[one.method] = one.evaluation, one.quality
+        except StoppedError as error:
+            raise StoppedError(f"{error}; finished adapters are in {out}, run the demo again for the rest") from error
+    assert task is not None
+    terminal.table("Right answers to the questions of held-out prompts", comparison_table(rows))
+    page = write_comparison_report(out, task, _lead(settings), rows, qualities, found, EVALUATED_CANDIDATES)
+    result = {"seconds": round(time.perf_counter() - began, 2), "rows": rows}
+    write_file(out / RESULT, to_json(result))
+    terminal.line(f"{result['seconds']:.0f} s, adapters: {out}, report: {page}")
+    return result
+
+
+def told(row: dict[str, Any]) -> str:
+    """One line."""
+    name = f"seed {row['seed']} {row['method']:7}"
+    if row["gain"] is None:
+        return f"{name} reward {row['reward']:.4f}"
+    low, high = row["gain_ci"]
+    split = " + ".join(f"{phase} {row[f'{phase}_seconds']:.1f}" for phase in PHASES)
+    return (
+        f"{name} reward {row['reward']:.4f}, {100 * row['gain']:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f}), "
+        f"{row['model_calls']:,} model calls, {split} s"
+    )
+
+
+def _lead(settings: ComparisonSettings) -> str:
+    budgets = ", ".join(f"{budget:,}" for budget in settings.budgets)
+    return (
+        "A Stable Diffusion of a million weights, rewarded for right answers to the questions of its prompts. Budget "
+        f"of each method: {budgets} model calls; seeds {', '.join(map(str, settings.seeds))}; {settings.samples} "
+        "samples of prompts that nothing was trained on."
+    )

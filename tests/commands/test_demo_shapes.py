@@ -1,0 +1,64 @@
+"""`demo shapes`, small: rows, adapters that load again, the table, the report in a browser."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from pgraft_fast import load_adapter
+from pgraft_fast.cli import main
+from pgraft_fast.commands.comparison import ComparisonSettings
+from pgraft_fast.commands.console import Terminal
+from pgraft_fast.commands.demo_shapes import run_shapes_demo
+from pgraft_fast.commands.text_config import TextTrainSettings
+from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
+
+SMALL = ComparisonSettings(budgets=(2_500,), seeds=(0,), samples=16, steps=2)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    return out, run_shapes_demo(SMALL, out, Terminal())
+
+
+def test_rows(demo):
+    out, result = demo
+    assert result == json.loads((out / "demo.json").read_text())
+    rows = result["rows"]
+    assert [(row["seed"], row["method"]) for row in rows] == [
+        (seed, method) for seed in (0,) for method in ("base", "pgraft", "graft", "ddpo")
+    ]
+    for row in rows[1:4]:
+        assert row["base"] == pytest.approx(rows[0]["reward"]) and row["model_calls"] <= 2_500
+        phases = sum(value for name, value in row.items() if name.endswith("_seconds") and name != "cpu_seconds")
+        assert phases == pytest.approx(row["seconds"], rel=0.005, abs=0.01)
+
+
+def test_adapters_load_and_change_pictures(demo):
+    pipe = shapes_pipeline("sd")
+
+    def draw():
+        generator = torch.Generator().manual_seed(3)
+        return pipe("a red circle", num_inference_steps=4, output_type="pt", generator=generator).images
+
+    base = draw()
+    load_adapter(pipe, demo[0] / "pgraft-2500-0" / "adapter")
+    assert not torch.equal(draw(), base)
+
+
+def test_report(demo, browse):
+    browse(demo[0] / "report" / "index.html", pictures=5)
+
+
+def test_no_seed_is_refused(capsys):
+    assert main(["demo", "shapes", "--seeds", "0"]) == 2
+    assert "--seeds 0: at least 1" in capsys.readouterr().err
+
+
+def test_steps_that_are_asked_for_are_taken():
+    assert TextTrainSettings(steps=7).steps_of(640) == 7
+    assert TextTrainSettings().steps_of(640) == 2 * 640 // 16
+    assert TextTrainSettings(steps=7, epochs=1).steps_of(640) == 40
