@@ -90,7 +90,7 @@ def methods(rows: Sequence[Row]) -> str:
     if not found:
         return ""
     table = comparison_table(
-        [{**row, "method": row["provider"], "gain_ci": [row["gain_low"], row["gain_high"]]} for row in found]
+        [{**row, "method": row["provider"], "gain_ci": [row.get("gain_low"), row.get("gain_high")]} for row in found]
     )
     return _markdown(table.header, table.rows)
 
