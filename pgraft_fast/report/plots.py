@@ -1,7 +1,6 @@
 """Figures as PNG bytes: small enough to be read on a telephone, sharp enough for a page."""
 
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,23 +124,22 @@ def picture_grid_png(pictures: np.ndarray, columns: int = 10) -> bytes:
 def side_by_side_png(
     texts: Sequence[str], columns: Mapping[str, np.ndarray], rewards: Mapping[str, Sequence[float]]
 ) -> bytes:
-    """A row a text, a picture a column: (n, H, W) or (n, H, W, 3) uint8 each, n texts; its reward below."""
-    wide, height = 1 + len(columns), 1.15 * len(texts)
-    width = max(_SIZE[0], 2.9 + 1.45 * len(columns))
+    """A text above a row of pictures, one of each column: (n, H, W) or (n, H, W, 3) uint8, n texts; rewards beside."""
+    height = min(1.45, 0.3 + 0.65 * _SIZE[0] / len(columns))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-        axes = figure.subplots(len(texts), wide, squeeze=False, width_ratios=[2.4] + [1.0] * len(columns))
+        figure = Figure(figsize=(_SIZE[0], height * len(texts)), dpi=_DPI, layout="constrained")
+        axes = figure.subplots(len(texts), len(columns), squeeze=False)
         for row, text in enumerate(texts):
-            axes[row, 0].text(1.0, 0.5, textwrap.fill(text, 30), ha="right", va="center", fontsize=9)
-            for place, (name, pictures) in enumerate(columns.items(), start=1):
+            for place, (name, pictures) in enumerate(columns.items()):
                 axis = axes[row, place]
                 axis.imshow(pictures[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
                 axis.text(1.04, 0.5, f"{rewards[name][row]:.2f}", transform=axis.transAxes, va="center", fontsize=9)
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set(visible=True, color="0.85")
-                if row == 0:
-                    axis.set_title(name, fontsize=9)
-            axes[row, 0].set_axis_off()
+                # The line below a column's name, and alone in later rows, is where the text stands.
+                axis.set_title(f"{name}\n" if row == 0 else " ", fontsize=9)
+            first = axes[row, 0]
+            first.text(0.0, 1.06, text, transform=first.transAxes, fontsize=9).set_in_layout(False)
         return _png(figure)
 
 

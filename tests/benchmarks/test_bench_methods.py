@@ -20,9 +20,9 @@ def test_rows():
     kept = {row["kept"]: row for row in rows if row["op"] == "kept"}
     assert kept[2]["optimizer_steps"] == 1 and kept[1]["optimizer_steps"] == 1 and kept[2]["share_of_time"] == 1.0
     methods = {row["provider"]: row for row in rows if row["op"] == "methods"}
-    assert list(methods) == ["base", "pgraft", "graft", "ddpo"]
+    assert list(methods) == ["base", "pgraft", "ddpo"]
     assert methods["base"]["gain"] is None and methods["base"]["reward"] == methods["pgraft"]["base"]
-    for name in ("pgraft", "graft", "ddpo"):
+    for name in ("pgraft", "ddpo"):
         row = methods[name]
         assert 0 < row["model_calls"] <= row["budget"] and row["cpu_seconds"] > 0
         assert row["gain"] == pytest.approx(row["reward"] / row["base"] - 1.0, abs=1e-6)

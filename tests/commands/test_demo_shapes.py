@@ -15,7 +15,7 @@ from pgraft_fast.commands.demo_shapes import run_shapes_demo
 from pgraft_fast.commands.text_config import TextTrainSettings
 from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
 
-SMALL = ComparisonSettings(budgets=(2_500,), seeds=(0,), samples=16, steps=2)
+SMALL = ComparisonSettings(budgets=(2_000,), samples=16, steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,9 @@ def test_rows(demo):
     out, result = demo
     assert result == json.loads((out / "demo.json").read_text())
     rows = result["rows"]
-    assert [(row["seed"], row["method"]) for row in rows] == [
-        (seed, method) for seed in (0,) for method in ("base", "pgraft", "graft", "ddpo")
-    ]
+    assert [row["method"] for row in rows] == ["base", "pgraft", "graft", "ddpo"]
     for row in rows[1:4]:
-        assert row["base"] == pytest.approx(rows[0]["reward"]) and row["model_calls"] <= 2_500
+        assert row["base"] == pytest.approx(rows[0]["reward"]) and row["model_calls"] <= 2_000
         phases = sum(value for name, value in row.items() if name.endswith("_seconds") and name != "cpu_seconds")
         assert phases == pytest.approx(row["seconds"], rel=0.005, abs=0.01)
 
@@ -45,7 +43,7 @@ def test_adapters_load_and_change_pictures(demo):
         return pipe("a red circle", num_inference_steps=4, output_type="pt", generator=generator).images
 
     base = draw()
-    load_adapter(pipe, demo[0] / "pgraft-2500-0" / "adapter")
+    load_adapter(pipe, demo[0] / "pgraft-2000-0" / "adapter")
     assert not torch.equal(draw(), base)
 
 
