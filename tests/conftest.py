@@ -26,11 +26,11 @@ _ARGUMENTS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Triton's interpreter is a Python loop that coverage would trace line by line, and drawn cases run the same lines
-    hundreds of times; other tests run them, too.
+    """Triton's interpreter is a Python loop that coverage would trace line by line, and drawn cases and benchmarks run
+    the same lines hundreds of times; other tests run them, too.
     """
     for item in items:
-        if "triton" in item.name or "drawn" in item.name or "parity" in item.nodeid:
+        if any(part in item.nodeid for part in ("triton", "drawn", "parity", "test_bench_")):
             item.add_marker(pytest.mark.no_cover)
 
 

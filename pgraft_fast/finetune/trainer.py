@@ -103,10 +103,11 @@ class Trainer:
         calls = self.calls_of_a_round()
         if self.rounds_done < self.settings.train.rounds:
             check_space(self._checkpoints, (KEEP + 1) * self._checkpoint_bytes())
-            if self.rounds_done == 0:
-                self.budget.check_first_round(calls)
         while self.rounds_done < self.settings.train.rounds:
-            if not self.budget.allows_round(calls):
+            if self.rounds_done == 0:
+                # Asked once: time that ends between two questions would end the run without a word.
+                self.budget.check_first_round(calls)
+            elif not self.budget.allows_round(calls):
                 self._log(self.budget.why_not(calls))
                 return
             try:
