@@ -2,15 +2,15 @@
 
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pgraft_fast.commands.comparison import METHODS, ComparisonSettings, compare
 from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.finetune import Ledger, collect, train
-from pgraft_fast_benchmarks.environment import environment
 from pgraft_fast_benchmarks.goal_kinds import Goal
-from pgraft_fast_benchmarks.harness import Each, Row, Settings
+from pgraft_fast_benchmarks.harness import Each, Row, Settings, run_parts
 
 GOALS: tuple[Goal, ...] = ()
 SHOWN: tuple[str, ...] = ()
@@ -24,17 +24,8 @@ _LEFT_OUT = ("method", "reward_ci", "gain_ci", "categories")
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
-    rows: list[Row] = []
-    for name, part in (("kept", _kept), ("budgets", _budgets)):
-        found = part(settings)
-        each(name, found)
-        rows += found
-    return {
-        **environment(settings.device),
-        "backend": settings.backend or "by device",
-        "size": settings.size,
-        "rows": rows,
-    }
+    parts = (("kept", _kept), ("budgets", _budgets))
+    return run_parts([(name, partial(part, settings)) for name, part in parts], settings, each)
 
 
 def _budgets(settings: Settings) -> list[Row]:

@@ -1,15 +1,15 @@
 """What the compute buys: reward against device-hours of GRAFT and P-GRAFT, distance against FLOPs of flows."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pgraft_fast.commands.demo import DemoSettings, run_demo
 from pgraft_fast.finetune import SampleSettings, TrainSettings
 from pgraft_fast_benchmarks.distances import distances
-from pgraft_fast_benchmarks.environment import environment
 from pgraft_fast_benchmarks.goal_kinds import Goal
-from pgraft_fast_benchmarks.harness import Each, Row, Settings
+from pgraft_fast_benchmarks.harness import Each, Row, Settings, run_parts
 from pgraft_fast_benchmarks.silent import Silent
 
 GOALS: tuple[Goal, ...] = ()
@@ -20,17 +20,8 @@ DETAILS_NOTE = ""
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
-    rows: list[Row] = []
-    for name, part in (("reward", _rewards), ("distance", distances)):
-        found = part(settings)
-        each(name, found)
-        rows += found
-    return {
-        **environment(settings.device),
-        "backend": settings.backend or "by device",
-        "size": settings.size,
-        "rows": rows,
-    }
+    parts = (("reward", _rewards), ("distance", distances))
+    return run_parts([(name, partial(part, settings)) for name, part in parts], settings, each)
 
 
 def _rewards(settings: Settings) -> list[Row]:

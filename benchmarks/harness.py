@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,14 +115,19 @@ def run_cases(cases: Iterable[Case], settings: Settings, each: Each, bandwidth: 
 
     Raises InputError where none is left.
     """
-    rows: list[Row] = []
     known = list(cases)
     chosen = [case for case in known if settings.only in case.label]
     if not chosen:
         raise InputError(f"--only {settings.only!r}: in no label; known: {'; '.join(case.label for case in known)}")
-    for case in chosen:
-        found = measure(case, settings, bandwidth)
-        each(case.label, found)
+    return run_parts([(case.label, partial(measure, case, settings, bandwidth)) for case in chosen], settings, each)
+
+
+def run_parts(parts: Iterable[tuple[str, Callable[[], list[Row]]]], settings: Settings, each: Each) -> dict[str, Any]:
+    """The rows of all parts, and what they were made on. each: told the name and the rows of a part when it is done."""
+    rows: list[Row] = []
+    for name, part in parts:
+        found = part()
+        each(name, found)
         rows += found
     told = {"backend": settings.backend or "by device", "size": settings.size}
     return {**environment(settings.device), **told, "rows": rows}

@@ -90,13 +90,10 @@ def reward_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
     for name, mine in _grouped(found, _method).items():
         if name == "base" or not base:
             continue
-        rewards = [row["reward"] for row in mine]
         hours = sum(row["device_hours"] for row in mine) / len(mine)
-        mean = sum(rewards) / len(rewards)
-        axis.errorbar(
-            [0.0, hours], [sum(base) / len(base), mean], yerr=[[0.0, mean - min(rewards)], [0.0, max(rewards) - mean]],
-            marker="o", capsize=3, label=name,
-        )  # fmt: skip
+        # The base's own spread is left out, it would be drawn once a method.
+        mean, spread = _spread([[sum(base) / len(base)], [row["reward"] for row in mine]])
+        axis.errorbar([0.0, hours], mean, yerr=spread, marker="o", capsize=3, label=name)
     axis.set(xlabel="device-hours of sampling and training", ylabel="mean reward")
     axis.set_title("digits towards symmetry: mean, least and greatest of the seeds", fontsize=9)
     axis.legend(fontsize=7)
@@ -118,9 +115,7 @@ def reward_per_budget(rows: Sequence[Row], figure: Figure) -> bool:
             here = [row for row in mine if row["budget"] == budget]
             x.append(sum(row["cpu_seconds"] for row in here) / len(here))
             values.append([row["reward"] for row in here])
-        mean = [sum(one) / len(one) for one in values]
-        spread = [[m - min(one) for m, one in zip(mean, values, strict=True)],
-                  [max(one) - m for m, one in zip(mean, values, strict=True)]]  # fmt: skip
+        mean, spread = _spread(values)
         axis.errorbar(x, mean, yerr=spread, marker="o", capsize=3, label=name)
     axis.set(xlabel="CPU seconds of sampling, scoring and training", ylabel="share of right answers, held-out prompts")
     axis.set_title("shapes: mean, least and greatest of the seeds", fontsize=9)
@@ -138,9 +133,7 @@ def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
         splits = sorted(_grouped(mine, _split).items(), key=lambda one: one[1][0]["flops_per_image"])
         x = [rows[0]["flops_per_image"] / 1e6 for _, rows in splits]
         values = [[row["fd_data"] for row in rows] for _, rows in splits]
-        mean = [sum(one) / len(one) for one in values]
-        spread = [[m - min(one) for m, one in zip(mean, values, strict=True)],
-                  [max(one) - m for m, one in zip(mean, values, strict=True)]]  # fmt: skip
+        mean, spread = _spread(values)
         axis.errorbar(x, mean, yerr=spread, marker="o", markersize=4, capsize=2, label=name)
         for place, height, (split, _) in zip(x, mean, splits, strict=True):
             axis.annotate(split, (place, height), fontsize=6, xytext=(3, 3 - 9 * (number % 2)),
@@ -163,6 +156,13 @@ PLOTS: dict[str, Callable[[Sequence[Row], Figure], bool]] = {
     "reward-per-budget": reward_per_budget,
     "distance-per-flop": distance_per_flop,
 }
+
+
+def _spread(values: Sequence[Sequence[float]]) -> tuple[list[float], list[list[float]]]:
+    """The mean of each, and how far its least and its greatest lie below and above."""
+    mean = [sum(one) / len(one) for one in values]
+    below = [m - min(one) for m, one in zip(mean, values, strict=True)]
+    return mean, [below, [max(one) - m for m, one in zip(mean, values, strict=True)]]
 
 
 def _split(row: Row) -> str:

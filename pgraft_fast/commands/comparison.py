@@ -153,8 +153,7 @@ def _compared(
 
 def _pgraft(config: TextConfig, budget: int) -> TextConfig:
     """One round: as many prompts as the sampling share has room for, and steps for what is left."""
-    guided = 2 if config.sample.guidance != 1.0 else 1
-    group = config.sample.candidates * config.sample.steps * guided
+    group = config.sample.candidates * config.sample.steps * _calls_a_sample(config)
     prompts = int(_SAMPLING_SHARE * budget) // group
     step = CALLS_OF_A_TRAINED_SAMPLE * config.train.batch_size
     steps = (budget - prompts * group) // step
@@ -166,11 +165,15 @@ def _pgraft(config: TextConfig, budget: int) -> TextConfig:
 def _ddpo(config: TextConfig, budget: int) -> TextConfig:
     """As many rounds as there is room for."""
     small = _sized(config, {"prompts": _DDPO_PROMPTS, "candidates": _DDPO_CANDIDATES}, {})
-    guided = 2 if config.sample.guidance != 1.0 else 1
-    rounds = budget // small.calls(config.sample.steps, guided)
+    rounds = budget // small.calls(config.sample.steps, _calls_a_sample(config))
     if rounds < 1:
         raise InputError(f"budget of {budget} model calls: too little for a round of DDPO")
     return _sized(small, {}, {"rounds": rounds})
+
+
+def _calls_a_sample(config: TextConfig) -> int:
+    """See `calls_of`, for a config without its model."""
+    return 1 if config.sample.guidance == 1.0 else 2
 
 
 def _sized(config: TextConfig, sample: dict[str, Any], train: dict[str, Any]) -> TextConfig:
