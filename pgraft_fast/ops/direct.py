@@ -2,13 +2,13 @@
 
 A call through torch's dispatcher with its twenty arguments costs more than a step on small states, and after a model
 call, which leaves no cache warm, three times as much again. `launch` fills a block of arguments and passes that.
-`DirectSteps` is for loops of many small steps whose states nobody keeps: all is laid out before the first step, and a
-step passes three numbers.
+`DirectSteps` is for loops of many small steps: all is laid out before the first step, memory for several small states
+at once, and a step passes three numbers.
 """
 
 import ctypes
 import functools
-import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,9 @@ from pgraft_fast.ops.solver_step import COLUMNS
 _POINTERS = (
     "x", "out", "out_null", "previous", "noise", "x_s", "x_0", "x_cut", "log_prob", "sample_id", "row",
 )  # fmt: skip
+# States are laid out in blocks of about so many bytes: one alone where it is larger.
+_BLOCK = 1 << 18
+
 # DType of csrc/kernels.h.
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -67,7 +70,8 @@ class DirectSteps:
 
     x: (B, ...), the first state. out: like the model's outputs, (B, ...), or (2 B, ...) with out_null before out.
     table: (S, 8) float32. options: those of `solver_step`. twice: x_in, the next model input, is x_s twice, (2 B, ...).
-    A state lives until the step after the next. The caller asks `serve` first; rows that draw noise need `noise`.
+    Each state has memory of its own: who keeps one finds it unchanged. The caller asks `serve` first; rows that draw
+    noise need `noise`.
     """
 
     def __init__(
@@ -90,22 +94,13 @@ class DirectSteps:
         self._table, self._run = table, _library().step_at
         self._out_shape, self._out_dtype = out.shape, out.dtype
         self._half = out.nbytes // 2 if out.shape[0] == 2 * batch else 0
-        one, two = (torch.empty(((1 + twice) * batch, *x.shape[1:]), dtype=x.dtype) for _ in range(2))
-        # Where each step reads and writes: the first one, and those that alternate after it.
-        moves = ((x, one), (one, two), (two, one))
-        size = x.numel() // max(1, batch)
-        fixed = {
-            "x_type": _TYPES[x.dtype], "out_type": _TYPES[out.dtype], "batch": batch, "size": size,
-            "guidance": guidance, "rescale": guidance_rescale, "clip": clip or 0.0, "ratio": dynamic_ratio or 0.0,
-            "limit": dynamic_limit,
-        }  # fmt: skip
-        self._keep = []
-        for source, target in moves:
-            block: Any = SolverStepArguments(**fixed)
-            block.x, block.x_s, block.row = source.data_ptr(), target.data_ptr(), table.data_ptr()
-            block.x_cut = target.data_ptr() + target.nbytes // 2 if twice else None
-            self._keep.append((block, ctypes.addressof(block), target[:batch] if twice else target, target))
-        self._turns = itertools.chain(self._keep[:1], itertools.cycle(self._keep[1:]))
+        self._block: Any = SolverStepArguments(
+            x=x.data_ptr(), row=table.data_ptr(), x_type=_TYPES[x.dtype], out_type=_TYPES[out.dtype], batch=batch,
+            size=x.numel() // max(1, batch), guidance=guidance, rescale=guidance_rescale, clip=clip or 0.0,
+            ratio=dynamic_ratio or 0.0, limit=dynamic_limit,
+        )  # fmt: skip
+        self._place, self._twice = ctypes.addressof(self._block), twice
+        self._targets = self._memory()
 
     @staticmethod
     def serve(x: Tensor, out: Tensor, table: Tensor) -> bool:
@@ -124,12 +119,30 @@ class DirectSteps:
             return None
         if noise is not None and (noise.shape != x.shape or noise.dtype not in _TYPES or not _plain(noise)):
             return None
-        block, place, x_s, x_in = next(self._turns)
+        block, (at, x_s, x_in) = self._block, next(self._targets)
+        block.x_s = at
+        if self._twice:
+            block.x_cut = at + x.nbytes
+        block.noise = None if noise is None else noise.data_ptr()
         if noise is not None:
-            block.noise, block.noise_type = noise.data_ptr(), _TYPES[noise.dtype]
-        self._run(place, row, out.data_ptr(), self._half)
+            block.noise_type = _TYPES[noise.dtype]
+        self._run(self._place, row, out.data_ptr(), self._half)
+        # The next step reads what this one wrote.
+        block.x = at
         self.x, self.x_in = x_s, x_in
         return x_s
+
+    def _memory(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Address, state and model input of each step to come."""
+        batch, *shape = self.x.shape
+        size = (1 + self._twice) * self.x.nbytes
+        count = max(1, _BLOCK // max(1, size))
+        while True:
+            memory = torch.empty((count, (1 + self._twice) * batch, *shape), dtype=self.x.dtype)
+            inputs = memory.unbind()
+            states = memory[:, :batch].unbind() if self._twice else inputs
+            for index in range(count):
+                yield memory.data_ptr() + index * size, states[index], inputs[index]
 
 
 @functools.lru_cache(maxsize=16)

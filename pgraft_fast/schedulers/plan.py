@@ -49,7 +49,6 @@ class Stepper:
     """Runs the steps of a plan: `stepper(place, x, out, out_null)` with place 0 for the first.
 
     twice: the caller would like the model input for guidance, x_s twice, which is then in `doubled` if not None.
-    A state may be gone after the call after the next.
     """
 
     def __init__(self, plan: StepPlan, guidance: float, rescale: float, generator: Generators, twice: bool) -> None:

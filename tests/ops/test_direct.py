@@ -26,13 +26,13 @@ def network(x, dtype):
 @given(
     shape=st.sampled_from([(1, 4), (3, 5), (2, 3, 7, 5), (4, 1, 8, 8), (2, 70_000)]),
     dtypes=st.tuples(*[st.sampled_from([torch.float32, torch.float16, torch.bfloat16])] * 2),
-    options=st.sampled_from(OPTIONS), guided=st.booleans(), rows=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+    options=st.sampled_from(OPTIONS), guided=st.booleans(), rows=st.lists(st.integers(0, 2), min_size=1, max_size=9),
 )  # fmt: skip
 def test_chains_of_steps(shape, dtypes, options, guided, rows):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtypes[0])
     if not guided:
         options = {name: value for name, value in options.items() if not name.startswith("guidance")}
-    wanted, steps = x, None
+    wanted, steps, kept = x, None, []
     for row in rows:
         x_in = torch.cat((wanted, wanted)) if guided else wanted
         out = network(x_in, dtypes[1]) * torch.linspace(0.5, 1.0, len(x_in)).view(-1, *[1] * (x.ndim - 1)).to(dtypes[1])
@@ -45,6 +45,9 @@ def test_chains_of_steps(shape, dtypes, options, guided, rows):
         wanted = solver_step(wanted, out, TABLE, torch.tensor(row), out_null=null, noise=noise, **options).x_s
         assert torch.equal(moved, wanted) and moved.dtype is dtypes[0]
         assert torch.equal(steps.x_in, torch.cat((wanted, wanted)) if guided else wanted)
+        kept.append((moved, wanted))
+    # What a step wrote stays as it is, however many come after it.
+    assert all(torch.equal(moved, wanted) for moved, wanted in kept)
 
 
 def test_what_is_not_like_the_first_is_refused():
