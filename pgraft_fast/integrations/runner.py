@@ -1,7 +1,9 @@
 """How the steps of a trajectory are run: plainly, compiled, or as CUDA graphs of a step or of all steps."""
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,16 +31,18 @@ class Runner:
     def __init__(self, mode: str = "auto", memory_limit: int | None = None, modes: tuple[str, ...] = MODES) -> None:
         if mode not in ("auto", *MODES):
             raise InputError(f"mode={mode!r} is unknown; known: auto, {', '.join(MODES)}")
-        self.mode = mode
+        self.mode, self.memory_limit = mode, memory_limit
         self.chosen: dict[Hashable, str] = {}
         self._modes = modes
-        self._graphs = GraphCache(memory_limit)
+        self._graphs, self._graphs_in_use = GraphCache(memory_limit), threading.Lock()
         self._compiled: dict[int, Any] = {}
 
     def run(self, trajectory: Trajectory, x: Tensor, first: int, last: int) -> Tensor:
         """States at step `last`."""
         mode = self._mode(trajectory, x, first, last)
-        return self._run(mode, trajectory, x, first, last)
+        # A graph's buffers belong to one call at a time.
+        with self._graphs_in_use if mode.endswith("graph") else nullcontext():
+            return self._run(mode, trajectory, x, first, last)
 
     def run_handover(
         self, trajectory: Trajectory, x: Tensor, first: int, handover: int, switch: Callable[[], None]
@@ -166,7 +170,7 @@ class Runner:
         held = trajectory.args, trajectory.kwargs
         try:
             done = self._graphs.run(
-                key, function, inputs, generators, lambda: (scheduler.timesteps, trajectory.times, scheduler._rows_kept)
+                key, function, inputs, generators, lambda: (scheduler.timesteps, trajectory.times, scheduler.tables())
             )
         finally:
             (trajectory.args, trajectory.kwargs), trajectory.options = held, options
@@ -179,13 +183,11 @@ class Runner:
 
 
 def _schedule_key(scheduler: Any) -> tuple[Any, ...]:
-    sigmas = (
-        getattr(scheduler, "_sigmas_host", None) if scheduler._sigmas_on_device else getattr(scheduler, "sigmas", None)
-    )
+    sigmas = scheduler.host_sigmas() if hasattr(scheduler, "sigmas") else None
     return (
         type(scheduler).__name__,
         repr(sorted(scheduler.config.items(), key=str)),
-        tuple(scheduler._host_timesteps().tolist()),
+        tuple(scheduler.times().values),
         () if sigmas is None else tuple(sigmas.tolist()),
         getattr(scheduler, "_step_index", None),
         getattr(scheduler, "lower_order_nums", 0),

@@ -2,17 +2,17 @@
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take, widens
 from pgraft_fast.schedulers.plan import Planned, StepPlan
 from pgraft_fast.schedulers.rows import ddim_rows
 
 
-class FastDDIMScheduler(FusedScheduler, DDIMScheduler):
+class DDIMScheduler(FusedScheduler, diffusers.DDIMScheduler):
     """diffusers.DDIMScheduler with `step` in one pass over memory; configuration, signatures and results are its own.
 
     Formula: Song et al. 2021, arXiv 2010.02502, eq. 12. States (B, ...) float32, float16, bfloat16 or float64.
@@ -57,6 +57,8 @@ class FastDDIMScheduler(FusedScheduler, DDIMScheduler):
         dtype = torch.promote_types(x.dtype, out.dtype)
         if noise is not None and torch.promote_types(noise.dtype, dtype) is not dtype:
             return None
+        if widens(timestep, self.alphas_cumprod, dtype):
+            return None
         rows, needs_out = self._rows_of(eta, bool(limits), use_clipped_model_output)
         row = self._value(timestep)
         # What else diffusers takes as an index, or refuses, is its own affair.
@@ -78,8 +80,7 @@ class FastDDIMScheduler(FusedScheduler, DDIMScheduler):
         if limits is None or options.get("variance_noise") is not None or not self._is_known():
             return None
         rows, needs_out = self._rows_of(eta, bool(limits), options.get("use_clipped_model_output", False))
-        self._host_timesteps()
-        steps = [Planned(int(t), eta > 0) for t in self._timesteps_list[first:last]]
+        steps = [Planned(int(t), eta > 0) for t in self.times().values[first:last]]
         fine = all(0 <= step.row < len(rows.finite) and rows.finite[step.row] for step in steps)
         return StepPlan(rows, steps, limits, needs_out) if fine else None
 
@@ -98,3 +99,6 @@ class FastDDIMScheduler(FusedScheduler, DDIMScheduler):
         before = torch.cat((final.expand(min(stride, levels.numel())), levels[: max(levels.numel() - stride, 0)]))
         rows, needs_out = ddim_rows(levels, before, self.config.prediction_type, float(eta), clipped, from_clipped)
         return Rows(rows), needs_out
+
+
+FastDDIMScheduler = DDIMScheduler

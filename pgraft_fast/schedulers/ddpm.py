@@ -2,20 +2,20 @@
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take, widens
 from pgraft_fast.schedulers.plan import Planned, StepPlan
 from pgraft_fast.schedulers.rows import ddpm_rows
 
 _LEARNED = ("learned", "learned_range")
 
 
-class FastDDPMScheduler(FusedScheduler, DDPMScheduler):
+class DDPMScheduler(FusedScheduler, diffusers.DDPMScheduler):
     """diffusers.DDPMScheduler with `step` in one pass over memory; configuration, signatures and results are its own.
 
     Formula: Ho et al. 2020, arXiv 2006.11239, eq. 7. States (B, C, ...) float32, float16, bfloat16 or float64.
@@ -64,10 +64,12 @@ class FastDDPMScheduler(FusedScheduler, DDPMScheduler):
             return None
         dtype = torch.promote_types(x.dtype, out.dtype)
         kept = out.dtype if self.config.prediction_type == "sample" else dtype
+        if widens(timestep, self.alphas_cumprod, dtype):
+            return None
         if x.dtype is not dtype:
             x = x.to(dtype)
         noise = None
-        if self._timesteps_list[row] > 0:
+        if value > 0:
             noise = draw(out.shape, generator, out.device, out.dtype)
             if spread is not None:
                 noise = self._scale(bounds[row], spread) * noise
@@ -82,31 +84,33 @@ class FastDDPMScheduler(FusedScheduler, DDPMScheduler):
         if not self._is_known():
             return None
         rows, place, _ = self._rows_of()
-        steps = [Planned(place[t], t > 0) for t in self._timesteps_list[first:last]]
+        steps = [Planned(place[t], t > 0) for t in self.times().values[first:last]]
         return StepPlan(rows, steps, limits) if all(rows.finite[step.row] for step in steps) else None
 
     def _rows_of(self) -> tuple[Rows, dict[float, int], list[tuple[float, float]]]:
-        self._host_timesteps()
-        sources = (self.timesteps, self.alphas_cumprod, self._internal_dict)
-        return self._rows((self.config.prediction_type, self.variance_type), sources, self._table)
+        sources = (self.timesteps, self.alphas_cumprod, self.one, self._internal_dict)
+        counted = bool(self.custom_timesteps or self.num_inference_steps)
+        return self._rows((self.config.prediction_type, self.variance_type, counted), sources, self._table)
 
     def _levels(self) -> tuple[Tensor, Tensor]:
         """Cumulative alphas before and after each step; NaN for a timestep that they do not have."""
-        times = self._host_timesteps().to(torch.int64)
+        times = self.times().host.to(torch.int64)
         known = self.custom_timesteps or self.num_inference_steps
         after = torch.cat((times[1:], times.new_tensor([-1]))) if known else times - 1
         levels = self.alphas_cumprod.to("cpu", torch.float64)
         padded = torch.cat((levels, levels.new_tensor([float("nan")])))
         alpha_t, alpha_s = (padded[index.clamp(max=levels.numel())] for index in (times, after))
-        return torch.where(times < 0, levels[times.clamp(max=-1)], alpha_t), torch.where(after < 0, 1.0, alpha_s)
+        return torch.where(times < 0, levels[times.clamp(max=-1)], alpha_t), torch.where(
+            after < 0, self.one.to("cpu", torch.float64), alpha_s
+        )
 
     def _table(self) -> tuple[Rows, dict[float, int], list[tuple[float, float]]]:
         """A row for each step; the first row of each timestep; bounds of a learned log-variance."""
-        times = self._host_timesteps()
+        times, values = self.times().host, self.times().values
         alpha_t, alpha_s = self._levels()
         rows = ddpm_rows(alpha_t, alpha_s, self.config.prediction_type, self.variance_type, times > 0)
         place: dict[float, int] = {}
-        for row, time in enumerate(self._timesteps_list):
+        for row, time in enumerate(values):
             place.setdefault(time, row)
         beta = 1.0 - alpha_t / alpha_s
         small = ((1.0 - alpha_s) / (1.0 - alpha_t) * beta).clamp(min=1e-20)
@@ -119,3 +123,6 @@ class FastDDPMScheduler(FusedScheduler, DDPMScheduler):
         low, high = bounds
         share = (spread + 1.0) / 2.0
         return torch.exp(0.5 * (share * high + (1.0 - share) * low))
+
+
+FastDDPMScheduler = DDPMScheduler

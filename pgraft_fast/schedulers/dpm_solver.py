@@ -2,8 +2,8 @@
 
 from typing import Any, cast
 
+import diffusers
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from pgraft_fast.schedulers.plan import Planned, StepPlan, third_state
 from pgraft_fast.schedulers.rows import dpm_rows
 
 
-class FastDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepScheduler):
+class DPMSolverMultistepScheduler(FusedScheduler, diffusers.DPMSolverMultistepScheduler):
     """diffusers.DPMSolverMultistepScheduler with `step` in one pass; configuration and results are its own.
 
     Formulas: Lu et al. 2022, arXiv 2206.00927 and 2211.01095; orders 1 to 3, ODE and SDE. The third order reads one
@@ -150,3 +150,6 @@ class FastDPMSolverMultistepScheduler(FusedScheduler, DPMSolverMultistepSchedule
             return 1.0 - sigma, sigma
         alpha = (sigma.square() + 1.0).rsqrt()
         return alpha, sigma * alpha
+
+
+FastDPMSolverMultistepScheduler = DPMSolverMultistepScheduler

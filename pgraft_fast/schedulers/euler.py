@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from torch import Tensor
 
@@ -15,7 +15,7 @@ from pgraft_fast.schedulers.rows import euler_rows
 _DEFAULTS = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": float("inf")}
 
 
-class FastEulerDiscreteScheduler(FusedScheduler, EulerDiscreteScheduler):
+class EulerDiscreteScheduler(FusedScheduler, diffusers.EulerDiscreteScheduler):
     """diffusers.EulerDiscreteScheduler with `step` in one pass; configuration, signatures and results are its own.
 
     Formula: Karras et al. 2022, arXiv 2206.00364, algorithm 2 without the second stage; x = x_0 + sigma epsilon.
@@ -121,3 +121,6 @@ class FastEulerDiscreteScheduler(FusedScheduler, EulerDiscreteScheduler):
         churned = torch.where(inside, level * (1.0 + gamma), level)
         std = (churned.square() - level.square()).clamp(min=0.0).sqrt()
         return Rows(euler_rows(level, churned, sigma[1:], self.config.prediction_type)), std.tolist()
+
+
+FastEulerDiscreteScheduler = EulerDiscreteScheduler

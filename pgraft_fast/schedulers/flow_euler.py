@@ -2,17 +2,17 @@
 
 from typing import Any, cast
 
+import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take, version
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take
 from pgraft_fast.schedulers.plan import Planned, StepPlan
 from pgraft_fast.schedulers.rows import flow_rows
 
 
-class FastFlowMatchEulerDiscreteScheduler(FusedScheduler, FlowMatchEulerDiscreteScheduler):
+class FlowMatchEulerDiscreteScheduler(FusedScheduler, diffusers.FlowMatchEulerDiscreteScheduler):
     """diffusers.FlowMatchEulerDiscreteScheduler with `step` in one pass; configuration and results are its own.
 
     x_s = x + (sigma_s - sigma_t) velocity, x = (1 - sigma) x_0 + sigma epsilon.
@@ -82,7 +82,8 @@ class FastFlowMatchEulerDiscreteScheduler(FusedScheduler, FlowMatchEulerDiscrete
         self._step_index = plan.steps[-1].row + 1
 
     def _table(self) -> Rows:
-        seen, written = self._sigmas_seen
-        kept = seen is self.sigmas and written == version(self.sigmas)
-        sigma = (self._sigmas_host if kept else self.sigmas).to("cpu", torch.float64)
+        sigma = self.host_sigmas().to(torch.float64)
         return Rows(flow_rows(sigma[:-1], sigma[1:], self.config.stochastic_sampling))
+
+
+FastFlowMatchEulerDiscreteScheduler = FlowMatchEulerDiscreteScheduler

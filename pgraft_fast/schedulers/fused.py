@@ -5,9 +5,10 @@ a device. Where a fused step cannot give what diffusers gives (a gradient is wan
 that divides by zero), diffusers' own step runs.
 """
 
+import inspect
 import logging
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pgraft_fast.ops import solver_step
 from pgraft_fast.ops.solver_step import SolverStep
+from pgraft_fast.schedulers.methods import Methods
 
 if TYPE_CHECKING:
     from pgraft_fast.schedulers.plan import StepPlan
@@ -60,10 +62,6 @@ class Rows:
             found = self._on[key] = (table, counters)
         return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copied or pickled scheduler takes the rows along, not what lies on devices."""
-        return {**self.__dict__, "_on": {}}
-
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """values on a device, without waiting for it."""
@@ -89,13 +87,49 @@ def can_fuse(out: Tensor, x: Tensor, *more: Tensor | None) -> bool:
     return not (torch.is_grad_enabled() and any(v.requires_grad for v in given))
 
 
+def widens(timestep: Any, levels: Tensor, dtype: torch.dtype) -> bool:
+    """Whether diffusers' result has a wider dtype: levels that a (1,) timestep picks are no numbers but a tensor."""
+    picked = isinstance(timestep, Tensor) and timestep.ndim > 0
+    return picked and torch.promote_types(levels.dtype, dtype) is not dtype
+
+
 def version(value: Any) -> int:
     """Grows with each write into a tensor."""
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
+class Times(NamedTuple):
+    """The timesteps of a scheduler as they were when they were read: `seen` at version `written`, on the host."""
+
+    seen: Tensor | None
+    written: int
+    host: Tensor
+    values: list[float]
+
+
+class Kept:
+    """What a fast scheduler has worked out, apart from the attributes of diffusers' class.
+
+    Each entry is replaced whole, so that threads which share the scheduler see one or the other.
+    times: of `timesteps`. sigmas: the tensor on a device, its version, and the same on the host. rows: what they were
+    made from, and the tables by their keys.
+    """
+
+    __slots__ = ("rows", "sigmas", "times")
+
+    def __init__(self) -> None:
+        self.times = Times(None, 0, torch.empty(0), [])
+        self.sigmas: tuple[Tensor | None, int, Tensor] = (None, 0, torch.empty(0))
+        self.rows: tuple[tuple[tuple[Any, int], ...], dict[Any, Any]] = ((), {})
+
+
 class FusedScheduler:
-    """Mixin before a scheduler class of diffusers."""
+    """Mixin before a scheduler class of diffusers, of which the subclass has the name.
+
+    A pipeline that is saved with one of these names diffusers' class: it asks an object for its module.
+    """
+
+    __slots__ = ("_kept",)
 
     # Of the scheduler class.
     timesteps: Tensor
@@ -114,81 +148,111 @@ class FusedScheduler:
     _begin_index: Any
     _step_index: Any
     _internal_dict: Any
+    _kept: Kept
 
     # The only ones for which diffusers' class has a formula; it raises for others.
     _predictions: tuple[str | None, ...] = ("epsilon", "sample", "v_prediction")
-    _timesteps_seen: tuple[Tensor | None, int] = (None, 0)
-    _timesteps_host: Tensor
-    _timesteps_list: list[float]
-    _rows_kept: dict[Any, Any]
-    _rows_for: tuple[tuple[Any, int], ...] = ()
+    _sigmas_on_device = False
+    _original: ClassVar[Any]
+    _methods: ClassVar[Methods]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self._kept = Kept()
+        vars(self)["__module__"] = cls._original.__module__
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied or pickled scheduler has the attributes of diffusers' class."""
+        return vars(self)
 
     def __init_subclass__(cls) -> None:
         """`set_timesteps` of the scheduler, signature included, with the host's copy of the schedule kept."""
-        original = _original(cls).set_timesteps
+        if FusedScheduler not in cls.__bases__:
+            return
+        cls._original = cls.__bases__[cls.__bases__.index(FusedScheduler) + 1]
 
-        @wraps(original)
+        @wraps(cls._original.set_timesteps)
         def set_timesteps(
             self: Any, num_inference_steps: Any = None, device: Any = None, *args: Any, **kw: Any
         ) -> None:
-            original(self, num_inference_steps, None, *args, **kw)
+            self._original.set_timesteps(self, num_inference_steps, None, *args, **kw)
             self._see_timesteps(self.timesteps)
-            if self._sigmas_on_device:
-                self._sigmas_host = self.sigmas
+            host = self.sigmas if self._sigmas_on_device else None
             if device is not None and torch.device(device).type != "cpu":
-                self.timesteps = self.timesteps.to(device)
-                self._timesteps_seen = self.timesteps, version(self.timesteps)
-                if self._sigmas_on_device:
-                    self.sigmas = self.sigmas.to(device)
-                    self._sigmas_seen = self.sigmas, version(self.sigmas)
+                times, self.timesteps = self._kept.times, self.timesteps.to(device)
+                self._kept.times = times._replace(seen=self.timesteps, written=version(self.timesteps))
+                if host is not None:
+                    self.sigmas = host.to(device)
+            if host is not None:
+                self._kept.sigmas = self.sigmas, version(self.sigmas), host
 
         cls.set_timesteps = set_timesteps  # type: ignore[attr-defined]
+        cls.__signature__ = inspect.signature(cls._original)  # type: ignore[attr-defined]
+        cls._methods = Methods(cls, cls._original)
 
-    _sigmas_on_device = False
-    _sigmas_host: Tensor
-    _sigmas_seen: tuple[Tensor | None, int] = (None, 0)
+    @classmethod
+    def twin_of(cls, scheduler: Any) -> Self:
+        """One of this class with the very attributes of a scheduler of diffusers: what changes in one, does in both."""
+        twin = cls.__new__(cls)
+        vars(scheduler).setdefault("__module__", cls._original.__module__)
+        object.__setattr__(twin, "__dict__", vars(scheduler))
+        return twin
 
-    def _see_timesteps(self, host: Tensor) -> None:
-        self._timesteps_host = host
-        self._timesteps_list = host.tolist()
-        self._timesteps_seen = self.timesteps, version(self.timesteps)
+    def is_replaced(self) -> bool:
+        """Whether a method, `step` among them, is somebody else's: the fused loop does not stand for that."""
+        return self._methods.replaced(self, type(self), whole=True)
 
-    def _host_timesteps(self) -> Tensor:
+    def _see_timesteps(self, host: Tensor) -> Times:
+        times = Times(self.timesteps, version(self.timesteps), host, host.tolist())
+        self._kept.times = times
+        return times
+
+    def times(self) -> Times:
         """The timesteps on the host; read back only where somebody replaced or changed them."""
-        seen, written = self._timesteps_seen
-        if seen is not self.timesteps or written != version(self.timesteps):
-            self._see_timesteps(self.timesteps.cpu())
-        return self._timesteps_host
+        times, own = self._kept.times, self.timesteps
+        if times.seen is not own or times.written != version(own):
+            times = self._see_timesteps(own.cpu())
+        return times
+
+    def host_sigmas(self) -> Tensor:
+        """The sigmas on the host; read back only where somebody replaced or changed them."""
+        seen, written, host = self._kept.sigmas
+        return host if seen is self.sigmas and written == version(self.sigmas) else self.sigmas.cpu()
 
     def _value(self, timestep: Any) -> float:
         """A timestep as a number; one of `self.timesteps` by its address."""
         if not isinstance(timestep, Tensor):
             return timestep
-        self._host_timesteps()
-        own = self.timesteps
+        times, own = self.times(), self.timesteps
         if timestep.dtype is own.dtype and own.is_contiguous() and timestep.numel() == 1:
             index, rest = divmod(timestep.data_ptr() - own.data_ptr(), own.element_size())
-            if rest == 0 and 0 <= index < len(self._timesteps_list):
-                return self._timesteps_list[index]
+            if rest == 0 and 0 <= index < len(times.values):
+                return times.values[index]
         return timestep.item()
 
     def _init_step_index(self, timestep: Any) -> None:
         if self.begin_index is None:
-            self._step_index = self.index_for_timestep(self._value(timestep), self._host_timesteps())
+            self._step_index = self.index_for_timestep(self._value(timestep), self.times().host)
         else:
             self._step_index = self._begin_index
 
     def _rows(self, key: Any, sources: tuple[Any, ...], make: Any) -> Any:
         """make(), kept until one of `sources` is another object or written to."""
-        held = self._rows_for
+        held, found = self._kept.rows
         if len(held) != len(sources) or any(
             a is not b or written != version(b) for (a, written), b in zip(held, sources, strict=True)
         ):
-            self._rows_for, self._rows_kept = tuple((value, version(value)) for value in sources), {}
-        found = self._rows_kept.get(key)
-        if found is None:
-            found = self._rows_kept[key] = make()
-        return found
+            found = {}
+            self._kept.rows = tuple((value, version(value)) for value in sources), found
+        rows = found.get(key)
+        if rows is None:
+            rows = found[key] = make()
+        return rows
+
+    def tables(self) -> dict[Any, Any]:
+        """What `_rows` keeps at the moment."""
+        return self._kept.rows[1]
 
     def _limits(self) -> dict[str, float] | None:
         """Arguments of `ops.solver_step` that clip or threshold x_0; None where it does not take them."""
@@ -206,7 +270,7 @@ class FusedScheduler:
     ) -> tuple[Tensor, Tensor | None]:
         """One step: (x_s, x_0), x_0 only where `keep`. options: those of `step`. guide: guidance in the same pass."""
         done = None
-        if self._is_known():
+        if self._is_known() and not self._methods.replaced(self, type(self)):
             done = self._fused(out, timestep, x, guide=guide, keep=keep, **options)
         if done is None:
             _LOG.debug("%s: diffusers' own step is taken", type(self).__name__)
@@ -234,18 +298,6 @@ class FusedScheduler:
     ) -> tuple[Tensor, Tensor | None] | None:
         """As `advance`; None where the fused step does not apply. Changes nothing of the scheduler then."""
         raise NotImplementedError
-
-    def to_json_string(self) -> str:
-        """The configuration under the name of diffusers' class, so that it loads without this package."""
-        text = super().to_json_string()  # type: ignore[misc]
-        return text.replace(
-            f'"_class_name": "{type(self).__name__}"', f'"_class_name": "{_original(type(self)).__name__}"'
-        )
-
-
-def _original(cls: type) -> Any:
-    """The scheduler class of diffusers below one of ours."""
-    return next(base for base in cls.__mro__ if base.__module__.startswith("diffusers."))
 
 
 def take(rows: Rows, row: int, x: Tensor, out: Tensor, guide: Guide | None, *, keep: bool, **more: Any) -> SolverStep:
