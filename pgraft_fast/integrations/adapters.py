@@ -9,9 +9,11 @@ from typing import Any
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, read_adapter, read_file, save_adapter
 from pgraft_fast.integrations.adapter_names import check_fits, prefix_of, to_peft
+from pgraft_fast.integrations.calls import watch
 from pgraft_fast.integrations.families import denoiser_of
 from pgraft_fast.integrations.fingerprint import base_fingerprint, base_weights, uncompiled
-from pgraft_fast.integrations.handover import CALLBACK, HELD, Held, Switches, handing_over, without_handover
+from pgraft_fast.integrations.handover import CALLBACK, HELD, Held, Switches, around
+from pgraft_fast.integrations.pipeline import STATE
 
 __all__ = ["AdapterMetadata", "base_fingerprint", "load_adapter", "read_adapter", "save_adapter", "unload_adapter"]
 
@@ -52,7 +54,7 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
     unload_adapter(pipe)
     # The first LoRA of a model freezes it.
     trained = [one for one in denoiser.parameters() if one.requires_grad]
-    held = Held(adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained)
+    held = Held(type(pipe), adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained)
     prefix, known = prefix_of(denoiser), inspect.signature(LoraConfig).parameters
     try:
         denoiser.load_lora_adapter(
@@ -70,11 +72,8 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
         held.remove()
         raise
     vars(pipe)[HELD] = held
-    fast = _forget(pipe)
-    # What `restore` puts back hands over, too.
-    if fast is not None:
-        fast.pipe_class = handing_over(fast.pipe_class)
-    pipe.__class__ = handing_over(type(pipe))
+    watch(type(pipe), around, outside=True)
+    _forget(pipe)
     return pipe
 
 
@@ -84,11 +83,7 @@ def unload_adapter(pipe: Any) -> Any:
     if held is None:
         return pipe
     held.remove()
-    fast = _forget(pipe)
-    if fast is not None:
-        fast.pipe_class = without_handover(fast.pipe_class)
-    # Where `accelerate` came later, its class is on top of ours, which does nothing any more.
-    pipe.__class__ = without_handover(type(pipe))
+    _forget(pipe)
     return pipe
 
 
@@ -121,10 +116,9 @@ def _compare(denoiser: Any, metadata: AdapterMetadata, path: str | Path) -> None
         warnings.warn(f"{what}, the pictures can be worse", stacklevel=3)
 
 
-def _forget(pipe: Any) -> Any:
-    """What `accelerate` holds for the pipeline, without graphs and loops of the model as it was."""
-    fast = vars(pipe).get("_pgraft_fast")
-    if fast is not None:
-        fast.runner.clear()
-        fast.known.clear()
-    return fast
+def _forget(pipe: Any) -> None:
+    """Graphs and loops that `accelerate` holds of the model as it was."""
+    state = vars(pipe).get(STATE)
+    if state is not None:
+        state.runner.clear()
+        state.known.clear()

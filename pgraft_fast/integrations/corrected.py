@@ -9,7 +9,7 @@ from torch import Tensor
 from pgraft_fast.diffusion.noise_laws import LinearFlow
 from pgraft_fast.diffusion.schedule import Schedule
 from pgraft_fast.errors import InputError
-from pgraft_fast.integrations.replaced import Replaced
+from pgraft_fast.integrations.views import like, view
 from pgraft_fast.inverse_noise import NoiseCorrector
 
 
@@ -35,22 +35,21 @@ class CorrectedPipeline:
         self.pipe, self.corrector = pipe, corrector
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = kwargs.get("latents") is not None
-        prepare = Replaced(self.pipe, "prepare_latents", lambda *a, **k: self._prepare(prepare, given, a, k))
-        set_timesteps = Replaced(
-            self.pipe.scheduler, "set_timesteps", lambda *a, **k: self._set_timesteps(set_timesteps, given, a, k)
-        )
-        try:
-            return self.pipe(*args, **kwargs)
-        finally:
-            set_timesteps.undo()
-            prepare.undo()
+        pipe, given = self.pipe, kwargs.get("latents") is not None
+        members = {
+            "prepare_latents": like(pipe.prepare_latents, lambda *a, **k: self._prepare(given, a, k)),
+            "scheduler": view(
+                pipe.scheduler,
+                {"set_timesteps": like(pipe.scheduler.set_timesteps, lambda *a, **k: self._set_timesteps(given, a, k))},
+            ),
+        }
+        return type(pipe).__call__(view(pipe, members), *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["pipe"], name)
 
-    def _prepare(self, original: Replaced, given: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = original.original(*args, **kwargs)
+    def _prepare(self, given: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = self.pipe.prepare_latents(*args, **kwargs)
         if given:
             return found
         # Flux returns the positions of its tokens as well.
@@ -69,8 +68,8 @@ class CorrectedPipeline:
             "give the height and width that it was made for"
         )
 
-    def _set_timesteps(self, original: Replaced, given: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        done = original.original(*args, **kwargs)
+    def _set_timesteps(self, given: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        done = self.pipe.scheduler.set_timesteps(*args, **kwargs)
         steps, wanted = len(self.pipe.scheduler.timesteps), self.corrector.base_steps
         if not given and wanted is not None and steps != wanted:
             raise InputError(

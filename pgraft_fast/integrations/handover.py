@@ -2,19 +2,23 @@
 
 import functools
 import inspect
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.callback import PGraftCallback
+from pgraft_fast.integrations.calls import watch
 from pgraft_fast.integrations.families import denoiser_of
 from pgraft_fast.integrations.fingerprint import uncompiled
+from pgraft_fast.integrations.views import target_of
 
 HELD = "_pgraft_adapter"
 CALLBACK = "callback_on_step_end"
-_BELOW = "_pgraft_class"
+_LOCKS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 class Switches:
@@ -60,12 +64,17 @@ class Handover(PGraftCallback):
 class Held:
     """The adapter of one pipeline."""
 
+    pipe_class: type
     name: str
     cut_logsnr: float | None
     denoiser: Any
     before: Switches
     trained: list[Any]
-    busy: bool = False
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copied or pickled pipeline hands over, too."""
+        vars(self).update(state)
+        watch(self.pipe_class, around, outside=True)
 
     def activate(self, weight: float) -> None:
         """Besides those that were active before; in no layer where the weight is 0."""
@@ -99,55 +108,39 @@ def _layers(denoiser: Any) -> list[Any]:
     return [one for one in denoiser.modules() if isinstance(one, BaseTunerLayer)]
 
 
-def handing_over(cls: Any) -> type:
-    """A subclass whose calls hand over, under the name of the class itself."""
-
-    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return _call(self, function, args, kwargs)
-
+def around(pipe: Any, call: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """For `calls.watch`: calls of a pipeline that holds an adapter hand over."""
+    held = vars(target_of(pipe)).get(HELD)
+    if held is None or held.cut_logsnr is None or uncompiled(denoiser_of(pipe)) is not held.denoiser:
         return call
-
-    def init_subclass(sub: Any, **options: Any) -> None:
-        # `accelerate` calls through a subclass, and has to see the handover among the arguments.
-        super(ours, sub).__init_subclass__(**options)
-        if "__call__" in vars(sub):
-            sub.__call__ = wrapped(sub.__call__)
-
-    told = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__, _BELOW: cls}
-    members = {"__call__": wrapped(cls.__call__), "__init_subclass__": init_subclass, **told}
-    ours: Any = type(cls.__name__, (cls,), members)
-    return ours
+    return functools.partial(_call, held, call, original)
 
 
-def without_handover(cls: Any) -> Any:
-    """The class that `handing_over` was given; any other as it is."""
-    return vars(cls).get(_BELOW, cls)
+def _call(
+    held: Held, call: Callable[..., Any], original: Callable[..., Any], pipe: Any, *args: Any, **kwargs: Any
+) -> Any:
+    # The switches are the denoiser's: of threads that share it, one at a time hands over.
+    with _lock_of(held.denoiser):
+        switches = Switches(held.denoiser)
+        if not switches.act(held.name):
+            return call(pipe, *args, **kwargs)
+        bound = _signature(original).bind(pipe, *args, **kwargs)
+        own = bound.arguments.get(CALLBACK)
+        if not isinstance(own, PGraftCallback):
+            handover = Handover(held.name, held.cut_logsnr, switches)
+            bound.arguments[CALLBACK] = handover if own is None else _both(handover, own)
+            # Diffusers asks its own kind of callbacks for this; the two together are none.
+            if (inputs := getattr(own, "tensor_inputs", None)) is not None:
+                bound.arguments[f"{CALLBACK}_tensor_inputs"] = inputs
+        try:
+            return call(*bound.args, **bound.kwargs)
+        finally:
+            switches.put_back()
 
 
-def _call(pipe: Any, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    held = vars(pipe).get(HELD)
-    # A call within a call is the accelerated pipeline's, to the class below.
-    if held is None or held.busy or held.cut_logsnr is None or uncompiled(denoiser_of(pipe)) is not held.denoiser:
-        return function(pipe, *args, **kwargs)
-    switches = Switches(held.denoiser)
-    if not switches.act(held.name):
-        return function(pipe, *args, **kwargs)
-    bound = _signature(function).bind(pipe, *args, **kwargs)
-    own = bound.arguments.get(CALLBACK)
-    if not isinstance(own, PGraftCallback):
-        handover = Handover(held.name, held.cut_logsnr, switches)
-        bound.arguments[CALLBACK] = handover if own is None else _both(handover, own)
-        # Diffusers asks its own kind of callbacks for this; the two together are none.
-        if (inputs := getattr(own, "tensor_inputs", None)) is not None:
-            bound.arguments[f"{CALLBACK}_tensor_inputs"] = inputs
-    held.busy = True
-    try:
-        return function(*bound.args, **bound.kwargs)
-    finally:
-        held.busy = False
-        switches.put_back()
+def _lock_of(denoiser: Any) -> threading.RLock:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(denoiser, threading.RLock())
 
 
 def _both(first: Callable[..., Any], then: Callable[..., Any]) -> Callable[..., Any]:

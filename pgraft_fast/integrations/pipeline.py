@@ -1,36 +1,62 @@
 """`accelerate(pipe)`: the fast scheduler and the fast loop inside of an existing diffusers pipeline."""
 
+import copy
 import functools
 import inspect
 import logging
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.attention import Attention, check_kind
+from pgraft_fast.integrations.calls import IN_CALL, unwatch, watch
 from pgraft_fast.integrations.families import Family, denoiser_of, family_of
+from pgraft_fast.integrations.views import target_of
 
 if TYPE_CHECKING:
     from pgraft_fast.integrations.runner import Runner
+    from pgraft_fast.integrations.shortcuts import ExecutionDevice
 
 _LOG = logging.getLogger(__name__)
 
+STATE = "_pgraft_fast"
+_ACCELERATED: weakref.WeakSet[Any] = weakref.WeakSet()
+
 
 @dataclass
-class _State:
-    """What `accelerate` holds for one pipeline and `restore` needs."""
+class State:
+    """What `accelerate` holds for one pipeline and `restore` needs.
 
-    pipe_class: type
+    scheduler: the pipeline's own. fast: that of ours with the same attributes, None where there is none. known: the
+    kinds of calls that were understood.
+    """
+
     scheduler: Any
-    registered: Any
+    fast: Any
     family: Family | None
     runner: "Runner"
     attention: Attention
-    fast: Any = None
+    device: "ExecutionDevice"
     known: dict[Any, Any] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "State":
+        """For a copied pipeline, which is accelerated, too."""
+        fast, scheduler = copy.deepcopy(self.fast, memo), self.scheduler
+        if fast is None:
+            scheduler = copy.deepcopy(scheduler, memo)
+        else:
+            scheduler = type(scheduler).__new__(type(scheduler))
+            object.__setattr__(scheduler, "__dict__", vars(fast))
+        runner, device = type(self.runner)(self.runner.mode, self.runner.memory_limit), type(self.device)()
+        return State(scheduler, fast, self.family, runner, copy.deepcopy(self.attention, memo), device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pipeline that was pickled is loaded as it would be without `accelerate`."""
+        return type(None), ()
 
 
 def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_memory_gb: float | None = None) -> Any:
@@ -49,101 +75,93 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     if not hasattr(pipe, "scheduler") or not hasattr(pipe, "register_to_config"):
         raise InputError(f"accelerate needs a diffusers pipeline with a scheduler, got {type(pipe).__name__}")
     from pgraft_fast.integrations.runner import Runner
+    from pgraft_fast.integrations.shortcuts import ExecutionDevice
 
     runner = Runner(mode, None if graph_memory_gb is None else int(graph_memory_gb * 2**30))
     check_kind(attention)
     restore(pipe)
     family = family_of(pipe)
-    state = _State(
-        pipe_class=type(pipe),
-        scheduler=pipe.scheduler,
-        registered=pipe.config.get("scheduler"),
-        family=family,
-        runner=runner,
-        attention=Attention(getattr(pipe, family.denoiser) if family else denoiser_of(pipe), attention),
-    )
-    _swap_scheduler(pipe, state)
+    denoiser = getattr(pipe, family.denoiser) if family else denoiser_of(pipe)
+    state = State(
+        scheduler=pipe.scheduler, fast=_fast(pipe.scheduler), family=family, runner=runner,
+        attention=Attention(denoiser, attention), device=ExecutionDevice(),
+    )  # fmt: skip
+    if state.fast is not None:
+        pipe.scheduler = state.fast
     if family is None:
         _LOG.info("%s: its loop is not known; it gets the fast scheduler only", type(pipe).__name__)
-    pipe.__dict__["_pgraft_fast"] = state
-    pipe.__class__ = _accelerated(type(pipe), family is not None)
+    else:
+        _ACCELERATED.add(pipe)
+        watch(type(pipe), _around)
+    vars(pipe)[STATE] = state
     return pipe
 
 
 def restore(pipe: Any) -> Any:
-    """Undo `accelerate`: class, scheduler and attention are as before. Returns the pipeline."""
-    state = getattr(pipe, "__dict__", {}).pop("_pgraft_fast", None)
+    """Undo `accelerate`: scheduler and attention are as before. Returns the pipeline."""
+    state = getattr(pipe, "__dict__", {}).pop(STATE, None)
     if state is None:
         return pipe
-    pipe.__class__ = state.pipe_class
-    if state.fast is pipe.scheduler:
+    if state.fast is not None and state.fast is pipe.scheduler:
         pipe.scheduler = state.scheduler
-        pipe.register_to_config(scheduler=state.registered)
     state.attention.undo()
     state.runner.clear()
+    _ACCELERATED.discard(pipe)
+    if not any(type(one) is type(pipe) for one in _ACCELERATED):
+        unwatch(type(pipe), _around)
     return pipe
 
 
-def _swap_scheduler(pipe: Any, state: _State) -> None:
+def _fast(scheduler: Any) -> Any:
+    """The scheduler of ours that stands for this one, with the same attributes; None where there is none."""
     from pgraft_fast import schedulers
 
-    old = pipe.scheduler
-    known = [name.removeprefix("Fast") for name in schedulers.__all__]
-    name = type(old).__name__
-    if name in schedulers.__all__:
-        return
-    if name not in known or not type(old).__module__.startswith("diffusers."):
-        _LOG.info("%s has no fast version and stays; known: %s", name, ", ".join(known))
-        return
-    new = state.fast = getattr(schedulers, f"Fast{name}").from_config(old.config)
-    if getattr(old, "_shift", None) is not None:
-        new._shift = old._shift
-    pipe.scheduler = new
-    # Saved under the name of diffusers' class, so that the folder loads without this package.
-    pipe.register_to_config(scheduler=state.registered)
+    known = {cls._original: cls for cls in (getattr(schedulers, name) for name in schedulers.__all__)}
+    cls = known.get(type(scheduler))
+    if cls is not None:
+        return cls.twin_of(scheduler)
+    if not isinstance(scheduler, tuple(known.values())):
+        names = ", ".join(one.__name__ for one in known)
+        _LOG.info("%s has no fast version and stays; known: %s", type(scheduler).__name__, names)
+    return None
 
 
-def _accelerated(cls: Any, known: bool) -> type:
-    """A subclass that calls through a Session where its loop is known, under the name of the class itself."""
-    from pgraft_fast.integrations.shortcuts import shortcuts
-
-    @wraps(cls.__call__)
-    def through_session(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _call(self, cls, args, kwargs)
-
-    told = {"__module__": cls.__module__, "__doc__": cls.__doc__, "__qualname__": cls.__qualname__}
-    names = {"__call__": through_session, **told, **(shortcuts(cls) if known else {})}
-    return type(cls.__name__, (cls,), names)
+def _around(pipe: Any, call: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """The call itself where the pipeline is not accelerated, or is within such a call."""
+    state: State | None = vars(target_of(pipe)).get(STATE)
+    if state is None or state.family is None or getattr(pipe, IN_CALL, False):
+        return call
+    return functools.partial(_call, state, call, original)
 
 
-def _call(pipe: Any, cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(
+    state: State, call: Callable[..., Any], original: Callable[..., Any], pipe: Any, *args: Any, **kwargs: Any
+) -> Any:
     from pgraft_fast.integrations.runner import listed
     from pgraft_fast.integrations.session import NotAsUnderstoodError, Session
 
-    state: _State = pipe.__dict__["_pgraft_fast"]
-    if state.family is None:
-        return cls.__call__(pipe, *args, **kwargs)
-    names, defaults = _parameters(cls.__call__)
+    assert state.family is not None
+    names, defaults = _parameters(original)
     arguments = {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
     if state.attention.open:
-        bound = inspect.signature(cls.__call__).bind(pipe, *args, **kwargs)
+        bound = inspect.signature(original).bind(pipe, *args, **kwargs)
         bound.apply_defaults()
-        state.attention.settle(bound, cls.__call__)
+        state.attention.settle(bound, call)
     # A call that turns out otherwise than understood is repeated from the same random state.
     generators = listed(arguments.get("generator"))
     before = [one.get_state() for one in generators]
     host, devices = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
-        with Session(pipe, state.family, state.runner, arguments, state.known):
-            return cls.__call__(pipe, *args, **kwargs)
+        with Session(pipe, state, arguments) as session:
+            return call(session.pipe, *args, **kwargs)
     except NotAsUnderstoodError:
-        _LOG.info("%s: this call does not run as the one before; it starts again in its own loop", cls.__name__)
+        _LOG.info("%s: this call does not run as the one before; it starts again in its own loop", type(pipe).__name__)
     for one, value in zip(generators, before, strict=True):
         one.set_state(value)
     torch.set_rng_state(host)
     torch.cuda.set_rng_state_all(devices)
     state.known.clear()
-    return cls.__call__(pipe, *args, **kwargs)
+    return call(pipe, *args, **kwargs)
 
 
 @functools.cache

@@ -1,42 +1,51 @@
 """What a diffusers pipeline works out anew in every call, answered sooner: a millisecond of Stable Diffusion's."""
 
+import functools
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import nn
 
 
-def shortcuts(cls: Any) -> dict[str, Any]:
-    """Members for a subclass of this pipeline class."""
-    found: dict[str, Any] = {"_execution_device": property(ExecutionDevice(cls).of)}
-    if getattr(cls, "maybe_convert_prompt", None) is TextualInversionLoaderMixin.maybe_convert_prompt:
-        found["maybe_convert_prompt"] = maybe_convert_prompt
+def shortcuts(pipe: Any, device: "ExecutionDevice") -> dict[str, Any]:
+    """Members for a view of the pipeline; none for what is not diffusers' own there."""
+    found: dict[str, Any] = {}
+    cls, own = type(pipe), vars(pipe)
+    if getattr(cls, "_execution_device", None) is DiffusionPipeline._execution_device:
+        answer = device.of(pipe)
+        if answer is not None:
+            found["_execution_device"] = answer
+    convert = TextualInversionLoaderMixin.maybe_convert_prompt
+    if getattr(cls, "maybe_convert_prompt", None) is convert and "maybe_convert_prompt" not in own:
+        found["maybe_convert_prompt"] = functools.partial(maybe_convert_prompt, pipe)
     return found
 
 
 class ExecutionDevice:
-    """`_execution_device` of a pipeline, asked again where a component or the place of its weights has changed.
+    """`_execution_device` of one pipeline, asked again where a component or the place of its weights has changed.
 
     The pipeline looks for offloading hooks in every module of every component. Weights that lie on an accelerator are
-    not offloaded, and without an accelerator nothing is; in any other case the pipeline is asked each time.
+    not offloaded, and without an accelerator nothing is; in any other case the answer is None: the pipeline's own.
     """
 
-    def __init__(self, cls: Any) -> None:
-        self._ask = cls._execution_device.fget
-        self._seen: list[tuple[str, nn.Module, _Place]] = []
-        self._answer: Any = None
+    def __init__(self) -> None:
+        # One tuple, so that threads see a device with what it was asked for.
+        self._seen: tuple[list[tuple[str, nn.Module, _Place]], Any] = ([], None)
 
     def of(self, pipe: Any) -> Any:
-        """The device."""
+        """The device, or None."""
         own = vars(pipe)
-        if not self._seen or any(own.get(name) is not part or place.moved() for name, part, place in self._seen):
-            self._answer = self._ask(pipe)
-            parts = [(name, part) for name, part in own.items() if isinstance(part, nn.Module)]
-            self._seen = [(name, part, _Place(part)) for name, part in parts]
-            if not all(place.settled() for _, _, place in self._seen):
-                self._seen = []
-        return self._answer
+        parts, answer = self._seen
+        if not parts or any(own.get(name) is not part or place.moved() for name, part, place in parts):
+            modules = [(name, part) for name, part in own.items() if isinstance(part, nn.Module)]
+            parts = [(name, part, _Place(part)) for name, part in modules]
+            if not all(place.settled() for _, _, place in parts):
+                return None
+            answer = pipe._execution_device
+            self._seen = parts, answer
+        return answer
 
 
 class _Place:

@@ -4,54 +4,70 @@ import copy
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from integrations.calls import call, off
 from pipelines import build
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from pgraft_fast import accelerate
+from pgraft_fast.integrations.shortcuts import ExecutionDevice, maybe_convert_prompt, shortcuts
 
 
-def counted(pipe):
-    """accelerate(pipe); how often diffusers was asked for the device."""
-    asked = []
-    cls = type(pipe)
+@pytest.fixture
+def asked(monkeypatch):
+    """How often diffusers was asked for the device."""
+    found, own = [], DiffusionPipeline._execution_device
 
-    class Asked(cls):
-        @property
-        def _execution_device(self):
-            asked.append(1)
-            return super()._execution_device
+    def counted(pipe):
+        found.append(1)
+        return own.fget(pipe)
 
-    Asked.__name__, Asked.__module__ = cls.__name__, cls.__module__
-    pipe.__class__ = Asked
-    return accelerate(pipe), asked
+    monkeypatch.setattr(DiffusionPipeline, "_execution_device", property(counted))
+    return found
 
 
-def test_the_device_is_asked_for_once():
-    pipe, asked = counted(build("sd"))
-    assert [pipe._execution_device for _ in range(3)] == [torch.device("cpu")] * 3
+def test_the_device_is_asked_for_once(asked):
+    pipe = accelerate(build("sd"))
+    for _ in range(3):
+        call(pipe, "sd")
     assert len(asked) == 1
 
 
-def test_a_new_component_and_moved_weights():
-    pipe, asked = counted(build("sd"))
-    assert pipe._execution_device == torch.device("cpu")
+def test_a_new_component_and_moved_weights(asked):
+    pipe, device = build("sd"), ExecutionDevice()
+    assert device.of(pipe) == torch.device("cpu")
     pipe.unet = copy.deepcopy(pipe.unet)
-    assert pipe._execution_device == torch.device("cpu") and len(asked) == 2
+    assert device.of(pipe) == torch.device("cpu") and len(asked) == 2
     for part in (pipe.text_encoder, pipe.vae, pipe.unet):
         part.to("meta")
-    assert [pipe._execution_device for _ in range(2)] == [torch.device("meta")] * 2
+    assert [device.of(pipe) for _ in range(2)] == [torch.device("meta")] * 2
     pipe.vae = None
-    assert pipe._execution_device == torch.device("meta")
+    assert device.of(pipe) == torch.device("meta")
 
 
-def test_where_something_could_be_offloaded_the_pipeline_is_asked(monkeypatch):
-    pipe, asked = counted(build("sd"))
+def test_where_something_could_be_offloaded_the_pipeline_is_asked(asked, monkeypatch):
+    pipe, device = build("sd"), ExecutionDevice()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    for _ in range(3):
-        assert pipe._execution_device == torch.device("cpu")
-    assert len(asked) == 3
+    assert [device.of(pipe) for _ in range(3)] == [None] * 3
+    assert "_execution_device" not in shortcuts(pipe, device)
+
+
+def test_what_a_user_replaced_is_asked():
+    class Mine(StableDiffusionPipeline):
+        @property
+        def _execution_device(self):
+            return torch.device("cpu")
+
+        def maybe_convert_prompt(self, prompt, tokenizer):
+            return prompt
+
+    pipe = build("sd")
+    assert set(shortcuts(pipe, ExecutionDevice())) == {"_execution_device", "maybe_convert_prompt"}
+    pipe.maybe_convert_prompt = lambda prompt, tokenizer: prompt
+    assert set(shortcuts(pipe, ExecutionDevice())) == {"_execution_device"}
+    mine = Mine(**build("sd").components, requires_safety_checker=False)
+    assert shortcuts(mine, ExecutionDevice()) == {}
 
 
 @pytest.mark.parametrize("prompt", ["a <cat> and <cat>", ["a <cat>", "a dog"], "a <hat>"])
@@ -60,7 +76,7 @@ def test_prompts_with_textual_inversions(prompt, tokens):
     pipe = build("sd")
     pipe.tokenizer.add_tokens(tokens)
     want = pipe.maybe_convert_prompt(prompt, pipe.tokenizer)
-    assert accelerate(pipe).maybe_convert_prompt(prompt, pipe.tokenizer) == want
+    assert maybe_convert_prompt(pipe, prompt, pipe.tokenizer) == want
     several = "<cat>_2" in tokens and any("<cat>" in text for text in ([prompt] if isinstance(prompt, str) else prompt))
     assert (want != prompt) == several
 
