@@ -163,5 +163,7 @@ def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
         raise InputError(f"{run}: not a finished run ({Path(error.filename).name}: {error.strerror})") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{run}: damaged ({error.__class__.__name__} in {CONFIG} or {RESULT})") from error
-    # The config may have been edited: sampling follows it.
-    return run, result, checked(TextConfig if of_text else RunConfig, given, str(run / CONFIG))
+    # It may have been edited: sampling and evaluation follow it.
+    source = str(run / CONFIG)
+    config: Config = checked(TextConfig, given, source) if of_text else checked(RunConfig, given, source)
+    return run, result, config

@@ -8,6 +8,7 @@ import pytest
 import pgraft_fast
 from pgraft_fast.commands.config import read_config
 from pgraft_fast.commands.correct_config import read_correct_config
+from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.text_config import read_text_config
 from pgraft_fast.errors import InputError
 
@@ -108,3 +109,21 @@ def test_overrides_of_what_is_no_table(tmp_path):
     (tmp_path / "c.toml").write_text('run = "r"\ntask = 3\n')
     with pytest.raises(InputError, match=r"c.toml: task = 3: input should be a valid dictionary"):
         read_config(tmp_path / "c.toml", {"task.reward": "symmetry"})
+
+
+def test_an_edited_config_of_a_run(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    for text, message in [
+        (
+            '{"run": "r", "sample": {"steps": "many"}}',
+            "config.json: sample.steps = 'many': input should be a",
+        ),
+        ('{"run": "r", "rewards": [], "model": {}}', "config.json: model.* give folder, or shipped"),
+        ('{"run": ', r"damaged \(JSONDecodeError in config.json"),
+        ("3", r"damaged \(TypeError in config.json"),
+    ]:
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_run(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"run": "r", "seed": 3}', encoding="utf-8-sig")
+    assert read_run(str(tmp_path))[2].seed == 3
