@@ -10,6 +10,7 @@ from pydantic import BaseModel, PositiveInt, ValidationError
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import text_of
 from pgraft_fast.finetune.settings import FinetuneSettings, Settings
+from pgraft_fast.rewards.urls import without_secrets
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 
@@ -102,7 +103,7 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return f"{key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+    return without_secrets(f"{key} = {item['input']!r}: {message[0].lower()}{message[1:]}")
 
 
 def _nearest(schema: type[BaseModel], location: list[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import PgraftError, RewardError
+from pgraft_fast.rewards.urls import without_secrets
 
 MAX_INVALID_SHARE = 0.05
 _NAMED = 8
@@ -73,8 +74,8 @@ def of_samples(ids: Sequence[int]) -> str:
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """An error's text on one line of bounded length."""
-    text = " ".join(str(error).split())
+    """An error's text on one line of bounded length, without the passwords of URLs."""
+    text = without_secrets(" ".join(str(error).split()))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

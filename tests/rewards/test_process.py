@@ -109,6 +109,12 @@ def test_another_order_and_nothing(start):
     assert rewards[2] == 3
 
 
+@pytest.mark.parametrize("error", ["None", "''", "False", "{}"])
+def test_an_error_that_is_none(start, error):
+    reward = start(f"answer['error'] = {error}; answer['rewards'] = [1, None, 3]")
+    assert torch.isnan(reward(SAMPLES, PROMPTS, IDS)).tolist() == [False, True, False]
+
+
 BAD = [
     ("answer['rewards'] = [1, 2]", r"gave 2 rewards for 3 sample_ids \(at samples 40 to 42\)"),
     ("answer['rewards'], answer['sample_ids'] = [1, 2], [40, 42]", "did not answer for sample 41; it must answer"),
