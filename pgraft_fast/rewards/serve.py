@@ -10,19 +10,20 @@ or, in a script of three lines,
     from scorer import score
     serve(score)
 
-where score(images, prompts) gets images (B, H, W, C) uint8 and B strings and returns B numbers. Whatever it takes to
-import `scorer`, a model to load for instance, is not part of the time-out of a batch.
+where score(images, prompts) gets images (B, H, W, C) uint8 and B strings and returns B numbers, None for a sample that
+has none. Whatever it takes to import `scorer`, a model to load for instance, is not part of the time-out of a batch.
 """
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 
 
-def serve(function: Callable[..., Iterable[float]]) -> None:
+def serve(function: Callable[..., Iterable[float | None]]) -> None:
     """Answer until the end of stdin. Exceptions of the function are answers; what it prints goes to stderr."""
     import numpy
 
@@ -45,12 +46,30 @@ def serve(function: Callable[..., Iterable[float]]) -> None:
         samples = numpy.frombuffer(data, dtype).reshape(question["shape"])
         answer = {"id": question["id"]}
         try:
-            rewards = [float(reward) for reward in function(samples, question["prompts"])]
+            rewards = _numbers(function(samples, question["prompts"]))
             answer |= {"sample_ids": question["sample_ids"], "rewards": rewards}
         except Exception as error:
             traceback.print_exc()
             answer["error"] = f"{type(error).__name__}: {error}"
         say(answer)
+
+
+def _numbers(rewards: "Iterable[float | None]") -> list[float | None]:
+    """With None, which is null in JSON, for what is none or not finite."""
+    # Iterated over, these would give their letters, or their keys.
+    if isinstance(rewards, (str, bytes, dict, set)) or not hasattr(rewards, "__iter__"):
+        raise TypeError(f"the reward returned {type(rewards).__name__}, not numbers")
+    return [None if reward is None else _number(reward) for reward in rewards]
+
+
+def _number(reward: object) -> "float | None":
+    if isinstance(reward, (str, bytes)):
+        raise TypeError(f"the reward returned {reward!r} for a sample, not a number")
+    try:
+        number = float(reward)  # type: ignore[arg-type]
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def main() -> None:
