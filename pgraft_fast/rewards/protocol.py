@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import PgraftError, RewardError
-from pgraft_fast.rewards.numbers import as_numbers
+from pgraft_fast.rewards.returned import as_numbers
 from pgraft_fast.rewards.urls import without_secrets
 
 MAX_INVALID_SHARE = 0.05

@@ -29,6 +29,8 @@ def as_numbers(values: Any) -> Tensor:
         if array.dtype.kind != "O" or array.ndim != 1:
             raise refused
         values = list(array)
+    if isinstance(values, int | float):
+        return torch.tensor(_number(values, 0, refused))
     if not isinstance(values, Sequence) or isinstance(values, str | bytes | bytearray | memoryview):
         raise refused
     if any(isinstance(value, Sequence) and not isinstance(value, str | bytes) for value in values):
