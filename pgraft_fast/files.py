@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all, and folders that prove what they hold.
+"""Files that are written whole or not at all, folders that prove what they hold, and texts of users.
 
 A folder is written under a temporary name, its files and itself flushed to disk, a manifest with the SHA-256 of
 every file last, then renamed, and the parent flushed. So a name without ".tmp" in front always stands for a complete
 folder, whatever was killed when.
 """
 
+import codecs
 import errno
 import hashlib
 import json
@@ -14,10 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.errors import CheckpointError, StorageError
+from pgraft_fast.errors import CheckpointError, InputError, StorageError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -67,6 +73,31 @@ def read_folder(path: Path) -> dict[str, bytes]:
         if hashlib.sha256(data).hexdigest() != hashes[name]:
             raise CheckpointError(f"{path / name}: damaged, its hash differs from the manifest")
     return files
+
+
+def read_text(path: Path, what: str = "") -> str:
+    """A text that a user wrote, with the line ends it has. what: is read from it, for messages. Raises InputError."""
+    try:
+        return text_of(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: {what} cannot be read ({error.strerror})".replace("  ", " ")) from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8, without the byte order mark that it may begin with. Raises ValueError: what it is instead, the mend."""
+    kind = next((name for mark, name in _OTHER_MARKS.items() if data.startswith(mark)), None)
+    # Every second byte of a Latin text in UTF-16 is zero; no text in UTF-8 is like that.
+    if kind is None and data[:4096].count(0) * 4 > len(data[:4096]):
+        kind = "UTF-16, or no text at all"
+    if kind is not None:
+        raise ValueError(f"not a text in UTF-8 but {kind}; save it as UTF-8")
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        line, byte = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        raise ValueError(f"not a text in UTF-8 (line {line} has the byte 0x{byte:02x}); save it as UTF-8") from error
 
 
 def remove_temporary(folder: Path) -> None:

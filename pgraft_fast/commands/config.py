@@ -8,7 +8,9 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.files import text_of
 from pgraft_fast.finetune.settings import FinetuneSettings, Settings
+from pgraft_fast.rewards.urls import without_secrets
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 
@@ -64,10 +66,13 @@ def read_config(path: Path, overrides: dict[str, Any]) -> RunConfig:
 def read_toml(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     """A TOML file with values replaced: {"table.key": value}, None is left out. Raises InputError."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        # A byte order mark is no part of the text, and TOML has no word for one.
+        data = tomllib.loads(text_of(path.read_bytes()))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid TOML: nested too deeply") from error
+    except ValueError as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     override(data, overrides)
     return data
@@ -98,7 +103,7 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return f"{key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+    return without_secrets(f"{key} = {item['input']!r}: {message[0].lower()}{message[1:]}")
 
 
 def _nearest(schema: type[BaseModel], location: list[str]) -> str:
@@ -126,4 +131,7 @@ def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
 def _set(data: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            # Left for the check of the whole, which names the key and what was given.
+            return
     data[keys[-1]] = value

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pgraft_fast.commands.config import RunConfig
+from pgraft_fast.commands.config import RunConfig, checked
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.sizing import SAFETY, evaluation_samples, sized
 from pgraft_fast.commands.subjects import Config, Subject, subject_of
@@ -156,11 +156,14 @@ def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
     """(path, result, config) of a finished run. Raises InputError."""
     run = Path(folder)
     try:
-        result = json.loads((run / RESULT).read_text(encoding="utf-8"))
-        given = json.loads((run / CONFIG).read_text(encoding="utf-8"))
-        config: Config = (TextConfig if "rewards" in given else RunConfig).model_validate(given)
+        result = json.loads((run / RESULT).read_bytes())
+        given = json.loads((run / CONFIG).read_bytes())
+        of_text = "rewards" in given
     except OSError as error:
         raise InputError(f"{run}: not a finished run ({Path(error.filename).name}: {error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{run}: damaged ({error.__class__.__name__} in {CONFIG} or {RESULT})") from error
+    # It may have been edited: sampling and evaluation follow it.
+    source = str(run / CONFIG)
+    config: Config = checked(TextConfig, given, source) if of_text else checked(RunConfig, given, source)
     return run, result, config

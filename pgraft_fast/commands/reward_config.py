@@ -45,6 +45,7 @@ from pgraft_fast.rewards.http import HttpReward
 from pgraft_fast.rewards.jpeg import JpegSize
 from pgraft_fast.rewards.local_models import DTYPES, what_is_missing
 from pgraft_fast.rewards.process import CommandReward
+from pgraft_fast.rewards.urls import with_variables
 from pgraft_fast.rewards.vqa_score import VqaScore
 
 _AESTHETIC = "sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/improved-aesthetic-predictor"
@@ -134,7 +135,8 @@ class _Place:
     def _elsewhere(self, settings: CommandSettings | HttpSettings) -> Callable[..., object]:
         seconds = self.limits.timeout_seconds
         if isinstance(settings, HttpSettings):
-            return HttpReward(settings.url, name=self.name, timeout_seconds=seconds, retries=self.limits.retries)
+            url = with_variables(settings.url)
+            return HttpReward(url, name=self.name, timeout_seconds=seconds, retries=self.limits.retries)
         log = None if self.logs is None else self.logs / f"{self.name}.log"
         return CommandReward(
             settings.command,

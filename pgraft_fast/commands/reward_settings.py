@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_serializer
 
 from pgraft_fast.finetune.settings import Settings
+from pgraft_fast.rewards.urls import without_secrets
 from pgraft_fast.rewards.vqa_score import ANSWER, QUESTION
 
 
@@ -76,10 +77,14 @@ class CommandSettings(WeightedSettings):
 
 
 class HttpSettings(WeightedSettings):
-    """See `HttpReward`."""
+    """See `HttpReward`. url: ${NAME} in it is an environment variable. Saved without its password and other secrets."""
 
     kind: Literal["http"]
-    url: str
+    url: str = Field(repr=False)
+
+    @field_serializer("url")
+    def _saved(self, url: str) -> str:
+        return without_secrets(url)
 
 
 class TaskRewardSettings(WeightedSettings):

@@ -13,6 +13,7 @@ from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Learner, Trainer
 from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.rewards.neighbours import files_beside
 from pgraft_fast.tasks import Task
 
 Config = RunConfig | TextConfig
@@ -62,9 +63,16 @@ def handover_of(task: Task, cut: float) -> dict[str, Any]:
 
 
 def file_hash(reward: str) -> str | None:
-    """Of a user's reward file: a run goes on only with the reward that it began with."""
+    """Of a user's reward file, and of what it imported from beside it: a run goes on only with the reward that it began
+    with.
+    """
     file, found, _ = reward.rpartition(":")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if found else None
+    if not found:
+        return None
+    told = hashlib.sha256(Path(file).read_bytes())
+    for neighbour in files_beside(Path(file)):
+        told.update(hashlib.sha256(neighbour.read_bytes()).digest())
+    return told.hexdigest()
 
 
 def _save_weights(trainer: Trainer, run: Path, config: RunConfig, task: Task) -> Path:

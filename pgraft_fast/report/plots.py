@@ -139,7 +139,9 @@ def side_by_side_png(
                 # The line below a column's name, and alone in later rows, is where the text stands.
                 axis.set_title(f"{name}\n" if row == 0 else " ", fontsize=9)
             first = axes[row, 0]
-            first.text(0.0, 1.06, text, transform=first.transAxes, fontsize=9).set_in_layout(False)
+            # A prompt may hold dollars, which are not formulas, and line ends.
+            line = " ".join(text.split())
+            first.text(0.0, 1.06, line, transform=first.transAxes, fontsize=9, parse_math=False).set_in_layout(False)
         return _png(figure)
 
 

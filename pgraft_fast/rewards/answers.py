@@ -30,7 +30,7 @@ def parse(text: bytes, name: str) -> dict[str, Any]:
     """A JSON object. Raises RewardError that quotes what was there instead."""
     try:
         answer = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         shown = one_line(text[:200].decode(errors="replace"), 80)
@@ -41,12 +41,14 @@ def parse(text: bytes, name: str) -> dict[str, Any]:
 def rewards_in_order(answer: dict[str, Any], asked: Sequence[int], number: int, name: str) -> list[float]:
     """The rewards of the samples `asked`, in that order; null is nan.
 
-    answer: {"id", "sample_ids", "rewards"}, samples in any order, or {"id", "error"}. Raises RewardError that names the
+    answer: {"id", "sample_ids", "rewards"}, samples in any order, or {"id", "error"}; an error that is null, empty or
+    false is none. Raises RewardError that names the
     samples where it is an error, belongs to another question, or has too few, too many, unknown or repeated samples.
     """
     where = f"(at {of_samples(asked)})"
-    if "error" in answer:
-        raise RewardError(f"reward {name!r} raised {one_line(answer['error'])} {where}")
+    # Many servers send every key they know, null where it says nothing.
+    if answer.get("error"):
+        raise RewardError(f"reward {name!r} raised {one_line(str(answer['error']))} {where}")
     if answer.get("id") != number:
         raise RewardError(f"reward {name!r} answered question {answer.get('id')!r} instead of {number} {where}")
     ids, values = answer.get("sample_ids"), answer.get("rewards")
@@ -58,8 +60,17 @@ def rewards_in_order(answer: dict[str, Any], asked: Sequence[int], number: int, 
     by_id = dict(zip(ids, values, strict=True))
     bad = [i for i in asked if isinstance(by_id[i], bool) or not isinstance(by_id[i], int | float | None)]
     if bad:
-        raise RewardError(f"reward {name!r} gave {by_id[bad[0]]!r}, not a number, for {of_samples(bad)}")
-    return [math.nan if by_id[i] is None else float(by_id[i]) for i in asked]
+        shown = one_line(repr(by_id[bad[0]]), 60)
+        raise RewardError(f"reward {name!r} gave {shown}, not a number, for {of_samples(bad)}")
+    return [_number(by_id[i]) for i in asked]
+
+
+def _number(value: float | None) -> float:
+    """nan for null, inf for a whole number that no float holds."""
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _check_ids(ids: Sequence[Any], asked: Sequence[int], name: str) -> None:

@@ -43,7 +43,7 @@ class ClipImages:
             file = folder / name
             if file.is_file():
                 try:
-                    config = json.loads(file.read_text(encoding="utf-8"))
+                    config = json.loads(file.read_bytes())
                     return cls._from_config(config if key is None else config[key], image_size)
                 except (ValueError, KeyError, TypeError) as error:
                     raise RewardError(f"{file}: is no image processor's config ({error})") from error

@@ -13,8 +13,8 @@ their own shape as little-endian float32. It answers on stdout with one line, sa
 
     {"id": 7, "sample_ids": [41, 40], "rewards": [0.1, 0.7]}
 
-null standing for no reward, or {"id": 7, "error": "what is wrong"}. Everything else it has to say belongs on stderr.
-At the end of stdin it should end. `serve` does all this for a Python function.
+null standing for no reward, or {"id": 7, "error": "what is wrong"}; an error that is null or empty is none. Everything
+else it has to say belongs on stderr. At the end of stdin it should end. `serve` does all this for a Python function.
 """
 
 import json
@@ -32,6 +32,7 @@ from pgraft_fast.rewards.answers import MAX_ANSWER_BYTES, parse, question, rewar
 from pgraft_fast.rewards.child import Child, EndedError
 from pgraft_fast.rewards.pixels import to_bytes
 from pgraft_fast.rewards.protocol import RewardTimeoutError, of_samples, one_line
+from pgraft_fast.rewards.urls import without_secrets
 
 
 class CommandReward:
@@ -55,7 +56,7 @@ class CommandReward:
         try:
             self.command = shlex.split(command) if isinstance(command, str) else list(command)
         except ValueError as error:
-            raise InputError(f"command = {command!r}: {error}") from error
+            raise InputError(f"command = {without_secrets(str(command))!r}: {error}") from error
         if not self.command:
             raise InputError(f"command = {command!r}: names no program")
         self.name, self.timeout_seconds, self.start_seconds = name, timeout_seconds, start_seconds

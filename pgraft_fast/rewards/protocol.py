@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import PgraftError, RewardError
+from pgraft_fast.rewards.returned import as_numbers
+from pgraft_fast.rewards.urls import without_secrets
 
 MAX_INVALID_SHARE = 0.05
 _NAMED = 8
@@ -21,7 +23,7 @@ class Reward(Protocol):
     """reward(samples, prompts) -> one number a sample; higher is better, nan marks a sample that has none.
 
     samples: (B, ...) final samples; pictures are (B, C, H, W) in [-1, 1]. prompts: B strings. Returns B numbers:
-    tensor, array or list. What else a reward may have, none of it required:
+    tensor, array or list; None in it is nan. What else a reward may have, none of it required:
     parameters `sample_ids` (B ints) and `on_wait` (called while it waits; may raise, which ends the wait);
     `name`, for messages; `prepare()`, what must be done once before the first call, outside its time-out; `close()`;
     `interrupt()`, which makes a call in another thread fail; `longest_call_seconds`, where it keeps its own time-out.
@@ -73,8 +75,8 @@ def of_samples(ids: Sequence[int]) -> str:
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """An error's text on one line of bounded length."""
-    text = " ".join(str(error).split())
+    """An error's text on one line of bounded length, without the passwords of URLs."""
+    text = without_secrets(" ".join(str(error).split()))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
@@ -159,9 +161,11 @@ def evaluate(
     if _version(batch) != version:
         raise RewardMisuseError(f"reward {name!r} changes its samples in place; let it work on samples.clone()")
     try:
-        rewards = torch.as_tensor(values, dtype=torch.float32, device=batch.device).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(f"reward {name!r} returned {type(values).__name__}, not numbers (at {where})") from error
+        rewards = as_numbers(values).to(batch.device)
+    except Exception as error:
+        # A type of another library may refuse to become an array with any exception.
+        told = error if isinstance(error, ValueError) else f"{type(values).__name__}, not numbers: {error}"
+        raise RewardError(f"reward {name!r} returned {one_line(told)} (at {where})") from error
     if rewards.shape != (batch.shape[0],):
         raise RewardError(
             f"reward {name!r} returned shape {tuple(rewards.shape)} for {batch.shape[0]} samples; "

@@ -21,7 +21,7 @@ def load_pipeline(folder: Path, dtype: torch.dtype, device: torch.device, reposi
         where = "a model folder of diffusers" if repository is None else repository
         raise InputError(f"{folder}: no model_index.json; download {where} into it and name it in model.folder")
     try:
-        told = json.loads(index.read_text(encoding="utf-8"))
+        told = json.loads(index.read_bytes())
         name = told["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: damaged ({type(error).__name__})") from error

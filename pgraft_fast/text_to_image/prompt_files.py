@@ -1,14 +1,26 @@
-"""Prompts from txt, csv, jsonl and the files of T2I-CompBench and GenEval."""
+"""Prompts from txt, csv, tsv, jsonl and json: the files of T2I-CompBench, PartiPrompts and GenEval, and anybody's."""
 
 import csv
 import json
-from collections.abc import Iterator
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.files import read_text
 
 _TEXT_KEYS, _CATEGORY_KEYS = ("prompt", "text", "caption"), ("category", "tag", "type")
+_NO_ENTRY = f"neither a string nor an object with {', '.join(_TEXT_KEYS)}"
+_CSV_MEND = "put a prompt that holds a comma or a quote in quotes, and double the quotes in it"
+_TSV_MEND = "a tab stands between two columns alone"
+# The limit of a field is one of the whole process.
+_FIELD_LIMIT, _FIELD_LOCK = 2**31 - 1, threading.Lock()
+
+# (text, category), "" where there is none
+Entry = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -22,31 +34,47 @@ class PromptFile:
 def read_prompts(path: Path) -> PromptFile:
     """Read a file, or all files of a folder as T2I-CompBench has them (color_val.txt: category "color").
 
-    txt: one a line. csv, tsv: a column prompt, text or caption, and perhaps category, tag or type. jsonl, json: objects
-    with such keys (GenEval's evaluation_metadata.jsonl), or strings. Empty lines and repeated prompts are left out.
-    Raises InputError.
+    txt: one a line; a tab is a space, but for a column in which every line of color_val.txt says "color". tsv: a first
+    line with a column prompt, text or caption, and perhaps category, tag or type; a quote is part of the prompt. csv:
+    the same with commas; a prompt that holds one stands in quotes. jsonl, json: objects with such keys (GenEval's
+    evaluation_metadata.jsonl), or strings.
+
+    The text is UTF-8, with or without a byte order mark; lines end at LF or CR LF alone. A prompt is taken as it stands
+    but for white space at its ends. Left out are empty ones and repetitions, also those that differ in white space
+    alone, which no text encoder sees; the first one's category counts. Raises InputError: file, line, mend.
     """
-    if path.is_dir():
-        files = sorted(one for one in path.iterdir() if one.suffix.lower() in _READERS)
-        if not files:
-            raise InputError(f"{path}: no prompt file in it ({', '.join(_READERS)})")
-    elif path.suffix.lower() not in _READERS:
-        raise InputError(f"{path}: prompts are read from {', '.join(_READERS)}")
-    else:
-        files = [path]
-    found: dict[str, str] = {}
-    for file in files:
+    found: dict[str, Entry] = {}
+    for file in _files(path):
+        text, common = read_text(file, "prompts"), _category_of(file)
+        if file.suffix.lower() == ".txt" and common != file.stem:
+            text = _without_column(text, common)
         try:
-            for text, category in _READERS[file.suffix.lower()](file):
-                if text.strip():
-                    found.setdefault(" ".join(text.split()), category or _category_of(file))
-        except OSError as error:
-            raise InputError(f"{file}: prompts cannot be read ({error.strerror})") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}: not a text in UTF-8") from error
+            for prompt, category in _READERS[file.suffix.lower()](text):
+                if prompt.strip():
+                    found.setdefault(" ".join(prompt.split()), (prompt.strip(), category.strip() or common))
+        except ValueError as error:
+            raise InputError(f"{file}, {error}") from error
     if not found:
         raise InputError(f"{path}: no prompt in it")
-    return PromptFile(tuple(found), tuple(found.values()))
+    return PromptFile(tuple(text for text, _ in found.values()), tuple(category for _, category in found.values()))
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or those of a folder by name; hidden ones, which some systems write beside others, are no prompts."""
+    try:
+        if not path.is_dir():
+            if path.suffix.lower() not in _READERS:
+                raise InputError(f"{path}: prompts are read from {', '.join(_READERS)}")
+            return [path]
+        files = sorted(
+            one for one in path.iterdir()
+            if one.suffix.lower() in _READERS and not one.name.startswith(".") and not one.is_dir()
+        )  # fmt: skip
+    except OSError as error:
+        raise InputError(f"{path}: prompts cannot be read ({error.strerror})") from error
+    if not files:
+        raise InputError(f"{path}: no prompt file in it ({', '.join(_READERS)})")
+    return files
 
 
 def _category_of(file: Path) -> str:
@@ -56,49 +84,141 @@ def _category_of(file: Path) -> str:
     return name
 
 
-def _txt(file: Path) -> Iterator[tuple[str, str]]:
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
-        # Some files of T2I-CompBench have more columns behind the prompt.
-        yield line.split("\t")[0], ""
+def _without_column(text: str, category: str) -> str:
+    """A txt whose lines, every one, end with a tab and the category in the name of the file, without that."""
+    lines = [line.rstrip() for _, line in _lines(text) if line.strip()]
+    end = f"\t{category}"
+    return "\n".join(line.removesuffix(end) for line in lines) if all(line.endswith(end) for line in lines) else text
 
 
-def _csv(file: Path) -> Iterator[tuple[str, str]]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-        key = next((name for name in _TEXT_KEYS if name in (rows.fieldnames or ())), None)
-        if key is None:
-            raise InputError(f"{file}: no column {', '.join(_TEXT_KEYS)} in its first line")
-        for row in rows:
-            yield row[key] or "", next((row[name] or "" for name in _CATEGORY_KEYS if name in row), "")
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered from 1, without their ends. str.splitlines would also end one at U+2028, a form feed and others."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        yield number, line.removesuffix("\r")
 
 
-def _jsonl(file: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+def _txt(text: str) -> Iterator[Entry]:
+    for _, line in _lines(text):
+        yield line.replace("\t", " "), ""
+
+
+def _tsv(text: str) -> Iterator[Entry]:
+    return _table(((number, line.split("\t")) for number, line in _lines(text)), _TSV_MEND)
+
+
+def _csv(text: str) -> Iterator[Entry]:
+    return _table(_csv_rows(text), _CSV_MEND)
+
+
+def _csv_rows(text: str) -> list[tuple[int, list[str]]]:
+    """(first line, fields) of each row."""
+    rows = []
+    # strict: without it, text behind a closing quote is taken and the quotes are lost, and so is an open quote.
+    reader = csv.reader((f"{line}\n" for line in text.split("\n")), strict=True)
+    with _FIELD_LOCK:
+        limit = csv.field_size_limit(_FIELD_LIMIT)
+        try:
+            while True:
+                number = reader.line_num + 1
+                try:
+                    rows.append((number, next(reader)))
+                except StopIteration:
+                    return rows
+                except csv.Error as error:
+                    raise ValueError(f"line {number}: {error}; {_CSV_MEND}") from error
+        finally:
+            csv.field_size_limit(limit)
+
+
+def _table(rows: Iterable[tuple[int, list[str]]], mend: str) -> Iterator[Entry]:
+    """Entries of rows under a header. Raises ValueError where a row has another number of fields."""
+    filled = ((number, fields) for number, fields in rows if any(field.strip() for field in fields))
+    number, header = next(filled, (1, []))
+    names = [name.strip().casefold() for name in header]
+    text_at, category_at = _place(_TEXT_KEYS, names, number), _place(_CATEGORY_KEYS, names, number)
+    if text_at is None:
+        raise ValueError(f"line {number}: no column {', '.join(_TEXT_KEYS)} in its first line")
+    for number, fields in filled:
+        if len(fields) != len(names):
+            raise ValueError(f"line {number}: {len(fields)} fields under {len(names)} columns; {mend}")
+        yield fields[text_at], "" if category_at is None else fields[category_at]
+
+
+def _place(keys: Sequence[str], names: Sequence[str], number: int) -> int | None:
+    key = next((key for key in keys if key in names), None)
+    if key is None:
+        return None
+    if names.count(key) > 1:
+        raise ValueError(f"line {number}: {names.count(key)} columns {key}; keep one")
+    return names.index(key)
+
+
+def _jsonl(text: str) -> Iterator[Entry]:
+    for number, line in _lines(text):
         if line.strip():
             try:
-                yield _entry(json.loads(line))
+                yield _entry(_parsed(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error.msg} at column {error.colno}") from error
             except ValueError as error:
-                raise InputError(f"{file}, line {number}: {error}") from error
+                raise ValueError(f"line {number}: {error}") from error
 
 
-def _json(file: Path) -> Iterator[tuple[str, str]]:
+def _json(text: str) -> Iterator[Entry]:
     try:
-        entries = json.loads(file.read_text(encoding="utf-8-sig"))
-        if not isinstance(entries, list):
-            raise ValueError("not a list")
-        yield from [_entry(entry) for entry in entries]
-    except ValueError as error:
-        raise InputError(f"{file}: {error}") from error
+        entries = _parsed(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg} at column {error.colno}") from error
+    if not isinstance(entries, list):
+        raise ValueError("line 1: not a list")
+    for number, entry in enumerate(entries, start=1):
+        try:
+            yield _entry(entry)
+        except ValueError as error:
+            raise ValueError(f"entry {number}: {error}") from error
 
 
-def _entry(value: object) -> tuple[str, str]:
-    if isinstance(value, str):
-        return value, ""
-    if isinstance(value, dict):
-        text = next((value[name] for name in _TEXT_KEYS if isinstance(value.get(name), str)), None)
-        if text is not None:
-            return text, str(next((value[name] for name in _CATEGORY_KEYS if name in value), ""))
-    raise ValueError(f"neither a string nor an object with {', '.join(_TEXT_KEYS)}")
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
-_READERS = {".txt": _txt, ".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".json": _json}
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in an object")
+    return found
+
+
+def _entry(value: object) -> Entry:
+    given = {_TEXT_KEYS[0]: value} if isinstance(value, str) else value
+    if not isinstance(given, dict):
+        raise ValueError(_NO_ENTRY)
+    key = next((key for key in _TEXT_KEYS if given.get(key) is not None), None)
+    if key is None:
+        raise ValueError(_NO_ENTRY)
+    if not isinstance(given[key], str):
+        raise ValueError(f"{key} is {json.dumps(given[key])[:60]}, not a text")
+    category = next((_category(key, given[key]) for key in _CATEGORY_KEYS if not _is_nothing(given.get(key))), "")
+    for text in (given[key], category):
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("half of a surrogate pair, which is no character; write both halves, or neither")
+    return given[key], category
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _category(key: str, value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{key} is {json.dumps(value)[:60]}, neither a text nor a number")
+    return str(value)
+
+
+_READERS: dict[str, Callable[[str], Iterator[Entry]]] = {
+    ".txt": _txt, ".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _json,
+}  # fmt: skip

@@ -7,6 +7,9 @@ import pytest
 
 import pgraft_fast
 from pgraft_fast.commands.config import read_config
+from pgraft_fast.commands.correct_config import read_correct_config
+from pgraft_fast.commands.finetune import read_run
+from pgraft_fast.commands.text_config import read_text_config
 from pgraft_fast.errors import InputError
 
 SHIPPED = Path(pgraft_fast.__file__).parent / "configs" / "digits.toml"
@@ -65,3 +68,62 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not valid TOML"):
         read_config(tmp_path / "binary.toml", {})
+    (tmp_path / "deep.toml").write_text("run = " + "[" * 100_000)
+    with pytest.raises(InputError, match=r"deep.toml: not valid TOML: nested too deeply"):
+        read_config(tmp_path / "deep.toml", {})
+    (tmp_path / "long.toml").write_text("run = " + "9" * 5000)
+    with pytest.raises(InputError, match=r"long.toml: not valid TOML: Exceeds the limit"):
+        read_config(tmp_path / "long.toml", {})
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+@pytest.mark.parametrize("read", [read_config, read_text_config, read_correct_config])
+def test_byte_order_mark(tmp_path, read, ends):
+    """Of every kind of config; U+2028, NEL and a mark inside of a text belong to it."""
+    name = {read_config: "digits", read_text_config: "shapes", read_correct_config: "correct_digits"}[read]
+    text = SHIPPED.with_name(f"{name}.toml").read_text().replace("\n", ends)
+    text = re.sub('run = ".*"', 'run = "a\u2028b\x85c\ufeff"', text)
+    found = []
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "c.toml").write_bytes(text.encode(encoding))
+        found.append(read(tmp_path / "c.toml", {}))
+    assert found[0] == found[1] and found[0].run == "a\u2028b\x85c\ufeff"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", "UTF-16;"),
+        ("utf-16-be", "UTF-16, or"),
+        ("utf-32", "UTF-32;"),
+        ("latin-1", "line 2 has"),
+    ],
+)
+def test_other_encodings(tmp_path, encoding, message):
+    (tmp_path / "c.toml").write_bytes('seed = 1\nrun = "café"\n'.encode(encoding))
+    with pytest.raises(InputError, match=rf"c.toml: not valid TOML: not a text in UTF-8 .*{message}.* save it"):
+        read_config(tmp_path / "c.toml", {})
+
+
+def test_overrides_of_what_is_no_table(tmp_path):
+    (tmp_path / "c.toml").write_text('run = "r"\ntask = 3\n')
+    with pytest.raises(InputError, match=r"c.toml: task = 3: input should be a valid dictionary"):
+        read_config(tmp_path / "c.toml", {"task.reward": "symmetry"})
+
+
+def test_an_edited_config_of_a_run(tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    for text, message in [
+        (
+            '{"run": "r", "sample": {"steps": "many"}}',
+            "config.json: sample.steps = 'many': input should be a",
+        ),
+        ('{"run": "r", "rewards": [], "model": {}}', "config.json: model.* give folder, or shipped"),
+        ('{"run": ', r"damaged \(JSONDecodeError in config.json"),
+        ("3", r"damaged \(TypeError in config.json"),
+    ]:
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_run(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"run": "r", "seed": 3}', encoding="utf-8-sig")
+    assert read_run(str(tmp_path))[2].seed == 3

@@ -167,3 +167,34 @@ def test_question_must_hold_the_prompt(tmp_path):
 def test_no_rewards():
     with pytest.raises(InputError, match="rewards is empty"):
         build("rewards = []")
+
+
+URL = "http://me:hunter2@127.0.0.1:1/score?token=0123456789"
+
+
+def test_secrets_of_a_url_are_not_saved(monkeypatch):
+    """Nor told: not in the config that a run keeps, and not where a config is wrong."""
+    config = read(f'[[rewards]]\nkind = "http"\nurl = "{URL}"\n')
+    assert config.rewards[0].url == URL
+    for text in (repr(config), str(config.model_dump()), config.model_dump_json()):
+        assert "hunter2" not in text and "0123456789" not in text
+    saved = config.model_dump()["rewards"][0]["url"]
+    assert saved == "http://***@127.0.0.1:1/score?token=***"
+    for wrong in (f'kind = "htp"\nurl = "{URL}"', f'kind = "http"\nurl = ["{URL}"]', f'url = "{URL}"'):
+        with pytest.raises(InputError) as caught:
+            read(f"[[rewards]]\n{wrong}\n")
+        assert "hunter2" not in str(caught.value) and "0123456789" not in str(caught.value)
+    # What was saved can be read again; asking takes the secrets, which a variable may hold.
+    with (
+        build(f'[[rewards]]\nkind = "http"\nurl = "{saved}"\n') as reward,
+        pytest.raises(RewardError, match=r"token=\*\*\* was saved without its secrets; name an environment variable"),
+    ):
+        reward(SAMPLES, PROMPTS, IDS.tolist())
+    monkeypatch.setenv("PASSWORD", "hunter2")
+    text = '[[rewards]]\nkind = "http"\nurl = "http://me:${PASSWORD}@127.0.0.1:1"\n[policy]\nretries = 0\n'
+    assert read(text).model_dump()["rewards"][0]["url"] == "http://me:${PASSWORD}@127.0.0.1:1"
+    with build(text) as reward, pytest.raises(RewardError, match=r"http://\*\*\*@127.0.0.1:1 cannot be reached"):
+        reward(SAMPLES, PROMPTS, IDS.tolist())
+    monkeypatch.delenv("PASSWORD")
+    with pytest.raises(InputError, match=r"rewards.0.url = .*: there is no environment variable PASSWORD; set it"):
+        build(text)

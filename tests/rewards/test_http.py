@@ -21,19 +21,26 @@ PROMPTS, IDS = ["a", "bb", "ccc"], [40, 41, 42]
 
 
 @pytest.fixture
-def serve():
+def told():
+    """(path, Authorization) of each request."""
+    return []
+
+
+@pytest.fixture
+def serve(told):
     """serve([answer, ...]): a reward whose server gives one answer a request, the last for ever, and what it was sent.
 
     An answer is (status, body) or a function of the request that returns one.
     """
     servers = []
 
-    def make(answers, **options):
+    def make(answers, url="http://127.0.0.1:{}/score", listen="127.0.0.1", **options):
         requests, left = [], list(answers)
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                told.append((self.path, self.headers["Authorization"]))
                 answer = left.pop(0) if len(left) > 1 else left[0]
                 status, body = answer(requests[-1]) if callable(answer) else answer
                 if status is None:
@@ -53,11 +60,11 @@ def serve():
             def log_message(self, *_):
                 pass
 
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        servers.append(ThreadingHTTPServer((listen, 0), Handler))
         threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
-        url = f"http://127.0.0.1:{servers[-1].server_port}/score"
         return HttpReward(
-            url, **{"name": "mine", "backoff_seconds": 0.02, "timeout_seconds": 10.0, **options}
+            url.format(servers[-1].server_port),
+            **{"name": "mine", "backoff_seconds": 0.02, "timeout_seconds": 60.0, **options},
         ), requests
 
     yield make
@@ -73,6 +80,11 @@ def mean(request):
         assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (4, 2))
         values.append(picture.getpixel((0, 0))[0])
     return 200, {"sample_ids": request["sample_ids"][::-1], "rewards": values[::-1]}
+
+
+def late(request):
+    time.sleep(5.0)
+    return mean(request)
 
 
 def test_answers(serve, monkeypatch):
@@ -118,9 +130,114 @@ def test_bad_answers(answer, times, message, serve):
     assert len(requests) == times
 
 
-def late(request):
-    time.sleep(5.0)
-    return mean(request)
+@pytest.mark.parametrize("error", [None, "", False, 0, [], {}])
+def test_an_error_that_is_none(serve, error):
+    """Servers that send every key they know send null for what they have not."""
+    reward, _ = serve([(200, {"id": None, "error": error, "sample_ids": IDS, "rewards": [1, None, 3], "more": None})])
+    assert torch.isnan(reward(SAMPLES, PROMPTS, IDS)).tolist() == [False, True, False]
+    with pytest.raises(RewardError, match="answered without the lists sample_ids and rewards"):
+        serve([(200, {"error": error, "sample_ids": None, "rewards": None})])[0](SAMPLES, PROMPTS, IDS)
+
+
+@pytest.mark.parametrize("error", ["no scorer", ["no scorer"], {"code": 3, "text": "no\nscorer"}, True, 5])
+def test_an_error_that_is_one(serve, error):
+    """It counts even beside rewards."""
+    reward, _ = serve([(200, {"error": error, "sample_ids": IDS, "rewards": [1, 2, 3]})])
+    with pytest.raises(RewardError, match=r"reward 'mine' raised .+ \(at samples 40 to 42\)"):
+        reward(SAMPLES, PROMPTS, IDS)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000, b"9" * 5000, b"\xff\xfe{", b"{", b"null", b'"x"', b"NaN", b"{}", b'{"id": []}',
+        b'{"sample_ids": [40, 41, 42], "rewards": [1, [2], 3]}', b'{"sample_ids": [40, 41, {}], "rewards": [1, 2, 3]}',
+        b'{"sample_ids": [40, 41, 42], "rewards": [1, "2", 3]}', b'{"sample_ids": [40.5, 41, 42], "rewards": [1, 2]}',
+        b'{"error": "http://a:pass@b"}', b'{"sample_ids": [NaN, 41, 42], "rewards": [1, 2, 3]}',
+    ],
+)  # fmt: skip
+def test_nonsense(serve, body):
+    reward, _ = serve([(200, body)])
+    with pytest.raises(RewardError, match="reward 'mine'") as caught:
+        reward(SAMPLES, PROMPTS, IDS)
+    assert "\n" not in str(caught.value) and "pass" not in str(caught.value)
+
+
+def test_numbers_that_are_too_large(serve):
+    body = b'{"sample_ids": [40, 41, 42], "rewards": [1%s, Infinity, 1e999]}' % (b"0" * 400)
+    assert torch.isinf(serve([(200, b"\xef\xbb\xbf" + body)])[0](SAMPLES, PROMPTS, IDS)).all()
+
+
+HERE = socket.gethostname()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "0.0.0.0", HERE])
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
+def test_no_proxy_to_this_machine(serve, monkeypatch, host, variable):
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    reward, requests = serve([mean], url=f"http://{host}:{{}}/score", listen="")
+    assert reward(SAMPLES, PROMPTS, IDS).tolist() == [0.0, 128.0, 255.0] and len(requests) == 1
+
+
+def test_a_proxy_elsewhere(serve, monkeypatch, told):
+    """It is used for other machines, unless no_proxy names them, and its password is not told either."""
+    reward, _ = serve([mean], url="http://scores.invalid:{}/score")
+    port = reward.url.split(":")[2].split("/")[0]
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://me:hunter2@127.0.0.1:{port}")
+    assert reward(SAMPLES, PROMPTS, IDS).tolist() == [0.0, 128.0, 255.0]
+    assert told == [(f"http://scores.invalid:{port}/score", None)]
+    monkeypatch.setenv("http_proxy", "http://me:hunter2@127.0.0.1:1")
+    with pytest.raises(RewardError, match=r"cannot be reached by the proxy http://\*\*\*@127.0.0.1:1 \(.*refused\)"):
+        HttpReward("http://scores.invalid/score", retries=0)(SAMPLES, PROMPTS, IDS)
+    monkeypatch.setenv("no_proxy", "scores.invalid")
+    with pytest.raises(RewardError, match=r"scores.invalid/score cannot be reached \("):
+        HttpReward("http://scores.invalid/score", retries=0)(SAMPLES, PROMPTS, IDS)
+
+
+SECRET = "http://me:hunter%40%C3%A92@127.0.0.1:{}/score?token=0123456789&mode=fast"
+
+
+def test_a_password_is_sent(serve, told):
+    reward, _ = serve([mean], url=SECRET)
+    assert reward(SAMPLES, PROMPTS, IDS).tolist() == [0.0, 128.0, 255.0]
+    wanted = base64.b64encode("me:hunter@é2".encode()).decode()
+    assert told == [("/score?token=0123456789&mode=fast", f"Basic {wanted}")]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, b"/score?token=0123456789"), (404, b"no hunter%40%C3%A92"), (401, "hunter@é2".encode()), (None, b""),
+        (200, b"token=0123456789"), (200, {"error": "hunter@é2 at /score?token=0123456789"}), (302, b""), late,
+        (200, {"sample_ids": IDS, "rewards": ["0123456789", 1, 2]}),
+    ],
+)  # fmt: skip
+def test_secrets_of_a_url_are_not_told(serve, answer):
+    reward, _ = serve([answer], url=SECRET, timeout_seconds=0.4 if answer is late else 60.0)
+    with pytest.raises(RewardError) as caught:
+        reward(SAMPLES, PROMPTS, IDS)
+    text = str(caught.value)
+    assert "hunter" not in text and "0123456789" not in text and "reward 'mine'" in text
+    if answer[0] != 200 if isinstance(answer, tuple) else True:
+        assert "http://***@127.0.0.1" in text and "/score?token=***" in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2@",
+        "ftp://me:hunter2@h",
+        "http://me:hunter2@h:port",
+        "http://me:hunter2@[::1",
+        "http://me:hun/ter2@h",
+    ],
+)
+def test_secrets_of_a_wrong_url_are_not_told(url):
+    with pytest.raises(InputError, match="must begin with http") as caught:
+        HttpReward(url)
+    assert "hun" not in str(caught.value) and caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("answer", [late, (200, [b" "] * 50)])

@@ -5,6 +5,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,28 @@ def nothing(values, hit):
     return None
 
 
+def none_in_a_list(values, hit):
+    return [None if i in hit else value for i, value in enumerate(values)]
+
+
+def none_in_an_array(values, hit):
+    array = values.numpy().astype(object)
+    array[hit] = None
+    return array
+
+
+def masked(values, hit):
+    return np.ma.masked_array(values.numpy(), [i in hit for i in range(len(values))])
+
+
+def word_in_a_list(values, hit):
+    return ["good" if i in hit else float(value) for i, value in enumerate(values)]
+
+
+def pair_in_a_list(values, hit):
+    return [torch.zeros(2) if i in hit else value for i, value in enumerate(values)]
+
+
 def leaves(values, hit):
     sys.exit(7)
 
@@ -66,6 +89,11 @@ def hangs(values, hit):
 FAULTS = {
     raises: r"raised OSError: no luck \(at samples 40 to 47\)",
     nan: r"gave no finite number for samples 42, 45",
+    none_in_a_list: r"gave no finite number for samples 42, 45",
+    none_in_an_array: r"gave no finite number for samples 42, 45",
+    masked: r"gave no finite number for samples 42, 45",
+    word_in_a_list: r"returned list, not numbers: 'good' at place 2 \(at samples 40 to 47\)",
+    pair_in_a_list: r"returned list, not numbers: tensor\(\[0., 0.\]\) at place 2 \(at samples 40 to 47\)",
     short: r"returned shape \(7,\) for 8 samples; it must be \(8,\) \(at samples 40 to 47\)",
     nothing: r"returned NoneType, not numbers \(at samples 40 to 47\)",
     leaves: r"called sys.exit\(7\) \(at samples 40 to 47\)",
@@ -109,10 +137,11 @@ def test_drop(fault):
     assert [x for x, b in zip(found.tolist(), bad, strict=True) if not b] == [
         x for x, b in zip(RIGHT, bad, strict=True) if not b
     ]
-    # Whole, halves, quarters, eighths.
-    assert reward.calls == (1 if fault in (hangs, nan) else 1 + 2 + 4 + 4)
+    # Whole, halves, quarters, eighths; once where the answer tells which samples have none.
+    once = fault in (hangs, nan, none_in_a_list, none_in_an_array, masked)
+    assert reward.calls == (1 if once else 1 + 2 + 4 + 4)
     assert len(lines) == 1
-    assert lines[0].endswith("dropped" if fault in (hangs, nan) else "dropped samples 42, 45")
+    assert lines[0].endswith("dropped" if once else "dropped samples 42, 45")
 
 
 def test_drop_is_bounded():

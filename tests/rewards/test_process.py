@@ -109,6 +109,12 @@ def test_another_order_and_nothing(start):
     assert rewards[2] == 3
 
 
+@pytest.mark.parametrize("error", ["None", "''", "False", "{}"])
+def test_an_error_that_is_none(start, error):
+    reward = start(f"answer['error'] = {error}; answer['rewards'] = [1, None, 3]")
+    assert torch.isnan(reward(SAMPLES, PROMPTS, IDS)).tolist() == [False, True, False]
+
+
 BAD = [
     ("answer['rewards'] = [1, 2]", r"gave 2 rewards for 3 sample_ids \(at samples 40 to 42\)"),
     ("answer['rewards'], answer['sample_ids'] = [1, 2], [40, 42]", "did not answer for sample 41; it must answer"),
@@ -147,6 +153,33 @@ def test_bad_answers(text, message, start, monkeypatch):
         assert reward(SAMPLES, PROMPTS, IDS).tolist() == [1.0] * 3
     if reward.pid != pid:
         assert not _exists(pid)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1.0, None, x.mean()]", "np.array([1, None, 3], object)", "(y for y in (1, np.nan, True))", "[1, 10**400, 3]"],
+)
+def test_none_for_a_sample(start, text):
+    reward = start(f"import numpy as np\ndef score(x, prompts):\n    return {text}")
+    assert torch.isnan(reward(SAMPLES, PROMPTS, IDS)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("'123'", "the reward returned str, not numbers"),
+        ("{0: 1.0, 1: 2.0, 2: 3.0}", "the reward returned dict, not numbers"),
+        ("{1.0, 2.0, 3.0}", "the reward returned set, not numbers"),
+        ("None", "the reward returned NoneType, not numbers"),
+        ("[1, '2', 3]", "the reward returned '2' for a sample, not a number"),
+        ("[1, [2], 3]", "float"),
+    ],
+)
+def test_what_is_not_numbers(start, text, message):
+    """What can be iterated over is not thereby numbers."""
+    reward = start(f"def score(x, prompts):\n    return {text}")
+    with pytest.raises(RewardError, match=rf"reward 'mine' raised TypeError: {message}.* \(at samples 40 to 42\)"):
+        reward(SAMPLES, PROMPTS, IDS)
 
 
 def test_exceptions_are_answers(start):

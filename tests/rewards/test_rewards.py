@@ -1,11 +1,16 @@
 """Rewards: values, and what happens to bad ones."""
 
+from collections import deque
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 
 from pgraft_fast.errors import RewardError
 from pgraft_fast.rewards import load_reward, name_of, score, stroke_mass, symmetry
+from pgraft_fast.rewards.protocol import as_call, evaluate
 
 SAMPLES = torch.zeros(6, 1, 4, 4)
 IDS = torch.arange(100, 106)
@@ -27,6 +32,70 @@ def test_stroke_mass():
         1,
         0.5,
     ]
+
+
+class OfAnotherLibrary:
+    def __array__(self, *_, **__):
+        raise LookupError("the values are on\na device")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, 0.5, None, True],
+        (np.float16(1), Decimal("0.5"), None, np.bool_(True)),
+        [torch.tensor(1), torch.tensor([0.5]), None, np.array([1])],
+        [Fraction(1), torch.tensor(0.5, requires_grad=True), float("nan"), 1],
+        [1, 0.5, np.ma.masked, 1],
+        deque([1, 0.5, None, 1]),
+        np.array([1, 0.5, None, 1], object),
+        np.array([1, 0.5, np.nan, 1], ">f4"),
+        np.ma.masked_array([1, 0.5, 7, 1], [0, 0, 1, 0]),
+        torch.tensor([1, 0.5, float("nan"), 1], dtype=torch.bfloat16, requires_grad=True),
+    ],
+    ids=range(10),
+)
+def test_none_is_nan(values):
+    """In any list of numbers; the others keep their values."""
+    found = evaluate(as_call(lambda samples: values), "mine", SAMPLES[:4], PROMPTS[:4], range(4))
+    assert found.dtype == torch.float32 and not found.requires_grad
+    assert found[[0, 1, 3]].tolist() == [1, 0.5, 1] and bool(found[2].isnan())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({40: 1.0, 41: 2.0}, "returned dict, not numbers"),
+        ({1.0, 2.0}, "returned set, not numbers"),
+        ("12", "returned str, not numbers"),
+        (b"12", "returned bytes, not numbers"),
+        ((x for x in (1.0, 2.0)), "returned generator, not numbers"),
+        (torch.tensor([1 + 2j, 1]), "returned Tensor, not numbers"),
+        (np.array(["1", "2"]), "returned ndarray, not numbers"),
+        (np.array(["2020-01-01", "2020-01-02"], "datetime64[D]"), "returned ndarray, not numbers"),
+        ([1.0, "2"], "returned list, not numbers: '2' at place 1"),
+        ([1 + 2j, 2.0], r"returned list, not numbers: \(1\+2j\) at place 0"),
+        ([1.0, {}], "returned list, not numbers: {} at place 1"),
+        ([None, torch.zeros(2)], r"returned list, not numbers: tensor\(\[0., 0.\]\) at place 1"),
+        ([[1.0], [None]], "returned list, not numbers"),
+        ([[1.0], [2.0, 3.0]], "returned list, not numbers"),
+        ([[1.0], [2.0]], r"returned shape \(2, 1\) for 2 samples"),
+        ([1.0, None, 3.0], r"returned shape \(3,\) for 2 samples"),
+        ([], r"returned shape \(0,\) for 2 samples"),
+        (3.0, r"returned shape \(\) for 2 samples"),
+        (None, "returned NoneType, not numbers"),
+        (OfAnotherLibrary(), "returned OfAnotherLibrary, not numbers: the values are on a device"),
+    ],
+)
+def test_what_is_not_numbers(values, message):
+    with pytest.raises(RewardError, match=rf"reward 'mine' {message}.* \(at samples 40 to 41\)$") as caught:
+        evaluate(as_call(lambda samples: values), "mine", SAMPLES[:2], PROMPTS[:2], [40, 41])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_no_float_holds():
+    found = evaluate(as_call(lambda samples: [10**400, -1e300]), "mine", SAMPLES[:2], PROMPTS[:2], [40, 41])
+    assert torch.isinf(found).all()
 
 
 @pytest.mark.parametrize(
