@@ -106,7 +106,7 @@ def _logsnr_of_steps(scheduler: Any) -> list[float]:
         level = scheduler.alphas_cumprod.double().cpu()[scheduler.timesteps.long().cpu()]
         return (level.log() - (1.0 - level).log()).tolist()
     sigma = sigmas[:steps].double().cpu()
-    flow = type(scheduler).__name__.removeprefix("Fast").startswith("FlowMatch")
+    flow = type(scheduler).__name__.startswith("FlowMatch")
     if flow or scheduler.config.get("use_flow_sigmas"):
         return (2.0 * ((1.0 - sigma).log() - sigma.log())).tolist()
     return (-2.0 * sigma.log()).tolist()

@@ -1,5 +1,6 @@
 """Somebody's object with a few members of our own, for one who holds the view: nobody else sees them."""
 
+import copy
 import functools
 import inspect
 from collections import ChainMap
@@ -45,7 +46,8 @@ def _class(cls: Any, names: frozenset[str]) -> Any:
     body: dict[str, Any] = {name: _member(cls, name) for name in names if name != "__call__"}
     if "__call__" in names:
         body["__call__"] = lambda self, *args, **kwargs: self._view_members["__call__"](*args, **kwargs)
-    body |= {"__slots__": _SLOTS, "__reduce_ex__": lambda self, protocol: self._view_target.__reduce_ex__(protocol)}
+    body |= {"__slots__": _SLOTS, "__copy__": lambda self: copy.copy(self._view_target)}
+    body["__reduce_ex__"] = lambda self, protocol: (target_of, (self._view_target,))
     body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return type(cls)(cls.__name__, (cls,), body)
 

@@ -166,7 +166,7 @@ def test_a_call_that_turns_out_otherwise_starts_again(seed, caplog, monkeypatch)
             return self.inner.__exit__(*error)
 
     with caplog.at_level("INFO", logger="pgraft_fast"), monkeypatch.context() as patched:
-        patched.setattr(model, "cache_context", lambda self, name: Doubled(self, name))
+        patched.setattr(model, "cache_context", Doubled)
         got = [call(pipe, "flux", seed, **two) for _ in range(2)]
     assert sum("starts again" in record.message for record in caplog.records) == 1
     restore(pipe)

@@ -103,6 +103,49 @@ def test_gradients_flow_as_in_diffusers(kind):
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_dtypes_of_results(kind, dtype, shape, prediction):
+    """Of a timestep that is a number, and of one that is a tensor with one element."""
+    config = {} if kind == "flow" else {"prediction_type": prediction}
+    results = []
+    for scheduler in ready(kind, **config):
+        x, t = X.to(dtype), scheduler.timesteps[2].reshape(shape)
+        x_in = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        done = scheduler.step(torch.tanh(x_in), t, x, generator=torch.Generator().manual_seed(0))
+        results.append((done.prev_sample, getattr(done, "pred_original_sample", None)))
+    for mine, theirs in zip(results[1], results[0], strict=True):
+        if theirs is not None:
+            assert mine.dtype is theirs.dtype
+            tight = {torch.bfloat16: 2e-2, torch.float16: 3e-3}.get(dtype, 1e-4)
+            torch.testing.assert_close(mine, theirs, rtol=tight, atol=tight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_scheduler_that_is_replaced_after_it_was_used(kind):
+    """Attributes that change between steps act from then on."""
+    original, ours = PAIRS[kind]
+    one = original()
+    twin = ours.twin_of(one)
+    one.set_timesteps(6)
+    assert torch.equal(twin.timesteps, one.timesteps) and vars(twin) is vars(one)
+    other = original()
+    other.set_timesteps(6)
+    x = [X, X]
+    for index in range(6):
+        for scheduler in (one, other):
+            if kind in ("ddim", "ddpm"):
+                scheduler.alphas_cumprod = scheduler.alphas_cumprod * 0.99
+            else:
+                scheduler.sigmas = scheduler.sigmas * 0.99
+        seeds = [torch.Generator().manual_seed(index) for _ in range(2)]
+        x = [step(*made, generator=seed) for made, seed in
+             zip(((twin, index, x[0]), (other, index, x[1])), seeds, strict=True)]  # fmt: skip
+        torch.testing.assert_close(*x, rtol=1e-4, atol=1e-4)
+
+
 class OnDevice(torch.Tensor):
     """A tensor as if on a GPU: to read it on the host would wait."""
 
