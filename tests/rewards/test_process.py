@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pgraft_fast.rewards
+from pgraft_fast import waiting
 from pgraft_fast.errors import InputError, RewardError
 from pgraft_fast.rewards.process import CommandReward
 from pgraft_fast.rewards.protocol import RewardTimeoutError
@@ -237,6 +238,16 @@ def test_nothing_is_left(text, tmp_path):
         [sys.executable, "run.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert _gone(int(done.stdout)), done.stderr
+
+
+def test_its_threads_wait_passively(start, monkeypatch):
+    """Also in a process whose own do not."""
+    for name in waiting.NAMES:
+        monkeypatch.delenv(name, raising=False)
+    text = "import os\ndef score(x, prompts):\n    return [float(os.environ.get('GOMP_SPINCOUNT', -1))] * len(x)\n"
+    assert start(text)(SAMPLES, PROMPTS, IDS).tolist() == [2000.0] * 3
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert start(text)(SAMPLES, PROMPTS, IDS).tolist() == [7.0] * 3
 
 
 def _exists(pid):
