@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.errors import StoppedError
@@ -88,7 +89,7 @@ def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str,
         "rows": rows,
     }
     write_file(out / "demo.json", to_json(result))
-    terminal.line(f"{result['seconds']:.0f} s, peak memory {result['peak_rss_mb']:.0f} MB, report: {page}")
+    terminal.line(f"{duration(result['seconds'])}, peak memory {result['peak_rss_mb']:.0f} MB, report: {page}")
     return result
 
 
