@@ -83,7 +83,7 @@ def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str,
     terminal.table(f"Reward: {settings.reward}", table)
     demo.data.seconds = demo.ledger.seconds
     page = write_demo_report(out, task, settings.of(0), _lead(settings), summary, table, demo.data)
-    result = {
+    result: dict[str, Any] = {
         "seconds": round(time.perf_counter() - began, 2),
         "peak_rss_mb": round(_peak_rss_mb(), 1),
         "rows": rows,

@@ -39,7 +39,7 @@ def run_shapes_demo(settings: ComparisonSettings, out: Path, terminal: Terminal)
     assert task is not None
     terminal.table("Right answers to the questions of held-out prompts", comparison_table(rows))
     page = write_comparison_report(out, task, _lead(settings), rows, qualities, found, EVALUATED_CANDIDATES)
-    result = {"seconds": round(time.perf_counter() - began, 2), "rows": rows}
+    result: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 2), "rows": rows}
     write_file(out / RESULT, to_json(result))
     terminal.line(f"{duration(result['seconds'])}, adapters: {out}, report: {page}")
     return result
