@@ -6,7 +6,6 @@ with the time counted in those of the peers beside it, which does not depend on 
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pgraft_fast.waiting import passive_environment
 from pgraft_fast_benchmarks.code_path import make
 from pgraft_fast_benchmarks.records import Row, key, read
 
@@ -80,8 +80,8 @@ def _measure(trees: dict[str, Path], folder: Path, given: argparse.Namespace) ->
                 "--only", given.only, "--csv", str(folder / f"{name}.csv"),
             ]  # fmt: skip
             done = subprocess.run(
-                command, env={**os.environ, "PYTHONPATH": str(code[name])}, cwd=folder, capture_output=True, text=True,
-                check=False,
+                command, env={**passive_environment(), "PYTHONPATH": str(code[name])}, cwd=folder, capture_output=True,
+                text=True, check=False,
             )  # fmt: skip
             if done.returncode not in (0, 1):
                 raise SystemExit(f"{name}: the benchmark ended with status {done.returncode}: {done.stderr[-500:]}")

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pgraft_fast.waiting import wait_passively
+
 
 def main(arguments: list[str] | None = None) -> int:
     """See the module."""
@@ -21,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
     parser.add_argument("--backend", help="of our operations, in place of the choice by device")
     given = parser.parse_args(arguments)
+    wait_passively()
     try:
         import torch
 

@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from pgraft_fast.errors import InputError, PgraftError, StoppedError
+from pgraft_fast.waiting import wait_passively
 
 app = tyro.extras.SubcommandApp()
 
@@ -120,7 +121,7 @@ def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json
 
 @app.command
 def info(*, json: Json = None) -> None:
-    """Versions, devices and shipped weights."""
+    """Versions, devices, threads and how they wait, shipped weights."""
     from pgraft_fast.commands.info import info as collect
 
     _check_json(json)
@@ -266,6 +267,7 @@ def bench(
 
 def main(args: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
+    wait_passively()
     # Libraries that tell of what they lack, or how they load, while the result is what counts.
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1")):
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""Shared settings of the tests: no deadline for drawn cases, threads; a browser that opens reports."""
+"""Shared settings of the tests: no deadline for drawn cases, threads that wait passively; a browser for reports."""
 
 import os
 import shutil
@@ -9,6 +9,10 @@ from pathlib import Path
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from pgraft_fast.waiting import wait_passively  # noqa: E402
+
+wait_passively()
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

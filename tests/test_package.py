@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,15 +20,18 @@ def run_python(code: str) -> str:
 
 
 def test_importing_is_cheap_and_touches_little():
+    """Counted in modules: itself and nothing else."""
     code = (
-        "import time, json, sys, torch\n"
-        "began = time.perf_counter()\nimport pgraft_fast\nspent = time.perf_counter() - began\n"
-        "heavy = [m for m in ('triton', 'diffusers', 'sklearn', 'scipy', 'matplotlib') if m in sys.modules]\n"
-        "print(json.dumps([spent, heavy, torch.cuda.is_initialized()]))"
+        "import importlib, json, sys, typing\n"
+        "before = set(sys.modules)\nimport pgraft_fast\nprint(json.dumps(sorted(set(sys.modules) - before)))"
     )
-    results = [json.loads(run_python(code)) for _ in range(3)]
-    assert min(seconds for seconds, _, _ in results) < 0.15
-    assert results[0][1:] == [[], False]
+    assert json.loads(run_python(code)) == ["pgraft_fast"]
+    code = (
+        "import json, sys, torch, pgraft_fast, pgraft_fast.sampling\n"
+        "heavy = [m for m in ('triton', 'diffusers', 'sklearn', 'scipy', 'matplotlib') if m in sys.modules]\n"
+        "print(json.dumps([heavy, torch.cuda.is_initialized()]))"
+    )
+    assert json.loads(run_python(code)) == [[], False]
 
 
 def test_every_public_name_without_diffusers_or_triton():
@@ -91,7 +93,8 @@ def test_packages_are_listed():
 def test_arrows_point_one_way():
     """Nothing imports upwards."""
     order = [
-        ["errors", "files"], ["ops"], ["diffusion"], ["sampling", "selection", "rewards", "schedulers"],
+        ["amounts", "errors", "files", "threads", "waiting"], ["ops"], ["diffusion"],
+        ["sampling", "selection", "rewards", "schedulers"],
         ["finetune", "diagnostics", "inverse_noise"], ["integrations", "text_to_image"], ["tasks"], ["report"],
         ["commands"], ["cli"],
     ]  # fmt: skip
@@ -103,7 +106,7 @@ def test_arrows_point_one_way():
             if home != "__init__":
                 assert level[used] <= level[home], f"{path.name} of {home} imports {used}"
             if home == "rewards":
-                assert used in ("rewards", "errors")
+                assert used in ("rewards", "errors", "waiting")
 
 
 def test_readme_example_runs_as_written():
@@ -121,9 +124,10 @@ def test_readme_shows_a_result_early():
 
 
 def test_console_script():
-    began = time.perf_counter()
-    shown = subprocess.run(
-        [sys.executable, "-m", "pgraft_fast.cli", "--help"], capture_output=True, text=True, check=True
+    """Help comes without torch, which takes seconds to load."""
+    code = (
+        "import sys\nfrom pgraft_fast.cli import main\nsys.argv[1:] = ['--help']\n"
+        "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
     )
-    assert "train-base" in shown.stdout
-    assert time.perf_counter() - began < 10
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "train-base" in shown.stdout and shown.stderr == "False\n"

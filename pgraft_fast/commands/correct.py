@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.correct_config import CorrectConfig
 from pgraft_fast.commands.devices import device_of
@@ -104,7 +105,7 @@ class _Correct:
                 began = time.perf_counter()
                 found = work[stage]()
                 self.seconds[stage] = round(time.perf_counter() - began, 3)
-                self.terminal.line(f"{stage}: {self.seconds[stage]:.1f} s")
+                self.terminal.line(f"{stage}: {duration(self.seconds[stage])}")
         return {"run": str(self.run), **found}
 
     def train_base(self) -> dict[str, Any]:

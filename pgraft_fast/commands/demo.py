@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.errors import StoppedError
@@ -82,13 +83,13 @@ def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str,
     terminal.table(f"Reward: {settings.reward}", table)
     demo.data.seconds = demo.ledger.seconds
     page = write_demo_report(out, task, settings.of(0), _lead(settings), summary, table, demo.data)
-    result = {
+    result: dict[str, Any] = {
         "seconds": round(time.perf_counter() - began, 2),
         "peak_rss_mb": round(_peak_rss_mb(), 1),
         "rows": rows,
     }
     write_file(out / "demo.json", to_json(result))
-    terminal.line(f"{result['seconds']:.0f} s, peak memory {result['peak_rss_mb']:.0f} MB, report: {page}")
+    terminal.line(f"{duration(result['seconds'])}, peak memory {result['peak_rss_mb']:.0f} MB, report: {page}")
     return result
 
 

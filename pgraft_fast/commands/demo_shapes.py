@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.commands.comparison import EVALUATED_CANDIDATES, ComparisonSettings, compare
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.errors import StoppedError
@@ -38,9 +39,9 @@ def run_shapes_demo(settings: ComparisonSettings, out: Path, terminal: Terminal)
     assert task is not None
     terminal.table("Right answers to the questions of held-out prompts", comparison_table(rows))
     page = write_comparison_report(out, task, _lead(settings), rows, qualities, found, EVALUATED_CANDIDATES)
-    result = {"seconds": round(time.perf_counter() - began, 2), "rows": rows}
+    result: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 2), "rows": rows}
     write_file(out / RESULT, to_json(result))
-    terminal.line(f"{result['seconds']:.0f} s, adapters: {out}, report: {page}")
+    terminal.line(f"{duration(result['seconds'])}, adapters: {out}, report: {page}")
     return result
 
 
@@ -50,10 +51,10 @@ def told(row: dict[str, Any]) -> str:
     if row["gain"] is None:
         return f"{name} reward {row['reward']:.4f}"
     low, high = row["gain_ci"]
-    split = " + ".join(f"{phase} {row[f'{phase}_seconds']:.1f}" for phase in PHASES)
+    split = " + ".join(f"{phase} {duration(row[f'{phase}_seconds'])}" for phase in PHASES)
     return (
         f"{name} reward {row['reward']:.4f}, {100 * row['gain']:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f}), "
-        f"{row['model_calls']:,} model calls, {split} s"
+        f"{row['model_calls']:,} model calls, {split}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.sizing import SAFETY, evaluation_samples, probe_of, prompts_that_fit, with_prompts
 from pgraft_fast.commands.subjects import Config, Subject, subject_of
@@ -47,14 +48,14 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
         "fits": rounds == asked,
         "why": why,
         "round": {
-            "sample_seconds": round(one.sample, 3),
-            "score_seconds": round(one.score, 3),
-            "train_seconds": round(one.train, 3),
-            "seconds": round(one.seconds, 3),
+            "sample_seconds": round(one.sample, 6),
+            "score_seconds": round(one.score, 6),
+            "train_seconds": round(one.train, 6),
+            "seconds": round(one.seconds, 6),
             "model_calls": one.model_calls,
         },
-        "evaluation_seconds": round(2.0 * evaluation, 3),
-        "seconds": round(rounds * one.seconds + 2.0 * evaluation, 3),
+        "evaluation_seconds": round(2.0 * evaluation, 6),
+        "seconds": round(rounds * one.seconds + 2.0 * evaluation, 6),
         "device_hours": round((rounds * one.seconds + 2.0 * evaluation) / 3600.0, 6),
         "model_calls": rounds * one.model_calls,
         "peak_memory_mb": round(_peak_memory(device), 1),
@@ -71,7 +72,7 @@ def rounds_that_fit(config: Config, one: Estimate, evaluation: float) -> tuple[i
     seconds, calls = config.budget.seconds(), config.budget.model_calls
     if seconds is not None:
         left = seconds - (1.0 + SAFETY) * evaluation
-        told = f"budget: {seconds:.0f} s, of which {(1.0 + SAFETY) * evaluation:.1f} s are for evaluation"
+        told = f"budget: {duration(seconds)}, of which {duration((1.0 + SAFETY) * evaluation)} are for evaluation"
         limits.append((max(0, int(left / one.seconds)), told))
     if calls is not None:
         limits.append((calls // one.model_calls, f"budget: {calls:,} model calls, a round needs {one.model_calls:,}"))
@@ -92,17 +93,17 @@ def _show(plan: dict[str, Any], terminal: Terminal) -> None:
     rows = [
         [
             f"one round of {plan['rounds_asked']}, {plan['prompts']} prompts",
-            f"{one['seconds']:.1f}",
+            duration(one["seconds"]),
             f"{one['model_calls']:,}",
         ],
         [
             "  sample, score, train",
-            " ".join(f"{one[f'{part}_seconds']:.1f}" for part in ("sample", "score", "train")),
+            " + ".join(duration(one[f"{part}_seconds"]) for part in ("sample", "score", "train")),
             "",
         ],
-        ["evaluation, before and after", f"{plan['evaluation_seconds']:.1f}", ""],
-        [f"the run, {plan['rounds']} rounds", f"{plan['seconds']:.1f}", f"{plan['model_calls']:,}"],
+        ["evaluation, before and after", duration(plan["evaluation_seconds"]), ""],
+        [f"the run, {plan['rounds']} rounds", duration(plan["seconds"]), f"{plan['model_calls']:,}"],
     ]
     note = f"Timed on a few steps; right to about 15 %. Peak memory of the probe {plan['peak_memory_mb']:.0f} MB."
-    terminal.table("Plan", Table(["part", "seconds", "model calls"], rows, note))
+    terminal.table("Plan", Table(["part", "time", "model calls"], rows, note))
     terminal.line("everything fits the budget" if plan["fits"] else f"{plan['why']}: {plan['rounds']} rounds fit")

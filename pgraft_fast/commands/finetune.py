@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.commands.config import RunConfig, checked
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.sizing import SAFETY, evaluation_samples, sized
@@ -87,8 +88,8 @@ class _Run:
             write_run_report(self.run, self.task, config, result, before, after, trainer.last_candidates)
         if self.writer is not None:
             self.writer.close()
-        spent = ", ".join(f"{phase} {s:.1f}" for phase, s in self.ledger.seconds.items() if s > 0)
-        self.terminal.line(f"spent {self.ledger.model_calls:,} model calls; seconds: {spent}")
+        spent = ", ".join(f"{phase} {duration(s)}" for phase, s in self.ledger.seconds.items() if s > 0)
+        self.terminal.line(f"spent {self.ledger.model_calls:,} model calls; {spent}")
         self.terminal.line(
             f"reward {result['before']['reward']:.4f} -> {result['after']['reward']:.4f}, "
             f"saved: {saved}, report: {self.run / 'report' / 'index.html'}"

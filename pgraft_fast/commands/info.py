@@ -11,18 +11,20 @@ import torch
 
 import pgraft_fast
 from pgraft_fast.tasks.digits.task import WEIGHTS
+from pgraft_fast.waiting import waiting
 
 _PACKAGES = ("torch", "triton", "diffusers", "xformers", "nvidia-ml-py", "safetensors", "pydantic", "tyro")
 
 
 def info() -> dict[str, Any]:
-    """Versions, devices, shipped weights."""
+    """Versions, devices, threads and how they wait for each other (see `waiting`), shipped weights."""
     return {
         "pgraft_fast": pgraft_fast.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
+        "waiting": waiting(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "weights": {path.stem: _measured(path) for path in sorted(WEIGHTS.glob("*.safetensors"))},

@@ -1,5 +1,8 @@
 """A budget that a run stops inside."""
 
+from collections.abc import Callable
+
+from pgraft_fast.amounts import apart, duration, energy
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.settings import BudgetSettings
@@ -52,8 +55,9 @@ class Budget:
         if calls > self.calls_left():
             return f"budget: a round needs {calls:,} model calls, {max(0, int(self.calls_left())):,} are left"
         if _slow(self._joules) > self.joules_left():
-            return f"budget: a round takes {_slow(self._joules):.0f} J, {max(0.0, self.joules_left()):.0f} J are left"
-        return f"budget: a round takes {_slow(self._rounds):.1f} s, {max(0.0, self.seconds_left()):.1f} s are left"
+            given, kept = self._settings.joules, self.reserve_joules
+            return _what_is_left(energy, self._joules, self.joules_left(), given, kept)
+        return _what_is_left(duration, self._rounds, self.seconds_left(), self._limit, self.reserve)
 
     def check_first_round(self, calls: int) -> None:
         """Raise InputError before any work where not even one round fits."""
@@ -63,6 +67,16 @@ class Budget:
     def time_is_up(self) -> bool:
         """Whether only the reserve is left, of seconds or joules."""
         return self.seconds_left() <= 0.0 or self.joules_left() <= 0.0
+
+
+def _what_is_left(
+    tell: Callable[[float, int], str], rounds: list[float], left: float, given: float | None, kept: float
+) -> str:
+    if rounds:
+        takes, rest = apart(tell, _slow(rounds), max(0.0, left))
+        return f"budget: a round takes {takes}, {rest} are left"
+    also = f", {tell(kept, 3)} are kept for saving and evaluation" if kept > 0.0 else ""
+    return f"budget: of {tell(given or 0.0, 3)} nothing is left for a first round{also}"
 
 
 def _slow(values: list[float]) -> float:

@@ -22,6 +22,7 @@ from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
 from pgraft_fast.sampling.rollout import answer_of
+from pgraft_fast.threads import team_of
 
 _SMALLEST_SPREAD = 1e-6
 
@@ -133,7 +134,9 @@ def train_ddpo(
     learner.model.eval()
     found: list[Tensor] = []
     refusals = Refusals()
-    with ledger.phase("train"):
+    rows = -(-n // max(1, settings.optimizer_steps_of(n))) if memory is None else memory.value
+    team = team_of(learner.sampled, rows, recorded.x_0.shape[1:], recorded.x_0.device)
+    with ledger.phase("train"), team:
         for sample, step in _batches(recorded, advantage, settings, seed):
             if found and enough():
                 break

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import check_space, remove_temporary
@@ -139,7 +140,7 @@ class Trainer:
         self._log(
             f"round {number + 1}/{self.settings.train.rounds}: reward {entry['reward']:.4f}, "
             f"accepted {entry['accepted']} at {entry['reward_accepted']:.4f}, loss {entry['loss']:.4f}, "
-            f"{self.ledger.model_calls:,} model calls, {self.ledger.elapsed:.1f} s"
+            f"{self.ledger.model_calls:,} model calls, {duration(self.ledger.elapsed)}"
         )
 
     def _check_sampling(self) -> None:

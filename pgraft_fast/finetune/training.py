@@ -16,6 +16,7 @@ from pgraft_fast.finetune.objectives import pgraft_loss
 from pgraft_fast.finetune.rounds import Kept
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, TrainSettings
 from pgraft_fast.sampling import Model
+from pgraft_fast.threads import team_of
 
 _MOST_REJECTED_IN_A_ROW = 3
 
@@ -142,7 +143,8 @@ def train(
     losses: list[Tensor] = []
     refusals = Refusals()
     steps = settings.steps_of(kept.sample_id.numel())
-    with ledger.phase("train"):
+    team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
+    with ledger.phase("train"), team:
         for rows, epoch in _batches(kept.sample_id, seed, settings.batch_size, steps):
             if losses and enough():
                 break

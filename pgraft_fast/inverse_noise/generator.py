@@ -20,6 +20,7 @@ from torch import Tensor
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.sampling import Model, make_steps
+from pgraft_fast.threads import team_of
 
 SOLVERS = ("euler", "heun", "midpoint", "flow_sde")
 
@@ -118,9 +119,11 @@ def generate(
     """
     velocity, plan = Velocity(model, dtype), flow_steps(steps, solver, grid=grid, eta=eta)
     parts = []
-    for low in range(0, noise.shape[0], batch_size):
-        rows = slice(low, low + batch_size)
-        parts.append(forward(plan, velocity, as_state(noise[rows]), None if condition is None else condition[rows]))
+    with team_of(model, min(batch_size, noise.shape[0]), noise.shape[1:], noise.device):
+        for low in range(0, noise.shape[0], batch_size):
+            rows = slice(low, low + batch_size)
+            given = None if condition is None else condition[rows]
+            parts.append(forward(plan, velocity, as_state(noise[rows]), given))
     return torch.cat(parts)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.threads import team_of
 
 INTERPOLANTS = ("trigonometric", "linear")
 
@@ -45,9 +46,10 @@ class Interpolant:
     def integrate(self, field: nn.Module, noise: Tensor, steps: int, batch_size: int = 4096) -> Tensor:
         """Data from noise (B, ...) by Euler steps from u = 1 to 0."""
         h, parts = self.scale / steps, []
-        for x in noise.split(batch_size):
-            for step in range(steps):
-                u = torch.full((x.shape[0],), 1.0 - step / steps, dtype=x.dtype, device=x.device)
-                x = torch.add(x, field(x, u), alpha=-h)  # noqa: PLW2901
-            parts.append(x)
+        with team_of(field, min(batch_size, noise.shape[0]), noise.shape[1:], noise.device):
+            for x in noise.split(batch_size):
+                for step in range(steps):
+                    u = torch.full((x.shape[0],), 1.0 - step / steps, dtype=x.dtype, device=x.device)
+                    x = torch.add(x, field(x, u), alpha=-h)  # noqa: PLW2901
+                parts.append(x)
         return torch.cat(parts)

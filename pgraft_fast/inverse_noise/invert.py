@@ -11,6 +11,7 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.inverse_noise.fixed_point import solve
 from pgraft_fast.inverse_noise.generator import FlowStep, Velocity, as_state, flow_steps, forward
 from pgraft_fast.sampling import Model
+from pgraft_fast.threads import team_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,13 +88,15 @@ def invert(
             raise InputError(f"{name}={count}: at least 1")
     plan, velocity = flow_steps(steps, solver, grid=grid, eta=eta), Velocity(model, dtype, check=check)
     noise, converged, round_trip, rates, calls = [], [], [], [], 0
+    team = team_of(model, min(batch_size, x_0.shape[0]), x_0.shape[1:], x_0.device)
     for low in range(0, x_0.shape[0], batch_size):
         rows = slice(low, low + batch_size)
         x, given = as_state(x_0[rows]), None if condition is None else condition[rows]
         before = velocity.calls
-        y, fine, rate = _one_batch(plan, velocity, x, given, tolerance, max_iterations)
-        calls += velocity.calls - before
-        back = forward(plan, velocity, y, given)
+        with team:
+            y, fine, rate = _one_batch(plan, velocity, x, given, tolerance, max_iterations)
+            calls += velocity.calls - before
+            back = forward(plan, velocity, y, given)
         off = (back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
         fine = fine & (off <= round_trip_limit)
         noise.append(torch.where(fine.view(-1, *[1] * (y.ndim - 1)), y, torch.full_like(y, float("nan"))))

@@ -19,6 +19,7 @@ from pgraft_fast.errors import InputError, PgraftError
 from pgraft_fast.files import remove_temporary
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
 from pgraft_fast.inverse_noise.interpolants import Interpolant
+from pgraft_fast.threads import team_of
 
 _HELD_OUT_SEED = 1 << 62
 
@@ -139,8 +140,10 @@ class _Fit:
         self._state: dict[str, Any] = {"step": 0, "history": [], "best": None, "waited": 0}
 
     def run(self, folder: Path | None, check: Callable[[], None]) -> Fitted:
+        shape = self._source.rows(torch.arange(1), 0).shape[1:]
         try:
-            self._run(folder, check)
+            with team_of(self._model, self._settings.batch_size, shape, self._device):
+                self._run(folder, check)
         finally:
             if self._reader is not None:
                 self._reader.shutdown(cancel_futures=True)

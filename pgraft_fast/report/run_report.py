@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from pgraft_fast.amounts import duration, energy
 from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
 from pgraft_fast.report.page import Picture, Section, Table, write_page
@@ -34,7 +35,7 @@ def write_run_report(
     method = method_name(settings)
     lead = (
         f"{method}, objective {settings.train.objective}, {len(result['rounds'])} round(s), "
-        f"{result['spent']['model_calls']:,} model calls, {result['spent']['total_seconds']:.1f} s."
+        f"{result['spent']['model_calls']:,} model calls, {duration(result['spent']['total_seconds'])}."
     )
     both = {"before": result["before"], "after": result["after"]}
     sections = [
@@ -118,7 +119,7 @@ def time_section(seconds: Mapping[str, float], spent_in_all: Mapping[str, Any] |
     spent = {phase: value for phase, value in seconds.items() if value > 0}
     picture = Picture(
         "time", bars_png(spent, "seconds"), "Seconds by phase",
-        f"Wall time by phase, {sum(spent.values()):.1f} s in all.",
+        f"Wall time by phase, {duration(sum(spent.values()))} in all.",
     )  # fmt: skip
     told = [] if spent_in_all is None else [_used(spent_in_all)]
     return Section("Where the time went", told, pictures=[picture])
@@ -126,8 +127,8 @@ def time_section(seconds: Mapping[str, float], spent_in_all: Mapping[str, Any] |
 
 def _used(spent: Mapping[str, Any]) -> str:
     joules = spent.get("joules")
-    energy = "" if joules is None else f", {joules:,.0f} J of the GPU"
-    return f"{spent['model_calls']:,} model calls, {spent.get('cpu_seconds', 0.0):,.1f} CPU seconds{energy}."
+    of_gpu = "" if joules is None else f", {energy(joules)} of the GPU"
+    return f"{spent['model_calls']:,} model calls, {duration(spent.get('cpu_seconds', 0.0))} of the CPU{of_gpu}."
 
 
 def _rewards_section(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pgraft_fast.amounts import duration
 from pgraft_fast.report.page import Picture, Section, Table, write_page
 from pgraft_fast.report.plots import side_by_side_png
 from pgraft_fast.tasks import Task
@@ -31,7 +32,7 @@ def write_evaluation_report(
         *category_sections(rows),
         prompts_section(task, found, candidates),
     ]
-    lead = f"Prompts: {result['prompts']}; {result['spent']['total_seconds']:.1f} s."
+    lead = f"Prompts: {result['prompts']}; {duration(result['spent']['total_seconds'])}."
     return write_page(folder / "report", f"Evaluation of {task.name}", lead, sections)
 
 

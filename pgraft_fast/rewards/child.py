@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from pgraft_fast.waiting import passive_environment
+
 _CHUNK = 1 << 16
 _POLITE_SECONDS = 1.0
 
@@ -24,7 +26,7 @@ class Child:
     """command: its words. folder: where it runs. log: file that its stderr is added to, a temporary one where None.
 
     It has a process group of its own, so that Ctrl-C is ours alone and what it started ends with it; the end of this
-    object or of the interpreter ends it. Raises OSError where it cannot be started.
+    object or of the interpreter ends it. Its threads wait passively. Raises OSError where it cannot be started.
     """
 
     def __init__(self, command: Sequence[str], folder: Path | None = None, log: Path | None = None) -> None:
@@ -35,7 +37,7 @@ class Child:
         try:
             self._process = subprocess.Popen(
                 list(command), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-                start_new_session=True,
+                start_new_session=True, env=passive_environment(),
             )  # fmt: skip
         except BaseException:
             self._log.close()

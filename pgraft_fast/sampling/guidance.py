@@ -28,11 +28,11 @@ class _WithGuidance:
     calls_a_sample = 2
 
     def __init__(self, model: Model, scale: float, null_condition: Tensor) -> None:
-        self._model, self._scale, self._null = model, scale, null_condition
+        self.model, self._scale, self._null = model, scale, null_condition
 
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Guided:
         null = self._null.to(condition).expand_as(condition)
-        both = self._model(torch.cat((x, x)), torch.cat((t, t)), torch.cat((condition, null)))
+        both = self.model(torch.cat((x, x)), torch.cat((t, t)), torch.cat((condition, null)))
         out, out_null = both.chunk(2)
         return Guided(out, out_null, self._scale)
 

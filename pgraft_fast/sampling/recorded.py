@@ -14,6 +14,7 @@ from pgraft_fast.ops.checks import over_samples, wide
 from pgraft_fast.sampling.guidance import Guided, Model
 from pgraft_fast.sampling.rollout import answer_of
 from pgraft_fast.sampling.solvers import make_steps, make_table
+from pgraft_fast.threads import team_of
 
 RECORDED_SOLVERS = ("ddpm", "ddim", "euler_sde")
 _EXACT = (torch.float32, torch.float64)
@@ -94,12 +95,15 @@ def record(
     log_prob = torch.empty((steps, ids.numel()), dtype=wide_dtype, device=ids.device)
     x_0 = torch.empty(kept.shape[1:], dtype=dtype, device=ids.device)
     run = _Recording(model, rows.coefficients, rows.time, seed, float(schedule.sigma(grid[0])), dtype)
+    # As in `rollout`, which gives the same bits.
+    team = team_of(model, min(batch_size, ids.numel()), tuple(shape), ids.device)
     total = 0
     for low in range(0, ids.numel(), batch_size):
         part = slice(low, low + batch_size)
-        x_0[part], calls = run.batch(
-            ids[part], None if condition is None else condition[part], kept[:, part], log_prob[:, part]
-        )
+        with team:
+            x_0[part], calls = run.batch(
+                ids[part], None if condition is None else condition[part], kept[:, part], log_prob[:, part]
+            )
         total += calls
         if on_batch is not None:
             on_batch(calls)

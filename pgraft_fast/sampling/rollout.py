@@ -14,6 +14,7 @@ from pgraft_fast.sampling.graphs import GraphCache, weights_key
 from pgraft_fast.sampling.guidance import Guided, Model, calls_of
 from pgraft_fast.sampling.plan import Plan, make_plan
 from pgraft_fast.sampling.solvers import Step, Table, make_steps, make_table, model_evaluations
+from pgraft_fast.threads import team_of
 
 
 @dataclass
@@ -83,6 +84,7 @@ def rollout(
     graphs: on CUDA, each side of the handover runs as one captured graph, kept here for the next rollout; the models
     must be modules then, and their weights may change in place.
     clip_x_0: limit of |predicted x_0|. on_batch(model_calls): called after each batch, may raise.
+    On a CPU a batch too small to share runs in one thread, see `threads`.
 
     Raises InputError. Nothing in the loop reads a tensor back to the host.
     """
@@ -111,10 +113,12 @@ def rollout(
         graphs=graphs,
     )
     calls = run.calls(table)
+    team = team_of([run.above, run.below], min(batch_size, ids.numel()), run.shape, ids.device)
     final, kept = [], []
     for low in range(0, ids.numel(), batch_size):
         rows = slice(low, low + batch_size)
-        x, states = run.batch(ids[rows], _rows(condition, rows), _rows(x_start, rows))
+        with team:
+            x, states = run.batch(ids[rows], _rows(condition, rows), _rows(x_start, rows))
         final.append(x)
         kept.append(states)
         if on_batch is not None:

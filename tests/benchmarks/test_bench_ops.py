@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clock import Clock
 
 from pgraft_fast.cli import main
 from pgraft_fast_benchmarks import bench_ops, gates, show
@@ -105,13 +106,16 @@ def test_percentiles():
     assert math.isnan(percentile([], 0.5))
 
 
-def test_short_calls_are_read_many_at_once():
+def test_short_calls_are_read_many_at_once(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("pgraft_fast_benchmarks.timing.time", clock)
     called = []
+    run = clock.during(lambda: called.append(1), 1e-6)
     timer = CpuTimer(at_least=1e-3)
-    calls = timer.repeats(lambda: called.append(1))
-    assert calls > 1000
+    calls = timer.repeats(run)
+    assert 1000 <= calls <= 2000
     called.clear()
-    assert 0 < timer.read(lambda: called.append(1), calls) < 1e-4
+    assert timer.read(run, calls) == pytest.approx(1e-6)
     assert len(called) == calls
 
 

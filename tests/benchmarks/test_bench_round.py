@@ -24,13 +24,29 @@ def test_gates_are_green_and_rows_whole(rows):
         assert row["gate"] == "ok", row
         assert row["samples_per_hour"] == pytest.approx(3.6e6 * 64 / row["p50_ms"], rel=1e-3)
         assert {"batch", "steps", "samples_per_hour"} <= set(row)
-        parts = sum(row[f"{part}_ms"] for part in ("sample", "score", "accept", "train"))
-        assert 0 < parts <= 1.5 * row["p80_ms"]
+        assert all(row[f"{part}_ms"] >= 0 for part in ("sample", "score", "accept", "train"))
+        assert row["sample_ms"] > 0 and row["train_ms"] > 0
 
 
-def test_losers_cost_training_where_all_rows_are_trained_on(rows):
-    times = {row["provider"]: row["train_ms"] for row in rows if row["case"] == "digits vp"}
-    assert times["all rows"] > 4 * times["plain"]
+@pytest.mark.parametrize("variant", ["vp", "flow"])
+def test_losers_cost_training_where_all_rows_are_trained_on(variant):
+    """Rows that go through the trained model: ten passes over 8 kept ones of 64, or over all."""
+    task, given = digits_task(DigitsSettings(variant=variant)), bench_round._settings(variant, 4)
+    plain, every = (
+        bench_round._plain(task, given, variant, SMOKE.device, compiled=False, all_rows=all_rows)
+        for all_rows in (False, True)
+    )
+    ours = bench_round.OurRound(task, given, SMOKE.device, "eager")
+    seen = {}
+    models = {"ours": ours._learner.model, "plain": plain.tuned, "all rows": every.tuned}
+    run = {"ours": ours.run, "plain": plain.run, "all rows": every.run}
+    for name, model in models.items():
+        rows = []
+        called = ours._learner.run if name == "ours" else model
+        called.register_forward_hook(lambda module, args, out, rows=rows: rows.append(len(out)))
+        run[name]()
+        seen[name] = sum(rows)
+    assert seen == {"ours": 64, "plain": 64, "all rows": 640}
 
 
 @pytest.mark.parametrize("variant", ["vp", "flow"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pgraft_fast import waiting
 from pgraft_fast_benchmarks import compare, gpu_check, records, run
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +25,13 @@ def test_pieces_end_in_their_own_ways(tmp_path, monkeypatch, capsys):
         piece("long", "print('begun', flush=True); import time; time.sleep(60)", 1.0),
         piece("gpu", "", gpu=True), piece("module", "", needs=("no_such_module",)),
         piece("program", "", needs=("$no-such-program",)),
+        piece("waits", "import os; print(os.environ['OMP_WAIT_POLICY'])"),
         piece("packages", "import pgraft_fast, pgraft_fast_kernels, pgraft_fast_csrc, pgraft_fast_benchmarks"),
     ]  # fmt: skip
     monkeypatch.setattr(gpu_check, "pieces", lambda out: given)
     monkeypatch.setattr(gpu_check, "_has_gpu", lambda: False)
+    for name in waiting.NAMES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     assert gpu_check.main() == 1
     told = json.loads((tmp_path / "out" / "check.json").read_text())
@@ -35,10 +39,11 @@ def test_pieces_end_in_their_own_ways(tmp_path, monkeypatch, capsys):
     assert ends == [
         "done", "failed with status 4", "skipped: a package is missing, see its log",
         "cut off after 1 s; what it wrote stays", "skipped: no CUDA device", "skipped: no_such_module is not installed",
-        "skipped: no-such-program is not installed", "done",
+        "skipped: no-such-program is not installed", "done", "done",
     ]  # fmt: skip
     assert (tmp_path / "out" / "fine.log").read_text() == "ok\n"
     assert (tmp_path / "out" / "long.log").read_text() == "begun\n"
+    assert (tmp_path / "out" / "waits.log").read_text() == "PASSIVE\n"
     assert "fine: done" in capsys.readouterr().out
     monkeypatch.setattr(gpu_check, "MINUTES", 0.0)
     assert gpu_check.main() == 0

@@ -1,6 +1,7 @@
 """Budgets: what fits, what does not, and the line that says so."""
 
 import pytest
+from clock import Clock
 from pydantic import ValidationError
 
 from pgraft_fast.errors import InputError
@@ -37,6 +38,48 @@ def test_time():
     assert not budget.time_is_up()
     budget.reserve = 100.0
     assert budget.time_is_up()
+
+
+# (budget, a round, what of it is spent, what is told)
+TOLD = [
+    (2e-3, 4.5e-4, 1.6e-3, "a round takes 450 us, 400 us are left"),
+    (0.5, 0.0123, 0.499, "a round takes 12.3 ms, 1.00 ms are left"),
+    (100.0, 30.0, 75.0, "a round takes 30.0 s, 25.0 s are left"),
+    (1e4, 1000.4, 8999.9, "a round takes 16.673 min, 16.668 min are left"),
+    (1e6, 7200.0, 1e6, "a round takes 2.00 h, 0 s are left"),
+]
+
+
+@pytest.mark.parametrize(("wall", "takes", "spent", "told"), TOLD)
+def test_times_mean_something_at_any_scale(wall, takes, spent, told):
+    clock = Clock()
+    budget = Budget(BudgetSettings(wall_seconds=wall), Ledger(clock=clock))
+    budget.round_took(takes)
+    clock.now += spent
+    assert not budget.allows_round(1)
+    assert budget.why_not(1) == f"budget: {told}"
+
+
+def test_joules_too():
+    ledger = Ledger()
+    ledger.measure(iter([0.0, *[1999.5] * 9]).__next__)
+    budget = Budget(BudgetSettings(joules=2000.0), ledger)
+    budget.round_took(1.0, 0.75)
+    assert budget.why_not(1) == "budget: a round takes 750 mJ, 500 mJ are left"
+
+
+def test_nothing_left_for_a_first_round():
+    """No round is known yet, so none is told."""
+    clock = Clock()
+    budget = Budget(BudgetSettings(wall_seconds=2e-3), Ledger(clock=clock))
+    clock.now += 1.0
+    with pytest.raises(InputError, match=r"^budget: of 2.00 ms nothing is left for a first round: not one round fits"):
+        budget.check_first_round(1)
+    ledger = Ledger()
+    budget = Budget(BudgetSettings(joules=50.0), ledger)
+    budget.reserve_joules = 60.0
+    line = "budget: of 50.0 J nothing is left for a first round, 60.0 J are kept for saving and evaluation"
+    assert budget.why_not(1) == line
 
 
 def test_the_tighter_time_limit_counts():

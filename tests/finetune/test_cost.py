@@ -1,9 +1,8 @@
 """The cost model: lines, sums, and a probe of a model whose time is known."""
 
-import time
-
 import pytest
 import torch
+from clock import Clock
 from torch import nn
 
 from pgraft_fast.diffusion import Schedule
@@ -54,22 +53,30 @@ def test_a_round_is_the_sum_of_its_parts():
 class Slow(nn.Module):
     """A network that takes 2 ms and half a millisecond a sample."""
 
-    def __init__(self):
+    def __init__(self, clock):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(4))
+        self.clock = clock
 
     def forward(self, x, t):
-        time.sleep(2e-3 + 5e-4 * x.shape[0])
+        self.clock.now += 2e-3 + 5e-4 * x.shape[0]
         return x * self.weight
 
+    def __deepcopy__(self, memo):
+        return Slow(self.clock)
 
-def test_a_probe_finds_the_times():
-    given = settings()
-    cost = probe(
-        Slow(), FLOW, lambda x: x.sum(1), given, shape=(4,), parameterization="velocity", prompts=Prompts(["a"])
-    )
+
+def test_a_probe_finds_the_times(monkeypatch):
+    given, clock = settings(), Clock()
+    monkeypatch.setattr("pgraft_fast.finetune.cost.time", clock)
+
+    def reward(x):
+        clock.now += 1e-4 * x.shape[0]
+        return x.sum(1)
+
+    cost = probe(Slow(clock), FLOW, reward, given, shape=(4,), parameterization="velocity", prompts=Prompts(["a"]))
     for batch in (2, 5, 8):
-        assert cost.call(batch) == pytest.approx(2e-3 + 5e-4 * batch, rel=0.3)
-        # A training step calls the network once, and little else.
-        assert cost.train(batch) == pytest.approx(2e-3 + 5e-4 * batch, rel=0.5)
-    assert cost.score(8) < 1e-3
+        assert cost.call(batch) == pytest.approx(2e-3 + 5e-4 * batch)
+        # A training step calls the network once.
+        assert cost.train(batch) == pytest.approx(2e-3 + 5e-4 * batch)
+        assert cost.score(batch) == pytest.approx(1e-4 * batch)

@@ -1,21 +1,30 @@
 """The timed trial: the faster way is taken, once."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from clock import Clock
 
 from pgraft_fast.sampling.choice import choose
 
 CPU = torch.device("cpu")
 
 
-class Ways:
-    """Two ways of different length; counts their runs."""
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    """Read by the trial; each way turns it by its own length."""
+    clock = Clock()
+    monkeypatch.setattr("pgraft_fast.sampling.choice.time", clock)
+    return clock
 
-    def __init__(self):
+
+class Ways:
+    """Three ways of different length; counts their runs."""
+
+    def __init__(self, clock):
+        self.clock = clock
         self.runs = []
         self.ways = {
             "slow": self.way("slow", 0.008),
@@ -26,7 +35,7 @@ class Ways:
     def way(self, name, seconds):
         def run():
             self.runs.append(name)
-            time.sleep(seconds)
+            self.clock.now += seconds
 
         return run
 
@@ -38,8 +47,8 @@ def failing(error):
     return run
 
 
-def test_the_faster_one_is_taken_and_remembered(tmp_path, caplog):
-    store, tried = tmp_path / "below" / "choices.json", Ways()
+def test_the_faster_one_is_taken_and_remembered(tmp_path, caplog, clock):
+    store, tried = tmp_path / "below" / "choices.json", Ways(clock)
     with caplog.at_level("INFO", logger="pgraft_fast"):
         assert choose("a question", tried.ways, CPU, store) == "fast"
     # Once to warm up, three times on the clock.
@@ -53,32 +62,32 @@ def test_the_faster_one_is_taken_and_remembered(tmp_path, caplog):
     assert sorted(path.name for path in store.parent.iterdir() if path.suffix != ".lock") == ["choices.json"]
 
 
-def test_one_way_needs_no_trial(tmp_path):
-    tried = Ways()
+def test_one_way_needs_no_trial(tmp_path, clock):
+    tried = Ways(clock)
     assert choose("what", {"slow": tried.ways["slow"]}, CPU, tmp_path / "choices.json") == "slow"
     assert tried.runs == [] and list(tmp_path.iterdir()) == []
 
 
-def test_the_answer_is_among_those_asked_for(tmp_path):
-    store, tried = tmp_path / "choices.json", Ways()
+def test_the_answer_is_among_those_asked_for(tmp_path, clock):
+    store, tried = tmp_path / "choices.json", Ways(clock)
     assert choose("what", tried.ways, CPU, store) == "fast"
     del tried.ways["fast"]
     assert choose("what", tried.ways, CPU, store) == "medium"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '"fast"', "null", '{"what": ["slow"]}', '{"what": {"slow": 1}}'])
-def test_a_corrupt_store_is_written_anew(tmp_path, text):
+def test_a_corrupt_store_is_written_anew(tmp_path, text, clock):
     store = tmp_path / "choices.json"
     store.write_text(text)
     for _ in range(2):
-        assert choose("what", Ways().ways, CPU, store) == "fast"
+        assert choose("what", Ways(clock).ways, CPU, store) == "fast"
     assert json.loads(store.read_text()) == {"what": "fast"}
 
 
-def test_bytes_that_are_no_text(tmp_path):
+def test_bytes_that_are_no_text(tmp_path, clock):
     store = tmp_path / "choices.json"
     store.write_bytes(b"\xff\xfe\x00{")
-    assert choose("what", Ways().ways, CPU, store) == "fast"
+    assert choose("what", Ways(clock).ways, CPU, store) == "fast"
     assert json.loads(store.read_text()) == {"what": "fast"}
 
 
@@ -89,8 +98,8 @@ def places_that_cannot_be_written(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_a_store_that_cannot_be_written(tmp_path, place, caplog):
-    store, tried = places_that_cannot_be_written(tmp_path)[place], Ways()
+def test_a_store_that_cannot_be_written(tmp_path, place, caplog, clock):
+    store, tried = places_that_cannot_be_written(tmp_path)[place], Ways(clock)
     before = sorted(tmp_path.rglob("*"))
     with caplog.at_level("INFO", logger="pgraft_fast"):
         assert choose("what", tried.ways, CPU, store) == "fast"
@@ -98,9 +107,9 @@ def test_a_store_that_cannot_be_written(tmp_path, place, caplog):
     assert [path for path in sorted(tmp_path.rglob("*")) if path.suffix != ".lock"] == before
 
 
-def test_the_default_store_is_in_the_cache_folder(tmp_path, monkeypatch):
+def test_the_default_store_is_in_the_cache_folder(tmp_path, monkeypatch, clock):
     monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path))
-    assert choose("what", Ways().ways, CPU) == "fast"
+    assert choose("what", Ways(clock).ways, CPU) == "fast"
     assert json.loads((tmp_path / "choices.json").read_text()) == {"what": "fast"}
 
 
@@ -108,8 +117,8 @@ def test_the_default_store_is_in_the_cache_folder(tmp_path, monkeypatch):
     RuntimeError("no kernel\nfor this"), RuntimeError(""), NotImplementedError("not here"),
     torch.OutOfMemoryError("full"), ValueError("a head is too wide"), ImportError("no xformers"), OSError("no gcc"),
 ])  # fmt: skip
-def test_a_way_that_raises_is_left_out(tmp_path, error, caplog):
-    ways = {"broken": failing(error), **Ways().ways}
+def test_a_way_that_raises_is_left_out(tmp_path, error, caplog, clock):
+    ways = {"broken": failing(error), **Ways(clock).ways}
     assert choose("what", ways, CPU, tmp_path / "choices.json") == "fast"
     told = str(error).split("\n")[0] or type(error).__name__
     assert f"what: broken is left out: {told}" in caplog.text

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pgraft_fast.rewards
+from pgraft_fast import waiting
 from pgraft_fast.errors import InputError, RewardError
 from pgraft_fast.rewards.process import CommandReward
 from pgraft_fast.rewards.protocol import RewardTimeoutError
@@ -198,18 +199,17 @@ def test_hang(start, tmp_path):
         f"flag = {str(tmp_path / 'flag')!r}\n"
         "def score(x, prompts):\n"
         "    if not os.path.exists(flag):\n"
-        "        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "        child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "        open(flag, 'w').write(str(child.pid))\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
         "    return [1.0] * len(x)\n",
-        timeout_seconds=1.5,
+        timeout_seconds=4.0,
     )
     reward.prepare()
-    pid, began = reward.pid, time.monotonic()
-    message = r"reward 'mine' did not answer within 1.5 s \(at samples 40 to 42\); its process was ended"
+    pid = reward.pid
+    message = r"reward 'mine' did not answer within 4 s \(at samples 40 to 42\); its process was ended"
     with pytest.raises(RewardTimeoutError, match=message):
         reward(SAMPLES, PROMPTS, IDS)
-    assert time.monotonic() - began < 20.0
     assert not _exists(pid)
     assert _gone(int((tmp_path / "flag").read_text()))
     assert reward(SAMPLES, PROMPTS, IDS).tolist() == [1.0] * 3
@@ -225,7 +225,7 @@ def test_a_process_that_does_not_read(start):
 
 def test_start(start):
     """A slow start is not part of the time-out of a batch; one that is too slow, or fails, is said."""
-    slow = start("import time\ntime.sleep(1.2)\ndef score(x, prompts):\n    return [1.0] * len(x)", timeout_seconds=1.0)
+    slow = start("import time\ntime.sleep(4.2)\ndef score(x, prompts):\n    return [1.0] * len(x)", timeout_seconds=4.0)
     assert slow(SAMPLES, PROMPTS, IDS).tolist() == [1.0] * 3
     slow.close()
     slow.start_seconds = 0.3
@@ -272,14 +272,24 @@ def test_nothing_is_left(text, tmp_path):
     assert _gone(int(done.stdout)), done.stderr
 
 
+def test_its_threads_wait_passively(start, monkeypatch):
+    """Also in a process whose own do not."""
+    for name in waiting.NAMES:
+        monkeypatch.delenv(name, raising=False)
+    text = "import os\ndef score(x, prompts):\n    return [float(os.environ.get('GOMP_SPINCOUNT', -1))] * len(x)\n"
+    assert start(text)(SAMPLES, PROMPTS, IDS).tolist() == [2000.0] * 3
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert start(text)(SAMPLES, PROMPTS, IDS).tolist() == [7.0] * 3
+
+
 def _exists(pid):
     """Zombies included."""
     return Path(f"/proc/{pid}").exists()
 
 
 def _gone(pid):
-    """Whether a process ends within a second; one that is dead but not yet fetched by its new parent is gone."""
-    for _ in range(50):
+    """Whether a process ends soon; one that is dead but not yet fetched by its new parent is gone."""
+    for _ in range(1500):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):

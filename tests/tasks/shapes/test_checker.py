@@ -1,7 +1,6 @@
 """Renderer and checker: exact on what is drawn."""
 
 import random
-import time
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.tasks.shapes import checker
 from pgraft_fast.tasks.shapes import prompts as grammar
 from pgraft_fast.tasks.shapes.checker import MIN_DISTANCE, answers, read, reward
 from pgraft_fast.tasks.shapes.geometry import COLOURS, SHAPES, size_of
@@ -164,14 +164,20 @@ def test_reward_says_what_is_wrong():
     assert reward(torch.zeros(0, 3, 32, 32), []).shape == (0,)
 
 
-def test_reading_is_fast():
-    _, _, pictures = drawn()
-    chosen = drawn()[0]
-    best = min(_timed(lambda: reward(pictures[:1000], chosen[:1000])) for _ in range(3))
-    assert best < 1.0
+@pytest.mark.parametrize("n", [10, 1000])
+def test_a_thousand_pictures_take_one_pass(n, monkeypatch):
+    """Objects are found once and laid over each shape once, however many pictures there are."""
+    called = []
 
+    def counted(name, function):
+        def count(*given, **more):
+            called.append(name)
+            return function(*given, **more)
 
-def _timed(call):
-    began = time.process_time()
-    call()
-    return time.process_time() - began
+        return count
+
+    monkeypatch.setattr(checker.ndimage, "label", counted("label", checker.ndimage.label))
+    monkeypatch.setattr(checker, "coverage", counted("coverage", checker.coverage))
+    chosen, _, pictures = drawn()
+    assert reward(pictures[:n], chosen[:n]).shape == (n,)
+    assert called == ["label", *["coverage"] * len(SHAPES)]
