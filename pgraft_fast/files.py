@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,18 @@ from pgraft_fast.errors import CheckpointError, StorageError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+
+
+def cache_folder() -> Path:
+    """$PGRAFT_FAST_CACHE, or pgraft_fast under $XDG_CACHE_HOME or ~/.cache: libraries, choices by trial, logs."""
+    chosen = os.environ.get("PGRAFT_FAST_CACHE")
+    if chosen:
+        return Path(chosen)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "pgraft_fast"
 
 
 def write_file(path: Path, data: bytes) -> None:
