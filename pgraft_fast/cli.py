@@ -1,26 +1,38 @@
 """The command line: `pgraft-fast demo | finetune | correct | sample | report | info | train-base | bench` and stages.
 
 Messages and progress go to stderr, JSON to the file named by --json ("-" is stdout). Exit status: 0 done, 1 a benchmark
-with a wrong result, 2 wrong input in one line, 130 stopped by the user.
+with a wrong result, 2 wrong input in one line, 70 what nobody expected, in one line with the path of a log (a traceback
+instead with PGRAFT_FAST_TRACEBACK=1), 130 stopped by the user, 141 nobody reads the output any more.
 """
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
-from pgraft_fast.errors import InputError, PgraftError, StoppedError
+from pgraft_fast.commands.options import F, check_writable, checked
+from pgraft_fast.errors import InputError, PgraftError, StoppedError, StorageError
+from pgraft_fast.schema import Count, Repetitions, Scale, Seed, Steps, Threads
 from pgraft_fast.waiting import wait_passively
 
 app = tyro.extras.SubcommandApp()
 
+
+def command(name: str | None = None) -> Callable[[F], F]:
+    """A subcommand; its options are checked first."""
+    add = app.command(name=name)
+    return lambda function: add(checked(function))
+
+
 Json = Annotated[str | None, arg(metavar="FILE", help='write the result as JSON to FILE; "-" is stdout')]
 
 
-@app.command
+@command()
 def demo(
     what: Annotated[
         Positional[Literal["digits", "shapes"]], arg(metavar="digits|shapes", help="which world")
@@ -28,15 +40,15 @@ def demo(
     /,
     *,
     out: Annotated[Path | None, arg(metavar="DIR", help="of the report, default runs/demo or runs/demo-shapes")] = None,
-    seeds: Annotated[int | None, arg(metavar="N", help="independent repetitions, default 3, of shapes 1")] = None,
+    seeds: Annotated[
+        Repetitions | None, arg(metavar="N", help="independent repetitions, default 3, of shapes 1")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Methods side by side at equal compute: GRAFT and P-GRAFT on handwritten digits; with DDPO on text to image."""
     from pgraft_fast.commands.console import Terminal
 
     _check_json(json)
-    if seeds is not None and seeds < 1:
-        raise InputError(f"--seeds {seeds}: at least 1")
     if what == "shapes":
         from pgraft_fast.commands.comparison import ComparisonSettings
         from pgraft_fast.commands.demo_shapes import run_shapes_demo
@@ -49,7 +61,7 @@ def demo(
     _emit(run_demo(DemoSettings(seeds=seeds or 3), out or Path("runs/demo"), Terminal()), json)
 
 
-@app.command
+@command()
 def finetune(
     config: Annotated[Positional[Path], arg(metavar="CONFIG.toml")],
     /,
@@ -80,18 +92,18 @@ def finetune(
     _emit(result, json)
 
 
-@app.command
+@command()
 def sample(
     source: Annotated[Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits")],
     /,
     *,
     out: Annotated[Path, arg(help="picture (.png) or tensors (.safetensors)")] = Path("samples.png"),
-    n: Annotated[int, arg(help="number of samples")] = 100,
-    seed: int = 0,
+    n: Annotated[Count, arg(help="number of samples")] = 100,
+    seed: Seed = 0,
     prompt: Annotated[str | None, arg(help="one prompt for all; default all in turn")] = None,
-    steps: int | None = None,
+    steps: Steps | None = None,
     solver: str | None = None,
-    guidance: Annotated[float | None, arg(help="classifier-free guidance scale; 1 is off; default the run's")] = None,
+    guidance: Annotated[Scale | None, arg(help="classifier-free guidance scale; 1 is off; default the run's")] = None,
     base: Annotated[bool, arg(help="the reference model alone")] = False,
     json: Json = None,
 ) -> None:
@@ -108,7 +120,7 @@ def sample(
     print(out, file=sys.stderr)
 
 
-@app.command
+@command()
 def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json = None) -> None:
     """Write the report of a finished run again."""
     from pgraft_fast.commands.report import rebuild_report
@@ -119,7 +131,7 @@ def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json
     _emit(result, json)
 
 
-@app.command
+@command()
 def info(*, json: Json = None) -> None:
     """Versions, devices, threads and how they wait, shipped weights."""
     from pgraft_fast.commands.info import info as collect
@@ -128,13 +140,13 @@ def info(*, json: Json = None) -> None:
     _emit(collect(), "-" if json is None else json)
 
 
-@app.command(name="train-base")
+@command("train-base")
 def train_base(
     task: Annotated[Positional[str], arg(metavar="TASK|CONFIG.toml", help="digits, or a config of `correct`")],
     /,
     *,
     out: Annotated[Path, arg(help="folder of a task's weights")] = Path("runs/train-base"),
-    seed: int = 0,
+    seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Train a task's shipped weights again, by the recipe that made them; or the base flow of a config."""
@@ -151,7 +163,7 @@ Config = Annotated[Positional[Path], arg(metavar="CONFIG.toml")]
 Run = Annotated[str | None, arg(help="run folder, in place of the config's")]
 
 
-@app.command
+@command()
 def correct(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """Correct the noise of a flow: train its base, invert the data, fit the correctors, evaluate, report."""
     from pgraft_fast.commands.correct import STAGES
@@ -160,21 +172,21 @@ def correct(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     _emit(_correct(config, run, STAGES), json)
 
 
-@app.command
+@command()
 def invert(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """The second stage of `correct`: push the data back through the base."""
     _check_json(json)
     _emit(_correct(config, run, ("invert",)), json)
 
 
-@app.command(name="fit-corrector")
+@command("fit-corrector")
 def fit_corrector(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """The third stage of `correct`: learn the law of the inverse noise."""
     _check_json(json)
     _emit(_correct(config, run, ("fit-corrector",)), json)
 
 
-@app.command
+@command()
 def evaluate(
     source: Annotated[
         Positional[Path], arg(metavar="RUN|CONFIG.toml", help="a text-to-image run, or a config of `correct`")
@@ -183,7 +195,7 @@ def evaluate(
     *,
     run: Run = None,
     prompts: Annotated[Path | None, arg(help="file or folder of prompts, in place of the held-out ones")] = None,
-    samples: Annotated[int | None, arg(help="in place of the config's")] = None,
+    samples: Annotated[Count | None, arg(help="in place of the config's")] = None,
     json: Json = None,
 ) -> None:
     """Base and tuned side by side on held-out or other prompts; or the last stage of `correct`."""
@@ -198,12 +210,10 @@ def evaluate(
 
     if run is not None:
         raise InputError(f"--run {run}: belongs to a config; the run is {source}")
-    if samples is not None and samples < 1:
-        raise InputError(f"--samples {samples}: at least 1")
     _emit(evaluate_run(str(source), prompts, samples, Terminal()), json)
 
 
-@app.command
+@command()
 def export(
     run: Annotated[Positional[Path], arg(metavar="RUN", help="folder of a finished text-to-image run")],
     /,
@@ -232,7 +242,7 @@ def _correct(config: Path, run: str | None, stages: tuple[str, ...]) -> dict[str
         raise StoppedError(f"{error}; what is finished is safe, the same command goes on from there") from error
 
 
-@app.command
+@command()
 def bench(
     what: Annotated[
         Positional[str],
@@ -250,7 +260,7 @@ def bench(
     quick: Annotated[bool, arg(help="full sizes, few readings, nothing compiled")] = False,
     smoke: Annotated[bool, arg(help="tiny sizes: whether it runs, not how fast")] = False,
     backend: Annotated[str | None, arg(help="of our operations, in place of the choice by device")] = None,
-    threads: Annotated[int, arg(help="of torch on a CPU")] = 2,
+    threads: Annotated[Threads, arg(help="of torch on a CPU")] = 2,
     only: Annotated[str, arg(metavar="TEXT", help="the cases with TEXT in their label")] = "",
     json: Json = None,
 ) -> int:
@@ -258,7 +268,7 @@ def bench(
     from pgraft_fast.commands.bench import bench as measure
 
     _check_json(json)
-    _check_writable("--csv", csv)
+    check_writable("--csv", csv)
     size = "smoke" if smoke else "quick" if quick else "full"
     result = measure(what, csv=csv, size=size, backend=backend, threads=threads, only=only)
     _emit(result, json)
@@ -272,40 +282,54 @@ def main(args: list[str] | None = None) -> int:
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1")):
         os.environ.setdefault(name, value)
     try:
-        status = app.cli(prog="pgraft-fast", args=args)
+        return app.cli(prog="pgraft-fast", args=args) or 0
     except StoppedError as error:
         return _fail(error, 130)
     except PgraftError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
-        return _fail(StoppedError("stopped"), 130)
-    return status or 0
+        return _fail("stopped", 130)
+    except BrokenPipeError:
+        # What is left in the buffers has nowhere to go when the interpreter ends.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("PGRAFT_FAST_TRACEBACK", "") not in ("", "0"):
+            raise
+        from pgraft_fast.commands.surprise import told
+
+        return _fail(told(error, sys.argv[1:] if args is None else args), 70)
 
 
-def _fail(error: PgraftError, status: int) -> int:
-    print(f"pgraft-fast: {' '.join(str(error).split())}", file=sys.stderr)
+def _fail(error: PgraftError | str, status: int) -> int:
+    # The terminal may be gone, too; without a stderr, print would take stdout.
+    with suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(f"pgraft-fast: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return status
 
 
 def _check_json(path: str | None) -> None:
     """Before any work: the result must have a place to go."""
     if path != "-":
-        _check_writable("--json", path)
-
-
-def _check_writable(option: str, path: str | Path | None) -> None:
-    if path is None:
-        return
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise InputError(f"{option} {path}: cannot be written there; the folder must exist")
+        check_writable("--json", path)
 
 
 def _emit(result: dict[str, Any], path: str | None) -> None:
     from pgraft_fast.files import to_json, write_file
 
     if path == "-":
-        sys.stdout.write(to_json(result).decode())
+        if sys.stdout is None:
+            raise StorageError("--json -: stdout is closed")
+        try:
+            sys.stdout.write(to_json(result).decode())
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StorageError(f"--json -: stdout cannot be written ({error.strerror})") from error
     elif path is not None:
         write_file(Path(path), to_json(result))
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ _OTHER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
 }  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """$PGRAFT_FAST_CACHE, or pgraft_fast under $XDG_CACHE_HOME or ~/.cache: libraries, choices by trial, logs."""
+    chosen = os.environ.get("PGRAFT_FAST_CACHE")
+    if chosen:
+        return Path(chosen)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir())
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "pgraft_fast"
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -33,8 +33,6 @@ def bench(
     """
     if what not in KNOWN:
         raise InputError(f"bench {what!r} is unknown; known: {', '.join(KNOWN)}")
-    if threads < 1:
-        raise InputError(f"--threads {threads}: at least 1")
     terminal = Terminal()
     if what == "plot":
         return _plot(csv, terminal)

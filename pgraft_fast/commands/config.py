@@ -5,22 +5,24 @@ import tomllib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, PositiveInt, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import text_of
-from pgraft_fast.finetune.settings import FinetuneSettings, Settings
+from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.rewards.urls import without_secrets
+from pgraft_fast.schema import Count, Name, Settings
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+_LONGEST = 80
 
 
 class EvaluateSettings(Settings):
     """samples: drawn before and after at the same seeds, rounded up to whole groups of candidates."""
 
-    samples: PositiveInt = 512
+    samples: Count = 512
 
 
 class LogSettings(Settings):
@@ -32,7 +34,7 @@ class LogSettings(Settings):
 class RunConfig(FinetuneSettings):
     """A whole run. run: its folder."""
 
-    run: str
+    run: Name
     task: DigitsSettings = DigitsSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     log: LogSettings = LogSettings()
@@ -103,7 +105,17 @@ def _explain(schema: type[BaseModel], item: Any) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return without_secrets(f"{key} = {item['input']!r}: {message[0].lower()}{message[1:]}")
+    return without_secrets(f"{key} = {shown(item['input'])}: {message[0].lower()}{message[1:]}")
+
+
+def shown(value: object) -> str:
+    """A value in a message, cut where it is long."""
+    try:
+        text = without_secrets(repr(value))
+    except (ValueError, RecursionError):
+        # Whole numbers have no limit in TOML, but their text has one.
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _nearest(schema: type[BaseModel], location: list[str]) -> str:

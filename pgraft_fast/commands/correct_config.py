@@ -3,11 +3,24 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from pgraft_fast.commands.config import checked, read_toml
-from pgraft_fast.finetune.settings import Settings
 from pgraft_fast.inverse_noise import FitSettings
+from pgraft_fast.schema import (
+    Batch,
+    Count,
+    Decay,
+    Layers,
+    Name,
+    Part,
+    Positive,
+    Rate,
+    Settings,
+    Size,
+    Steps,
+    Times,
+)  # fmt: skip
 
 
 class DataSettings(Settings):
@@ -18,10 +31,10 @@ class DataSettings(Settings):
 
     kind: Literal["digits", "pictures"] = "digits"
     shipped_base: bool = True
-    folder: str | None = None
-    size: PositiveInt = 64
+    folder: Name | None = None
+    size: Size = 64
     grey: bool = False
-    noise: float = Field(default=1e-3, ge=0)
+    noise: Decay = 1e-3
 
     @model_validator(mode="after")
     def _has_folder(self) -> Self:
@@ -34,11 +47,11 @@ class NetworkSettings(Settings):
     """A vector field. kind: perceptron (width, depth) or unet (channels, attention, layers)."""
 
     kind: Literal["perceptron", "unet"]
-    width: PositiveInt | None = None
-    depth: PositiveInt | None = None
-    channels: list[PositiveInt] | None = None
-    attention: list[PositiveInt] | None = None
-    layers: PositiveInt | None = None
+    width: Size | None = None
+    depth: Layers | None = None
+    channels: list[Size] | None = Field(default=None, min_length=1)
+    attention: list[Size] | None = None
+    layers: Layers | None = None
 
     def config(self) -> dict[str, Any]:
         """As `inverse_noise.networks.make_field` takes it."""
@@ -49,15 +62,15 @@ class TrainingSettings(Settings):
     """See `inverse_noise.FitSettings`."""
 
     network: NetworkSettings | None = None
-    steps: PositiveInt = 4000
-    batch_size: PositiveInt = 256
-    learning_rate: PositiveFloat = 1e-3
-    weight_decay: float = Field(default=0.0, ge=0)
-    ema: float = Field(default=0.995, ge=0, lt=1)
-    held_out: float = Field(default=0.0, ge=0, lt=1)
-    check_every: PositiveInt = 250
-    patience: PositiveInt = 8
-    save_every: PositiveInt = 1000
+    steps: Times = 4000
+    batch_size: Batch = 256
+    learning_rate: Rate = 1e-3
+    weight_decay: Decay = 0.0
+    ema: Part = 0.995
+    held_out: Part = 0.0
+    check_every: Times = 250
+    patience: Times = 8
+    save_every: Times = 1000
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def fit(self, seed: int) -> FitSettings:
@@ -68,17 +81,17 @@ class TrainingSettings(Settings):
 class CorrectorSettings(TrainingSettings):
     """interpolants: one corrector is fitted with each. integration_steps: of their own."""
 
-    interpolants: list[Literal["trigonometric", "linear", "affine"]] = Field(default=["trigonometric"])
-    integration_steps: PositiveInt = 5
-    learning_rate: PositiveFloat = 3e-4
-    held_out: float = Field(default=0.1, ge=0, lt=1)
-    steps: PositiveInt = 6000
+    interpolants: list[Literal["trigonometric", "linear", "affine"]] = Field(default=["trigonometric"], min_length=1)
+    integration_steps: Steps = 5
+    learning_rate: Rate = 3e-4
+    held_out: Part = 0.1
+    steps: Times = 6000
 
 
 class GeneratorSettings(Settings):
     """The base's steps that are inverted and corrected."""
 
-    steps: PositiveInt = 20
+    steps: Steps = 20
     solver: Literal["euler", "heun", "midpoint"] = "euler"
 
 
@@ -87,11 +100,11 @@ class InvertSettings(Settings):
     `invert`.
     """
 
-    samples: int = Field(default=10_000, ge=20)
-    shard: PositiveInt = 1024
-    tolerance: PositiveFloat = 1e-6
-    round_trip_limit: PositiveFloat = 1e-5
-    max_iterations: PositiveInt = 40
+    samples: int = Field(default=10_000, ge=20, le=2**31)
+    shard: Batch = 1024
+    tolerance: Positive = 1e-6
+    round_trip_limit: Positive = 1e-5
+    max_iterations: Times = 40
 
 
 class FlowEvaluateSettings(Settings):
@@ -99,11 +112,11 @@ class FlowEvaluateSettings(Settings):
     file of InceptionV3's weights, then FID is the distance; without, the task's own features.
     """
 
-    samples: PositiveInt = 10_000
-    batch_size: PositiveInt = 1000
-    inception: str | None = None
-    base_steps: list[PositiveInt] = Field(default=[5, 10, 20, 50, 100, 200])
-    splits: list[list[PositiveInt]] = Field(default=[[20, 2], [20, 5], [20, 10]])
+    samples: Count = 10_000
+    batch_size: Batch = 1000
+    inception: Name | None = None
+    base_steps: list[Steps] = Field(default=[5, 10, 20, 50, 100, 200])
+    splits: list[list[Steps]] = Field(default=[[20, 2], [20, 5], [20, 10]])
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
@@ -115,7 +128,7 @@ class FlowEvaluateSettings(Settings):
 class CorrectConfig(Settings):
     """A whole run of the four stages. run: its folder. device: auto is the first GPU, or else the CPU."""
 
-    run: str
+    run: Name
     seed: int = Field(default=0, ge=0, lt=2**31)
     device: str = "auto"
     data: DataSettings = DataSettings()

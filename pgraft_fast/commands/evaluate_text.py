@@ -1,5 +1,6 @@
 """`pgraft-fast evaluate` of a text-to-image run: base and tuned on held-out or other prompts, by category."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,38 @@ from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.subjects import Subject, subject_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import CheckpointError, InputError
-from pgraft_fast.files import to_json, write_file
+from pgraft_fast.files import storage_error, to_json, write_file
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.finetune.checkpoint import load_newest
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report import Table, write_evaluation_report
+from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import evaluate, quality_of
+
+# Folder names hold 255 bytes, of up to four a character.
+_LONGEST_NAME = 50
 
 
 def evaluate_run(folder: str, prompts: Path | None, samples: int | None, terminal: Terminal) -> dict[str, Any]:
-    """Draw, score and compare; writes run/evaluation-<prompts>/. prompts: a file or folder, see `read_prompts`, in
-    place of the held-out ones. samples: in place of the config's. Raises InputError.
+    """Draw, score and compare; writes run/evaluation-held-out/, or run/evaluation-<name>-<hash of the prompts>/.
+
+    prompts: a file or folder, see `read_prompts`, in place of the held-out ones. samples: in place of the config's.
+    Raises InputError.
     """
     run, _, config = read_run(folder)
     if not isinstance(config, TextConfig):
         raise InputError(f"{folder}: not a text-to-image run; its evaluation is in {run / 'result.json'}")
-    name = "held-out" if prompts is None else prompts.stem
     if prompts is not None:
         config = config.model_copy(update={"prompts": config.prompts.model_copy(update={"held_out": str(prompts)})})
     subject = subject_of(config, terminal.line)
     try:
         with stop_on_signals() as stop:
-            return _Compared(run, subject, samples or config.evaluate.samples, terminal, stop.check).write(name)
+            compared = _Compared(run, subject, samples or config.evaluate.samples, terminal, stop.check)
+            if prompts is None:
+                return compared.write("held-out", run / "evaluation-held-out")
+            return compared.write(str(prompts), run / f"evaluation-{_name(prompts, subject.task)}")
     finally:
         subject.close()
 
@@ -45,7 +54,8 @@ class _Compared:
         self.ledger = Ledger()
         self.ledger.measure(Energy.of(next(subject.task.model.parameters()).device))
 
-    def write(self, name: str) -> dict[str, Any]:
+    def write(self, prompts: str, out: Path) -> dict[str, Any]:
+        """prompts: as they were asked for. out: folder of the result."""
         subject, n = self.subject, self.subject.config.sample.candidates
         memory = BatchSize(subject.config.sample.batch_size, "sampling")
         found = {}
@@ -56,18 +66,26 @@ class _Compared:
             )  # fmt: skip
             self.terminal.line(f"{which}: reward {float(found[which].rewards.nanmean()):.4f}")
         rows = {which: quality_of(subject.task, one, None, n) for which, one in found.items()}
-        result = {"prompts": name, "rows": rows, "spent": self.ledger.summary()}
-        out = self.run / f"evaluation-{name}"
-        out.mkdir(exist_ok=True)
+        result = {"prompts": prompts, "rows": rows, "spent": self.ledger.summary()}
+        try:
+            out.mkdir(exist_ok=True)
+        except OSError as error:
+            raise storage_error(out, error) from error
         write_file(out / "result.json", to_json(result))
         page = write_evaluation_report(out, subject.task, result, found, n)
         cells = [
             [which, f"{row['reward']:.4f}", f"{row['reward_ci'][0]:.4f} to {row['reward_ci'][1]:.4f}"]
             for which, row in rows.items()
         ]
-        self.terminal.table(name, Table(["samples", "reward", "95 % interval"], cells, ""))
+        self.terminal.table(prompts, Table(["samples", "reward", "95 % interval"], cells, ""))
         self.terminal.line(f"report: {page}")
         return result
+
+
+def _name(prompts: Path, task: Task) -> str:
+    """Files of one name in two folders are told apart by what is in them."""
+    found = to_json({"text": list(task.asked.text), "category": list(task.categories)})
+    return f"{(prompts.stem or 'prompts')[:_LONGEST_NAME]}-{hashlib.sha256(found).hexdigest()[:8]}"
 
 
 def tuned_of(run: Path, subject: Subject) -> nn.Module:

@@ -2,18 +2,18 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_serializer
+from pydantic import Field, field_serializer
 
-from pgraft_fast.finetune.settings import Settings
 from pgraft_fast.rewards.urls import without_secrets
 from pgraft_fast.rewards.vqa_score import ANSWER, QUESTION
+from pgraft_fast.schema import Batch, Name, Real, Seconds, Settings, Share, Text
 
 
 class WeightedSettings(Settings):
     """weight: in the sum. batch_size: samples of one call, None for as many as are sampled at once."""
 
-    weight: float = Field(default=1.0, allow_inf_nan=False)
-    batch_size: PositiveInt | None = None
+    weight: Real = 1.0
+    batch_size: Batch | None = None
 
 
 class ModelSettings(WeightedSettings):
@@ -26,7 +26,7 @@ class ClipScoreSettings(ModelSettings):
     """See `ClipScore`. model: a local folder."""
 
     kind: Literal["clip_score"]
-    model: str
+    model: Name
     prefix: str = ""
 
 
@@ -34,25 +34,25 @@ class PickScoreSettings(ModelSettings):
     """See `PickScore`. model: a local folder."""
 
     kind: Literal["pick_score"]
-    model: str
+    model: Name
 
 
 class AestheticSettings(ModelSettings):
     """See `AestheticScore`. clip: a local folder. weights: a local file."""
 
     kind: Literal["aesthetic"]
-    clip: str
-    weights: str
+    clip: Name
+    weights: Name
 
 
 class VqaScoreSettings(ModelSettings):
     """See `VqaScore`. model: a local folder."""
 
     kind: Literal["vqa_score"]
-    model: str
+    model: Name
     question: str = QUESTION
     answer: str = ANSWER
-    batch_size: PositiveInt | None = 8
+    batch_size: Batch | None = 8
 
 
 class JpegSettings(WeightedSettings):
@@ -65,22 +65,22 @@ class CallableSettings(WeightedSettings):
     """A function of (samples) or (samples, prompts), see `Reward`. function: file.py:function."""
 
     kind: Literal["callable"]
-    function: str
+    function: Name
 
 
 class CommandSettings(WeightedSettings):
     """See `CommandReward`. start_seconds: that it may take until it is ready."""
 
     kind: Literal["command"]
-    command: str | list[str]
-    start_seconds: PositiveFloat = 600.0
+    command: Text | list[Text]
+    start_seconds: Seconds = 600.0
 
 
 class HttpSettings(WeightedSettings):
     """See `HttpReward`. url: ${NAME} in it is an environment variable. Saved without its password and other secrets."""
 
     kind: Literal["http"]
-    url: str = Field(repr=False)
+    url: Name = Field(repr=False)
 
     @field_serializer("url")
     def _saved(self, url: str) -> str:
@@ -112,6 +112,6 @@ class PolicySettings(Settings):
     """See `Policy`."""
 
     on_failure: Literal["retry", "drop", "stop"] = "retry"
-    retries: NonNegativeInt = 2
-    timeout_seconds: PositiveFloat = Field(default=300.0, allow_inf_nan=False)
-    max_dropped_share: float = Field(default=0.05, ge=0, le=1)
+    retries: int = Field(default=2, ge=0, le=10**6)
+    timeout_seconds: Seconds = 300.0
+    max_dropped_share: Share = 0.05

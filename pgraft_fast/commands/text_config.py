@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from pgraft_fast.commands.config import LogSettings, RunConfig, checked, override, read_config, read_toml
 from pgraft_fast.commands.reward_settings import PolicySettings, RewardSettings
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.schema import Settings
 from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings, TrainSettings
+from pgraft_fast.schema import Batch, Count, Name, Part, Rate, Scale, Settings, Size, Times
 from pgraft_fast.text_to_image.learners import LoraSettings
 
 # What a preset sets where the config says nothing, for a model of Stable Diffusion 1 or 2's size in 8 GB; larger models
@@ -33,16 +33,16 @@ class PipelineSettings(Settings):
     side of guidance. max_sequence_length: tokens of T5 in Stable Diffusion 3 and Flux.
     """
 
-    folder: str | None = None
+    folder: Name | None = None
     repository: str | None = None
     shipped: Literal["sd", "sd3"] | None = None
     device: str = "auto"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    height: PositiveInt | None = None
-    width: PositiveInt | None = None
-    vae_slice: PositiveInt = 8
+    height: Size | None = None
+    width: Size | None = None
+    vae_slice: Batch = 8
     negative_prompt: str = ""
-    max_sequence_length: NonNegativeInt = 256
+    max_sequence_length: int = Field(default=256, ge=0, le=512)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -56,8 +56,8 @@ class PromptSettings(Settings):
     drawn tenth of train, which is not trained on then.
     """
 
-    train: str | None = None
-    held_out: str | None = None
+    train: Name | None = None
+    held_out: Name | None = None
 
 
 class TextSampleSettings(SampleSettings):
@@ -65,21 +65,21 @@ class TextSampleSettings(SampleSettings):
     is none.
     """
 
-    prompts: PositiveInt | None = None  # type: ignore[assignment]
-    candidates: PositiveInt = 4
-    guidance: float = Field(default=5.0, ge=0)
+    prompts: Count | None = None  # type: ignore[assignment]
+    candidates: Count = 4
+    guidance: Scale = 5.0
     solver: Literal["auto", "ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"] = "auto"  # type: ignore[assignment]
-    batch_size: PositiveInt = 16
+    batch_size: Batch = 16
     overlap: bool = True
 
 
 class TextTrainSettings(TrainSettings):
     """See `TrainSettings`; without steps, two epochs. checkpointing: of activations, slower and smaller."""
 
-    epochs: PositiveInt | None = 2
-    batch_size: PositiveInt = 16
-    learning_rate: float = Field(default=1e-4, gt=0)
-    ema: float = Field(default=0.9, ge=0, lt=1)
+    epochs: Times | None = 2
+    batch_size: Batch = 16
+    learning_rate: Rate = 1e-4
+    ema: Part = 0.9
     checkpointing: bool = False
 
     @model_validator(mode="before")
@@ -94,15 +94,15 @@ class TextEvaluateSettings(Settings):
     pictures for the Frechet distance. inception: file of InceptionV3's weights for its features.
     """
 
-    samples: PositiveInt = 256
-    reference: str | None = None
-    inception: str | None = None
+    samples: Count = 256
+    reference: Name | None = None
+    inception: Name | None = None
 
 
 class TextConfig(FinetuneSettings):
     """A whole run. run: its folder. memory: presets, see `PRESETS`."""
 
-    run: str
+    run: Name
     memory: Literal["8gb", "16gb", "24gb", "80gb"] | None = None
     model: PipelineSettings
     prompts: PromptSettings = PromptSettings()

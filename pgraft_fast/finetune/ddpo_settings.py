@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from pgraft_fast.finetune.schema import Settings
+from pgraft_fast.schema import Batch, Count, Positive, Settings, Times
 
 
 class DdpoSettings(Settings):
@@ -20,14 +20,14 @@ class DdpoSettings(Settings):
     """
 
     variant: Literal["importance", "score"] = "importance"
-    clip_range: PositiveFloat = 1e-4
-    advantage_clip: PositiveFloat = 5.0
+    clip_range: Positive = 1e-4
+    advantage_clip: Positive = 5.0
     statistics: Literal["per_prompt", "global"] = "per_prompt"
-    buffer_size: PositiveInt = 32
-    min_count: PositiveInt = 16
-    inner_epochs: PositiveInt = 1
+    buffer_size: Count = 32
+    min_count: Count = 16
+    inner_epochs: Times = 1
     timestep_fraction: float = Field(default=1.0, gt=0, le=1)
-    batch_size: PositiveInt | None = None
+    batch_size: Batch | None = None
     log_prob: Literal["mean", "sum"] = "mean"
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from pgraft_fast.errors import PgraftError
+from pgraft_fast.errors import PgraftError, is_out_of_memory
 
 Result = TypeVar("Result")
 
@@ -29,22 +29,21 @@ class BatchSize:
         while True:
             try:
                 return work(self.value)
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except PgraftError:
+                # A reward beside may have run out of memory: that is its own batch.
+                raise
+            except Exception as error:
+                if not is_out_of_memory(error):
                     raise
-                text = str(error).splitlines()[0]
+                text = next(iter(str(error).splitlines()), type(error).__name__)
             # Outside of the handler: the error's frames hold tensors.
             if self.value == 1:
                 raise PgraftError(
                     f"{self._name}: one row does not fit into memory ({text}); take a smaller model, LoRA, "
                     "train.checkpointing or memory = '8gb'"
                 )
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
             self.value = max(1, self.value // 2)
             _LOG.warning("%s: out of memory, goes on with %d rows at once", self._name, self.value)
             self._on_change(self.value)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

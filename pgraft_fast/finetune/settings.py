@@ -2,11 +2,25 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
-from pgraft_fast.finetune.schema import Settings
+from pgraft_fast.schema import (
+    Batch,
+    Count,
+    Decay,
+    Part,
+    Positive,
+    Rate,
+    Real,
+    Seed,
+    Settings,
+    Steps,
+    Times,
+)  # fmt: skip
 
+# Of a round, all of which are in memory at once; of a run, whose samples are numbered below those of evaluations.
+_MOST_IN_A_ROUND, _MOST_IN_A_RUN = 2**24, 2**40
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
 
@@ -18,12 +32,12 @@ class SampleSettings(Settings):
     trajectories at once; halved when memory is full. overlap: score a batch while the next is drawn.
     """
 
-    prompts: PositiveInt = 10
-    candidates: PositiveInt = 16
-    steps: PositiveInt = 25
+    prompts: Count = 10
+    candidates: Count = 16
+    steps: Steps = 25
     solver: Literal["ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"] = "ddpm"
-    eta: float | None = Field(default=None, ge=0)
-    batch_size: PositiveInt = 256
+    eta: Decay | None = None
+    batch_size: Batch = 256
     overlap: bool = False
 
 
@@ -31,10 +45,10 @@ class SelectSettings(Settings):
     """Which candidates are kept: see `accept`."""
 
     rule: Literal["top_k", "best_of_n", "classical", "threshold", "preference", "binary"] = "top_k"
-    k: PositiveInt | None = None
-    temperature: PositiveFloat | None = None
-    r_max: float | None = None
-    threshold: float | None = None
+    k: Count | None = None
+    temperature: Positive | None = None
+    r_max: Real | None = None
+    threshold: Real | None = None
     empty: Literal["skip", "best", "raise"] = "skip"
 
 
@@ -47,18 +61,18 @@ class TrainSettings(Settings):
     the gradient's norm. null_prompt: share of rows that are trained without their prompt, for guidance.
     """
 
-    cut: float = Field(default=0.25, ge=0, lt=1)
+    cut: Part = 0.25
     objective: Literal["state", "clean"] = "state"
-    rounds: PositiveInt = 1
-    steps: PositiveInt = 200
-    epochs: PositiveInt | None = None
-    batch_size: PositiveInt = 64
-    micro_batch: PositiveInt | None = None
-    learning_rate: PositiveFloat = 3e-4
-    weight_decay: float = Field(default=0.0, ge=0)
-    ema: float = Field(default=0.98, ge=0, lt=1)
-    clip: PositiveFloat = 1.0
-    null_prompt: float = Field(default=0.0, ge=0, lt=1)
+    rounds: Times = 1
+    steps: Times = 200
+    epochs: Times | None = None
+    batch_size: Batch = 64
+    micro_batch: Batch | None = None
+    learning_rate: Rate = 3e-4
+    weight_decay: Decay = 0.0
+    ema: Part = 0.98
+    clip: Positive = 1.0
+    null_prompt: Part = 0.0
 
     def steps_of(self, rows: int) -> int:
         """Optimiser steps of a round that kept so many rows."""
@@ -73,10 +87,10 @@ class BudgetSettings(Settings):
     Evaluation is measured, and limited by the others, but not counted in model_calls.
     """
 
-    wall_seconds: PositiveFloat | None = None
-    gpu_hours: PositiveFloat | None = None
-    model_calls: PositiveInt | None = None
-    joules: PositiveFloat | None = None
+    wall_seconds: Positive | None = None
+    gpu_hours: Positive | None = None
+    model_calls: int | None = Field(default=None, ge=1, le=2**63 - 1)
+    joules: Positive | None = None
 
     def seconds(self) -> float | None:
         """The tighter of the two time limits."""
@@ -92,7 +106,7 @@ class FinetuneSettings(Settings):
     trajectories as CUDA graphs.
     """
 
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     method: Literal["pgraft", "graft", "ddpo"] = "pgraft"
     mode: Literal["eager", "compile", "graph"] = "eager"
     sample: SampleSettings = SampleSettings()
@@ -108,6 +122,20 @@ class FinetuneSettings(Settings):
             raise ValueError("select.k is missing: rule top_k needs it")
         if select.k is not None and select.k > n:
             raise ValueError(f"select.k={select.k} is more than sample.candidates={n}")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_can_be_held(self) -> Self:
+        # Where prompts fill the budget, what is found is asked again.
+        prompts, n, rounds = self.sample.prompts or 1, self.sample.candidates, self.train.rounds
+        if prompts * n > _MOST_IN_A_ROUND:
+            raise ValueError(
+                f"sample.prompts={prompts} times sample.candidates={n}: at most {_MOST_IN_A_ROUND:,} samples a round"
+            )
+        if prompts * n * rounds > _MOST_IN_A_RUN:
+            raise ValueError(
+                f"train.rounds={rounds} of {prompts * n:,} samples each: at most {_MOST_IN_A_RUN:,} samples a run"
+            )
         return self
 
     @property

@@ -1,7 +1,6 @@
 """What the libraries built on first use have in common: the cache, one build at a time, the digest, the messages.
 
-Libraries are kept in $PGRAFT_FAST_CACHE, or pgraft_fast under $XDG_CACHE_HOME or ~/.cache. `user` is the part that
-needs the library: every message begins with it.
+Libraries are kept in `files.cache_folder`. `user` is the part that needs the library: every message begins with it.
 """
 
 import hashlib
@@ -25,14 +24,6 @@ def source_folder(user: str) -> Path:
     if found is None or not found.submodule_search_locations:
         raise BackendError(f"{user}: the package pgraft_fast_csrc is missing; install pgraft-fast again")
     return Path(next(iter(found.submodule_search_locations)))
-
-
-def cache_folder() -> Path:
-    """Where libraries built on first use are kept."""
-    chosen = os.environ.get("PGRAFT_FAST_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pgraft_fast"
 
 
 def is_whole(library: Path) -> bool:

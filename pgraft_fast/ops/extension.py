@@ -19,7 +19,8 @@ import torch
 
 import pgraft_fast
 from pgraft_fast.errors import BackendError
-from pgraft_fast.ops.build import build_folder, build_once, cache_folder, first_line, is_whole, put, run, source_folder
+from pgraft_fast.files import cache_folder
+from pgraft_fast.ops.build import build_folder, build_once, first_line, is_whole, put, run, source_folder
 
 _USER = "backend 'cpp'"
 _COMMON = [

@@ -16,7 +16,8 @@ import torch
 
 import pgraft_fast
 from pgraft_fast.errors import BackendError
-from pgraft_fast.ops.build import build_folder, build_once, cache_folder, first_line, put, run, source_folder
+from pgraft_fast.files import cache_folder
+from pgraft_fast.ops.build import build_folder, build_once, first_line, put, run, source_folder
 
 _USER = "device_while"
 _FLAGS = [

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from pgraft_fast.errors import RewardError
+from pgraft_fast.errors import RewardError, is_out_of_memory
 from pgraft_fast.rewards.protocol import of_samples, one_line
 
 MAX_ANSWER_BYTES = 16 * 2**20
@@ -48,7 +48,10 @@ def rewards_in_order(answer: dict[str, Any], asked: Sequence[int], number: int, 
     where = f"(at {of_samples(asked)})"
     # Many servers send every key they know, null where it says nothing.
     if answer.get("error"):
-        raise RewardError(f"reward {name!r} raised {one_line(str(answer['error']))} {where}")
+        text = str(answer["error"])
+        # So that fewer samples are asked for at once, as of a reward in this process.
+        full = MemoryError(text) if is_out_of_memory(RuntimeError(text)) or "MemoryError" in text else None
+        raise RewardError(f"reward {name!r} raised {one_line(text)} {where}") from full
     if answer.get("id") != number:
         raise RewardError(f"reward {name!r} answered question {answer.get('id')!r} instead of {number} {where}")
     ids, values = answer.get("sample_ids"), answer.get("rewards")

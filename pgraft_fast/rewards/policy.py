@@ -10,9 +10,10 @@ from typing import Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from pgraft_fast.errors import InputError, PgraftError, RewardError
+from pgraft_fast.errors import InputError, PgraftError, RewardError, is_out_of_memory
 from pgraft_fast.rewards.batch import Batch
 from pgraft_fast.rewards.halving import rewards_of_the_rest
+from pgraft_fast.rewards.memory import in_parts
 from pgraft_fast.rewards.order import answers_out_of_order
 from pgraft_fast.rewards.protocol import (
     MAX_INVALID_SHARE,
@@ -67,8 +68,9 @@ class PolicedReward:
     A failure is an exception, another number of values than samples, nan or inf, or no answer in time. Under "drop" a
     batch that fails is halved until the samples that fail are found, in at most 64 calls and one more time-out; one
     that hangs is dropped whole. Samples that are themselves not finite never reach the reward.
-    batch_size: of one call, all samples at once where None. check_order: ask for four samples once more, together and
-    one by one, at the first batch. log: gets a line for every failure that does not stop the run.
+    batch_size: of one call, all samples at once where None; halved where memory is full. check_order: ask for four
+    samples once more, together and one by one, at the first batch. log: gets a line for every failure that does not
+    stop the run.
     """
 
     def __init__(
@@ -104,11 +106,15 @@ class PolicedReward:
         ids = list(range(count)) if sample_ids is None else [int(i) for i in sample_ids]
         rewards = torch.full((count,), torch.nan, device=samples.device)
         index = self._finite(samples, ids)
+
+        def ask(rows: slice) -> Tensor:
+            rewards[index[rows]] = found = self._batch(Batch(samples, prompts, ids).take(index[rows]), on_wait)
+            return found
+
         size = self.batch_size or max(1, count)
-        for low in range(0, len(index), size):
-            rows = index[low : low + size]
-            batch = Batch(samples, prompts, ids).take(rows)
-            rewards[rows] = self._batch(batch, on_wait)
+        _, fits = in_parts(ask, len(index), size, self.name)
+        if fits < size:
+            self.batch_size = fits
         return rewards
 
     def close(self) -> None:
@@ -167,6 +173,9 @@ class PolicedReward:
             except RewardMisuseError:
                 raise
             except RewardError as error:
+                if len(batch.ids) > 1 and is_out_of_memory(error):
+                    # Fewer at once: no failure of the reward.
+                    raise
                 failure = error
             if attempt < tries:
                 self.log(f"{failure}; trying again, {attempt} of {self.policy.retries}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import PgraftError, RewardError
+from pgraft_fast.rewards.memory import in_parts
 from pgraft_fast.rewards.returned import as_numbers
 from pgraft_fast.rewards.urls import without_secrets
 
@@ -91,6 +92,7 @@ def score(
     """Rewards of all samples, (n,) float32 on the samples' device; nan where the reward gave none.
 
     on_batch() is called after every batch, and by rewards that take `on_wait` also while they wait; it may raise.
+    batch_size: halved where memory is full.
     Raises RewardError, in one line, where the reward raises, returns another number of values, or leaves more than
     its `max_invalid_share` (5 % where it has none) of the samples without a finite one.
     """
@@ -108,14 +110,16 @@ def score_batches(
     """As `score`, for a part of the samples: how many have no finite reward is not looked at; see `finished`."""
     call, name = as_call(reward), name_of(reward)
     ids = sample_id.tolist()
-    parts = [torch.empty(0, device=samples.device)]
+
+    def ask(rows: slice) -> Tensor:
+        found = evaluate(call, name, samples[rows].detach(), prompts[rows], ids[rows], on_batch)
+        if on_batch is not None:
+            on_batch()
+        return found
+
     with torch.no_grad():
-        for low in range(0, samples.shape[0], batch_size):
-            rows = slice(low, low + batch_size)
-            parts.append(evaluate(call, name, samples[rows].detach(), prompts[rows], ids[rows], on_batch))
-            if on_batch is not None:
-                on_batch()
-    return torch.cat(parts)
+        parts, _ = in_parts(ask, samples.shape[0], batch_size, name)
+    return torch.cat([torch.empty(0, device=samples.device), *parts])
 
 
 def finished(reward: Callable[..., object], rewards: Tensor, sample_id: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pgraft_fast.ops.build import cache_folder
+from pgraft_fast.files import cache_folder
 
 _LOG = logging.getLogger(__name__)
 _RUNS = 3

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgraft_fast.errors import is_out_of_memory
+
 _LOG = logging.getLogger(__name__)
 _WARM_UP_RUNS = 2
 
@@ -77,7 +79,9 @@ class GraphCache:
         if found is None:
             try:
                 found = self._capture(function, inputs, generators)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 self.clear()
                 self._refused.add(whole)
                 _LOG.warning("memory did not suffice to capture a CUDA graph: this shape runs without")

@@ -4,15 +4,19 @@ import warnings
 from typing import Any
 
 import torch
-from pydantic import Field, PositiveFloat
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.settings import Settings, TrainSettings
+from pgraft_fast.finetune.settings import TrainSettings
 from pgraft_fast.finetune.training import Learner
+from pgraft_fast.schema import Name, Positive, Settings
 from pgraft_fast.text_to_image.denoiser import Adapters, Denoiser, named
 
 TUNED, EMA = "tuned", "ema"
+# Quantised ones are subclasses.
+_LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SHOWN = 4
 
 
 class LoraSettings(Settings):
@@ -20,9 +24,9 @@ class LoraSettings(Settings):
     names of the layers that get one.
     """
 
-    rank: int = Field(default=16, ge=0)
-    alpha: PositiveFloat | None = None
-    targets: list[str] = Field(default=["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
+    rank: int = Field(default=16, ge=0, le=2**14)
+    alpha: Positive | None = None
+    targets: list[Name] = Field(default=["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
 
 
 class LoraLearner(Learner):
@@ -81,19 +85,40 @@ def _unguided(denoiser: Denoiser) -> float:
 def _inject(net: Any, lora: LoraSettings, seed: int) -> None:
     from peft import LoraConfig
 
-    if not any(name.endswith(tuple(f".{target}" for target in lora.targets)) for name, _ in net.named_modules()):
-        raise InputError(f"lora.targets={lora.targets}: no layer of {type(net).__name__} has such a name")
+    if getattr(net, "peft_config", None):
+        raise InputError(f"{type(net).__name__} has a LoRA already ({', '.join(net.peft_config)}); unload it first")
+    _check_targets(net, lora.targets)
     make: Any = LoraConfig
     config = make(
         r=lora.rank, lora_alpha=lora.rank if lora.alpha is None else lora.alpha, target_modules=list(lora.targets),
         init_lora_weights="gaussian",
     )  # fmt: skip
-    if getattr(net, "peft_config", None):
-        raise InputError(f"{type(net).__name__} has a LoRA already ({', '.join(net.peft_config)}); unload it first")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net.add_adapter(config, adapter_name=TUNED)
+        try:
+            net.add_adapter(config, adapter_name=TUNED)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            text = " ".join(str(error).split())
+            raise InputError(f"lora: {type(net).__name__} takes none of rank {lora.rank} there: {text}") from error
     with warnings.catch_warnings():
         # peft warns of a second LoRA, which is meant.
         warnings.simplefilter("ignore", UserWarning)
         net.add_adapter(config, adapter_name=EMA)
+
+
+def _check_targets(net: nn.Module, targets: list[str]) -> None:
+    """Raise InputError unless each is the end of names, and each layer of such a name has weights for a LoRA."""
+    modules = dict(net.named_modules())
+    for target in targets:
+        named_so = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not named_so:
+            raise InputError(f"lora.targets={targets}: no layer of {type(net).__name__} has the name {target!r}")
+        for name in named_so:
+            if isinstance(modules[name], _LAYERS):
+                continue
+            inside = [inner for inner, one in modules[name].named_modules() if isinstance(one, _LAYERS)]
+            meant = f"; in it are {', '.join(f'{target}.{inner}' for inner in inside[:_SHOWN])}" if inside else ""
+            more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
+            raise InputError(
+                f"lora.targets={targets}: {name} ({type(modules[name]).__name__}) takes no LoRA{meant}{more}"
+            )

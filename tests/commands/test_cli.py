@@ -156,7 +156,7 @@ def test_wrong_input(tmp_path, capsys, finished):
         (["sample", str(tmp_path / "no-run")], "not a finished run"),
         (["sample", "digits", "--out", "x.gif"], "must end in .png"),
         (["sample", "digits", "--prompt", "cat"], "--prompt 'cat' is unknown; known: 0, 1"),
-        (["sample", "digits", "--n", "0", "--out", str(tmp_path / "x.png")], "n=0"),
+        (["sample", "digits", "--n", "0", "--out", str(tmp_path / "x.png")], "--n 0: input should be"),
         (["sample", "digits", "--solver", "fast", "--out", str(tmp_path / "x.png")], "solver='fast' is unknown"),
         (["sample", "digits", "--out", str(tmp_path / "no/x.png")], "cannot be written"),
         (["report", str(tmp_path)], "not a finished run"),

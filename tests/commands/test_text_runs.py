@@ -122,7 +122,8 @@ def test_evaluate_sample_export_and_report(finished, tmp_path, capsys):
     rows = json.loads(told.read_text())["rows"]
     assert set(rows) == {"base", "tuned"} and set(rows["tuned"]["categories"]) == {"colors", "counting"}
     assert rows["base"]["reward"] != rows["tuned"]["reward"]
-    assert (finished / "run/evaluation-other/report/index.html").exists()
+    (page,) = (finished / "run").glob("evaluation-other-*/report/index.html")
+    assert str(other) in page.read_text()
     for base in ([], ["--base"]):
         assert main(["sample", run, "--n", "3", "--out", str(tmp_path / "s.png"), *base]) == 0
     file = tmp_path / "kohya.safetensors"
@@ -134,6 +135,30 @@ def test_evaluate_sample_export_and_report(finished, tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", run, "--prompts", str(tmp_path / "none.txt")]) == 2
     assert "prompts cannot be read" in one_line(capsys)
+
+
+def test_evaluations_of_files_with_the_same_name(finished, tmp_path):
+    """Each keeps its own folder, the held-out prompts of the run too; the same prompts again take theirs."""
+    run, found = finished / "run", {}
+    for folder, text in (("a", "a green cube\n"), ("b", "three cats\n"), ("c", "a green cube\n")):
+        file = tmp_path / folder / "held-out.txt"
+        file.parent.mkdir()
+        file.write_text(text)
+        assert main(["evaluate", str(run), "--prompts", str(file), "--samples", "4"]) == 0
+        found[folder] = {path: path.read_bytes() for path in run.glob("evaluation-held-out-*/result.json")}
+    assert main(["evaluate", str(run), "--samples", "4"]) == 0
+    assert (run / "evaluation-held-out/result.json").exists()
+    assert [len(one) for one in found.values()] == [1, 2, 2]
+    (first,) = found["a"]
+    assert found["b"][first] == found["a"][first]
+    asked = {json.loads(data)["prompts"] for data in found["c"].values()}
+    assert asked == {str(tmp_path / "b/held-out.txt"), str(tmp_path / "c/held-out.txt")}
+
+
+def test_a_prompt_file_with_a_name_as_long_as_names_can_be(finished, tmp_path):
+    file = tmp_path / f"{'ü' * 125}.txt"
+    file.write_text("a green cube\n")
+    assert main(["evaluate", str(finished / "run"), "--prompts", str(file), "--samples", "4"]) == 0
 
 
 def test_prompts_that_fill_the_budget(tmp_path, capsys):

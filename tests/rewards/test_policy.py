@@ -406,3 +406,33 @@ def test_policies_that_are_wrong():
     ]:
         with pytest.raises(InputError, match=f"policy.{key}: must be "):
             Policy(**options)
+
+
+@pytest.mark.parametrize("on_failure", ["retry", "drop", "stop"])
+def test_a_reward_that_runs_out_of_memory_is_asked_for_fewer(on_failure):
+    """Under every policy, without a failure, and the size is remembered."""
+    asked, lines = [], []
+
+    def reward(x):
+        asked.append(len(x))
+        if len(x) > 3:
+            torch.empty(len(x) << 58, dtype=torch.uint8)
+        return x.flatten(1).sum(1)
+
+    policed = PolicedReward(reward, Policy(on_failure), log=lines.append)
+    samples = torch.arange(20.0).view(10, 2)
+    with policed:
+        for _ in range(2):
+            assert torch.equal(policed(samples, [""] * 10), samples.sum(1))
+    assert asked == [10, 5, 2, 2, 2, 2, 2] + [2] * 5 and policed.batch_size == 2 and lines == []
+
+
+def test_a_reward_without_memory_for_one_sample_fails():
+    def reward(x):
+        raise MemoryError
+
+    with (
+        PolicedReward(reward, Policy("stop"), name="big") as policed,
+        pytest.raises(RewardError, match=r"reward 'big' raised MemoryError: *\(at sample 0\); mend the reward"),
+    ):
+        policed(torch.zeros(4, 2), [""] * 4)

@@ -12,6 +12,7 @@ import torch
 import pgraft_fast.rewards
 from pgraft_fast import waiting
 from pgraft_fast.errors import InputError, RewardError
+from pgraft_fast.rewards import PolicedReward, Policy
 from pgraft_fast.rewards.process import CommandReward
 from pgraft_fast.rewards.protocol import RewardTimeoutError
 
@@ -243,6 +244,7 @@ def test_start(start):
 
 BY_REWARD = """
 import os, sys, torch
+from pgraft_fast.rewards import PolicedReward, Policy
 from pgraft_fast.rewards.process import CommandReward
 reward = CommandReward([sys.executable, SERVE, "scorer.py:score"])
 reward(torch.zeros(1, 3, 2, 2), [""])
@@ -299,3 +301,17 @@ def _gone(pid):
         time.sleep(0.02)
     os.kill(pid, 9)
     return False
+
+
+def test_a_process_that_runs_out_of_memory_is_asked_for_fewer(tmp_path):
+    """What it says of itself counts, as of a reward in this process."""
+    (tmp_path / "scorer.py").write_text(
+        "def score(images, prompts):\n"
+        "    if len(images) > 2:\n"
+        "        bytearray(len(images) << 58)\n"
+        "    return [float(len(images))] * len(images)\n"
+    )
+    command = [sys.executable, str(SERVE), str(tmp_path / "scorer.py:score")]
+    with PolicedReward(CommandReward(command, name="own"), Policy("stop"), name="own") as policed:
+        assert policed(torch.zeros(5, 3, 2, 2), [""] * 5).tolist() == [2.0, 2.0, 2.0, 2.0, 1.0]
+        assert policed.batch_size == 2

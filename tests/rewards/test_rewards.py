@@ -167,3 +167,17 @@ def test_loading(tmp_path):
     ]:
         with pytest.raises(RewardError, match=message):
             load_reward(spec)
+
+
+def test_a_batch_that_does_not_fit_is_halved():
+    asked = []
+
+    def reward(x):
+        asked.append(len(x))
+        if len(x) > 4:
+            torch.empty(len(x) << 58, dtype=torch.uint8)
+        return x.sum(1)
+
+    x = torch.arange(12.0).view(12, 1)
+    assert torch.equal(score(reward, x, [""] * 12, torch.arange(12), batch_size=12), x.sum(1))
+    assert asked == [12, 6, 3, 3, 3, 3]

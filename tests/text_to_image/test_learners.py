@@ -1,5 +1,7 @@
 """LoRA and full learners on a pipeline's denoiser: what is trained, what stays, and that one network serves all."""
 
+import re
+
 import pytest
 import torch
 from denoisers import denoiser
@@ -54,6 +56,38 @@ def test_the_lora_is_trained_and_the_reference_stays(name):
     answer(learner.ema)
     assert learn(learner, pipe).rejected == 0
     assert not torch.equal(answer(learner.sampled), tuned)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("sd", "to_out", r"attn1.to_out \(ModuleList\) takes no LoRA; in it are to_out.0$"),
+        ("sd", "attn2", r"\(Attention\) takes no LoRA; in it are attn2.to_q, attn2.to_k, attn2.to_v, attn2.to_out.0$"),
+        ("sd", "mid_block", r"mid_block \(UNetMidBlock2DCrossAttn\) .* and \d+ more$"),
+        ("sdxl", "conv_act", r"conv_act \(SiLU\) takes no LoRA$"),
+        ("sd3", "norm1_context.norm", r"\(LayerNorm\) takes no LoRA$"),
+        ("flux", "to_out.1", r"\(Dropout\) takes no LoRA$"),
+        ("sd", "to_queue", r"no layer of UNet2DConditionModel has the name 'to_queue'$"),
+        ("sd", "o_q", r"no layer of UNet2DConditionModel has the name 'o_q'$"),
+    ],
+)
+def test_targets_that_take_no_lora_are_named(name, target, message):
+    model = denoiser(build(name), 3.0)
+    with pytest.raises(InputError, match=rf"lora.targets=\['to_q', '{re.escape(target)}'\]: .*{message}"):
+        LoraLearner(model, SETTINGS, LoraSettings(rank=2, targets=["to_q", target]), seed=1)
+    # Nothing was put in.
+    assert not any("lora" in name for name, _ in model.net.named_parameters())
+
+
+@pytest.mark.parametrize("target", ["conv_in", "time_embedding.linear_1", "conv1", "to_out.0", "linear_2"])
+def test_other_layers_take_a_lora(target):
+    """Convolutions, embeddings, and layers that no other one contains."""
+    pipe = build("sd")
+    model = denoiser(pipe, 3.0)
+    before = answer(model)
+    learner = LoraLearner(model, SETTINGS, LoraSettings(rank=2, targets=[target]), seed=1)
+    learn(learner, pipe)
+    assert not torch.equal(answer(learner.sampled), before)
 
 
 def test_twins_with_other_linear_layers_share_the_lora():

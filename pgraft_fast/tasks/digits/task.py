@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pgraft_fast.errors import CheckpointError
 from pgraft_fast.finetune import Prompts
 from pgraft_fast.finetune.checkpoint import tensors_from_bytes
-from pgraft_fast.finetune.settings import Settings
 from pgraft_fast.rewards import stroke_mass, symmetry
+from pgraft_fast.schema import Name, Settings
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import N_CLASSES, SHAPE, load_digits
@@ -36,8 +36,8 @@ class DigitsSettings(Settings):
     name: Literal["digits"] = "digits"
     variant: Literal["vp", "flow"] = "vp"
     conditional: bool = True
-    reward: str = "symmetry"
-    weights: str | None = None
+    reward: Name = "symmetry"
+    weights: Name | None = None
 
 
 def digits_task(settings: DigitsSettings) -> Task:
