@@ -33,7 +33,8 @@ def evaluate_run(folder: str, prompts: Path | None, samples: int | None, termina
     subject = subject_of(config, terminal.line)
     try:
         with stop_on_signals() as stop:
-            return _Compared(run, subject, samples or config.evaluate.samples, terminal, stop.check).write(name)
+            asked = config.evaluate.samples if samples is None else samples
+            return _Compared(run, subject, asked, terminal, stop.check).write(name)
     finally:
         subject.close()
 
