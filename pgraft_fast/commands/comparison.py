@@ -173,7 +173,7 @@ def _ddpo(config: TextConfig, budget: int) -> TextConfig:
 
 def _calls_a_sample(config: TextConfig) -> int:
     """See `calls_of`, for a config without its model."""
-    return 1 if config.sample.guidance == 1.0 else 2
+    return 1 if config.sample.guidance <= 1.0 else 2
 
 
 def _sized(config: TextConfig, sample: dict[str, Any], train: dict[str, Any]) -> TextConfig:

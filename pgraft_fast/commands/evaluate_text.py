@@ -39,7 +39,9 @@ def evaluate_run(folder: str, prompts: Path | None, samples: int | None, termina
     subject = subject_of(config, terminal.line)
     try:
         with stop_on_signals() as stop:
-            compared = _Compared(run, subject, samples or config.evaluate.samples, terminal, stop.check)
+            compared = _Compared(
+                run, subject, config.evaluate.samples if samples is None else samples, terminal, stop.check
+            )
             if prompts is None:
                 return compared.write("held-out", run / "evaluation-held-out")
             return compared.write(str(prompts), run / f"evaluation-{_name(prompts, subject.task)}")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pgraft_fast.commands.config import RunConfig, checked, load_task
+from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.subjects import MODEL
 from pgraft_fast.commands.text_config import TextConfig
@@ -44,9 +45,12 @@ def sample(
         if isinstance(found, TextConfig):
             from pgraft_fast.commands.sample_text import sample_text
 
+            if solver is not None:
+                raise InputError(f"--solver {solver}: pictures of {source} are drawn by its pipeline's own scheduler")
             return sample_text(
-                run, found, out, n=n, seed=seed, prompt=prompt, steps=steps, guidance=guidance, base=base
-            )
+                run, found, out, n=n, seed=seed, prompt=prompt, steps=steps, guidance=guidance, base=base,
+                log=Terminal().line,
+            )  # fmt: skip
         config = found
         task = load_task(config.task)
         if not base:
@@ -65,6 +69,8 @@ def sample(
         n=n,
         steps=config.sample.steps if steps is None else steps,
         solver=config.sample.solver if solver is None else solver,
+        # Of the run's solver; another one has its own.
+        eta=config.sample.eta if solver in (None, config.sample.solver) else None,
         parameterization=task.parameterization,
         seed=seed,
         condition=condition,

@@ -1,5 +1,6 @@
 """Pictures from a finished text-to-image run, by diffusers' own pipeline and the saved adapter."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,27 @@ _AT_ONCE = 32
 
 def sample_text(
     run: Path, config: TextConfig, out: Path, *, n: int, seed: int, prompt: str | None, steps: int | None,
-    guidance: float | None, base: bool,
+    guidance: float | None, base: bool, log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """n pictures of the prompt, or of held-out prompts in turn; the scheduler is the pipeline's own."""
     device = device_of(config.model.device)
-    pipe, held_out = pipeline_of(config, device, DTYPES[config.model.dtype])
+    pipe, held_out = pipeline_of(config, device, DTYPES[config.model.dtype], log)
     if not base:
         if config.lora.rank == 0:
             raise InputError(f"{run}: all weights were tuned, there is no adapter; load model.safetensors yourself")
         load_adapter(pipe, run / ADAPTER)
-    texts = [prompt or held_out.text[number % len(held_out.text)] for number in range(n)]
+    texts = [held_out.text[number % len(held_out.text)] if prompt is None else prompt for number in range(n)]
     generators = [torch.Generator().manual_seed(seed + number) for number in range(n)]
     more: dict[str, Any] = {}
     if kind_of(pipe).name in ("sd3", "flux"):
         more["max_sequence_length"] = text_length(config)
     parts = []
     for low in range(0, n, _AT_ONCE):
+        asked = texts[low : low + _AT_ONCE]
+        if config.model.negative_prompt is not None:
+            more["negative_prompt"] = [config.model.negative_prompt] * len(asked)
         found = pipe(
-            texts[low : low + _AT_ONCE], num_inference_steps=config.sample.steps if steps is None else steps,
+            asked, num_inference_steps=config.sample.steps if steps is None else steps,
             guidance_scale=config.sample.guidance if guidance is None else guidance, height=config.model.height,
             width=config.model.width, generator=generators[low : low + _AT_ONCE], output_type="pt", **more,
         ).images  # fmt: skip

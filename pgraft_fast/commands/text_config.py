@@ -29,25 +29,30 @@ PRESETS: dict[str, dict[str, Any]] = {
 class PipelineSettings(Settings):
     """The model. folder: of diffusers; repository: where to download it. shipped: shapes instead, "sd" or "sd3".
 
-    height, width: in pixels, default the model's own. vae_slice: latents decoded at once. negative_prompt: the other
-    side of guidance. max_sequence_length: tokens of T5 in Stable Diffusion 3 and Flux.
+    variant: of the weight files, such as "fp16"; default the plain ones, or the only one there is. height, width: in
+    pixels, default the model's own. vae_slice: latents decoded at once. negative_prompt: the other side of guidance;
+    default what the pipeline takes where none is given. max_sequence_length: tokens of T5 in Stable Diffusion 3 and
+    Flux.
     """
 
     folder: Name | None = None
     repository: str | None = None
+    variant: str | None = None
     shipped: Literal["sd", "sd3"] | None = None
     device: str = "auto"
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     height: Size | None = None
     width: Size | None = None
     vae_slice: Batch = 8
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     max_sequence_length: int = Field(default=256, ge=0, le=512)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.folder is None) == (self.shipped is None):
             raise ValueError("model: give folder, or shipped, one of the two")
+        if self.variant is not None and self.shipped is not None:
+            raise ValueError("model.variant belongs to a folder; the shipped models have none")
         return self
 
 
@@ -62,7 +67,7 @@ class PromptSettings(Settings):
 
 class TextSampleSettings(SampleSettings):
     """See `SampleSettings`. prompts: default as many as fill the budget. guidance: scale of classifier-free guidance, 1
-    is none.
+    and less is none.
     """
 
     prompts: Count | None = None  # type: ignore[assignment]
@@ -126,7 +131,7 @@ class TextConfig(FinetuneSettings):
         for key in ("run", "evaluate", "log", "memory", "policy"):
             del kept[key]
         for table, keys in (("sample", ("batch_size", "overlap")), ("train", ("micro_batch", "checkpointing")),
-                            ("model", ("folder", "repository", "device", "vae_slice"))):  # fmt: skip
+                            ("model", ("folder", "repository", "variant", "device", "vae_slice"))):  # fmt: skip
             part = dict(kept[table])  # type: ignore[call-overload]
             for key in keys:
                 part.pop(key, None)

@@ -24,7 +24,8 @@ from pgraft_fast.rewards.local_models import DTYPES
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.pictures import thumbnail_features
 from pgraft_fast.tasks.text_to_image import Parts, PictureReward, folder_features, text_task, with_held_out
-from pgraft_fast.text_to_image import PromptFile, kind_of, load_pipeline, read_prompts
+from pgraft_fast.text_to_image import Decoder, PromptFile, kind_of, load_pipeline, read_prompts
+from pgraft_fast.text_to_image.agreement import Asked, check_agreement
 from pgraft_fast.text_to_image.learners import EMA, TUNED
 from pgraft_fast.text_to_image.loading import frozen
 
@@ -34,9 +35,10 @@ ADAPTER = "adapter"
 def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     """Load pipeline, prompts and rewards. Raises InputError."""
     device, dtype = device_of(config.model.device), DTYPES[config.model.dtype]
-    parts = _parts(config, device, dtype)
+    parts = _parts(config, device, dtype, log)
     pipe = parts.pipe
     task, decoder = text_task(parts)
+    _check_agreement(parts, task, decoder)
     rewards = build_reward(
         config.rewards, config.policy, task_rewards=parts.rewards, device=device, log=log,
         logs=Path(config.run) / "logs",
@@ -62,9 +64,19 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     )
 
 
-def pipeline_of(config: TextConfig, device: torch.device, dtype: torch.dtype) -> tuple[Any, PromptFile]:
+def _check_agreement(parts: Parts, task: Task, decoder: Decoder) -> None:
+    asked = Asked(
+        parts.train.text[0], 0, parts.negative_prompt, parts.height, parts.width, parts.max_sequence_length
+    )  # fmt: skip
+    denoiser: Any = task.model
+    check_agreement(parts.pipe, denoiser, decoder, task.schedule, task.parameterization, asked)
+
+
+def pipeline_of(
+    config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]
+) -> tuple[Any, PromptFile]:
     """The frozen pipeline of a config, and its held-out prompts. Raises InputError."""
-    found = _found(config, device, dtype)
+    found = _found(config, device, dtype, log)
     return found.pipe, found.held_out
 
 
@@ -80,7 +92,7 @@ class _Found:
     rewards: Mapping[str, Callable[..., object]]
 
 
-def _found(config: TextConfig, device: torch.device, dtype: torch.dtype) -> _Found:
+def _found(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> _Found:
     model, given = config.model, config.prompts
     features: Callable[[torch.Tensor], torch.Tensor] = thumbnail_features
     rewards: Mapping[str, Callable[..., object]] = {}
@@ -93,7 +105,7 @@ def _found(config: TextConfig, device: torch.device, dtype: torch.dtype) -> _Fou
         pipe, features, rewards = frozen(own.pipe.to(dtype), device), own.features, own.rewards
         train, held_out, reference = own.train, own.held_out, own.reference
     else:
-        pipe = load_pipeline(Path(str(model.folder)), dtype, device, model.repository)
+        pipe = load_pipeline(Path(str(model.folder)), dtype, device, model.repository, model.variant, log)
     if given.train is not None:
         train, held_out = read_prompts(Path(given.train)), None
     if given.held_out is not None:
@@ -105,7 +117,7 @@ def _found(config: TextConfig, device: torch.device, dtype: torch.dtype) -> _Fou
         reference = _no_reference
     if config.evaluate.reference is not None:
         folder = Path(config.evaluate.reference)
-        reference = partial(folder_features, folder, _size(pipe, model.height), features)
+        reference = partial(folder_features, folder, _size(pipe, model.height, 0), features)
     return _Found(pipe, train, held_out, features, reference, rewards)
 
 
@@ -113,11 +125,11 @@ def _no_reference() -> None:
     """Nothing to compare with."""
 
 
-def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype) -> Parts:
-    found, model = _found(config, device, dtype), config.model
+def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> Parts:
+    found, model = _found(config, device, dtype, log), config.model
     return Parts(
-        pipe=found.pipe, train=found.train, held_out=found.held_out, height=_size(found.pipe, model.height),
-        width=_size(found.pipe, model.width), guidance=config.sample.guidance, dtype=dtype,
+        pipe=found.pipe, train=found.train, held_out=found.held_out, height=_size(found.pipe, model.height, 0),
+        width=_size(found.pipe, model.width, 1), guidance=config.sample.guidance, dtype=dtype,
         negative_prompt=model.negative_prompt, max_sequence_length=text_length(config),
         vae_slice=model.vae_slice, features=found.features, reference=found.reference(), rewards=found.rewards,
         lora=config.lora, seed=config.seed, checkpointing=config.train.checkpointing,
@@ -129,12 +141,12 @@ def text_length(config: TextConfig) -> int:
     return 0 if config.model.shipped == "sd3" else config.model.max_sequence_length
 
 
-def _size(pipe: Any, asked: int | None) -> int:
-    """In pixels; the model's own by default."""
+def _size(pipe: Any, asked: int | None, axis: int) -> int:
+    """In pixels; the model's own by default. axis: 0 of the height, 1 of the width."""
     if asked is not None:
         return asked
     own = kind_of(pipe).net(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", 64)
-    return int(own) * int(pipe.vae_scale_factor)
+    return int(own if isinstance(own, int) else own[axis]) * int(pipe.vae_scale_factor)
 
 
 def _save(

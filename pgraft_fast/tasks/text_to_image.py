@@ -24,6 +24,7 @@ from pgraft_fast.text_to_image import (
     PromptTable,
     kind_of,
 )
+from pgraft_fast.text_to_image.agreement import check_settings
 from pgraft_fast.text_to_image.kinds import latent_shape
 
 _HELD_OUT_SHARE = 0.1
@@ -44,7 +45,7 @@ class Parts:
     height: int
     width: int
     guidance: float
-    negative_prompt: str = ""
+    negative_prompt: str | None = None
     max_sequence_length: int = 256
     vae_slice: int = 8
     dtype: torch.dtype = torch.float32
@@ -60,6 +61,7 @@ class Parts:
 def text_task(parts: Parts) -> tuple[Task, Decoder]:
     """The task, whose samples are latents, and what makes pictures of them. Raises InputError."""
     pipe, kind = parts.pipe, kind_of(parts.pipe)
+    check_settings(pipe, kind)
     net = kind.net(pipe)
     device = next(net.parameters()).device
     shape = latent_shape(pipe, parts.height, parts.width)
@@ -70,7 +72,7 @@ def text_task(parts: Parts) -> tuple[Task, Decoder]:
     )  # fmt: skip
     constants = kind.constants(pipe, parts.height, parts.width)
     denoiser = Denoiser(net, kind, table, constants, guidance=parts.guidance)
-    decoder = Decoder(pipe.vae, parts.vae_slice)
+    decoder = Decoder(pipe.vae, parts.vae_slice, kind.unscale(pipe.vae.config))
     if parts.checkpointing:
         net.enable_gradient_checkpointing()
     schedule, parameterization = kind.schedule(pipe, parts.height, parts.width)

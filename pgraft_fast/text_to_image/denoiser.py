@@ -48,7 +48,7 @@ def named(net: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
 class Denoiser(nn.Module):
     """model(x, t, condition): x (B, C, H, W) latents, t (B,) in [0, 1], condition (B,) int64 prompt numbers.
 
-    Returns float32 of x's shape, or `Guided` where the scale is not 1: one call of the network on 2 B rows. Several
+    Returns float32 of x's shape, or `Guided` where the scale is above 1: one call of the network on 2 B rows. Several
     share a network: with other LoRAs on, or other guidance.
     """
 
@@ -73,7 +73,7 @@ class Denoiser(nn.Module):
 
     @property
     def _is_guided(self) -> bool:
-        return self.guidance != 1.0 and not self.kind.embedded_guidance
+        return self.guidance > 1.0 and not self.kind.embedded_guidance
 
     def like(self, *, guidance: float | None = None, adapter: str | None = None) -> "Denoiser":
         """Another on the same network."""

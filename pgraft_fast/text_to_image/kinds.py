@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,24 +11,30 @@ from torch import Tensor
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.diffusion.from_diffusers import parameterization_from_diffusers
 from pgraft_fast.errors import InputError
+from pgraft_fast.text_to_image.images import Unscale
 
 Columns = dict[str, Tensor]
+# None stands for a negative prompt that is not given.
+Texts = Sequence[str | None]
 
 
 @dataclass(frozen=True)
 class Kind:
     """denoiser: attribute of the pipeline. encode(pipe, texts, max_length): a row a text in each column.
     constants(pipe, height, width): what every call gets, in pixels. call(net, x, t, columns, constants): the network's
-    answer to latents x (B, C, H, W) at times t (B,) in [0, 1]. embedded_guidance: the scale is an input of the network,
-    not a second call.
+    answer to latents x (B, C, H, W) at times t (B,) in [0, 1]. unscale(config of the VAE): see
+    `Unscale`. embedded_guidance: the guidance scale is an
+    input of the network, not a second call. patch: sides of a token in latents.
     """
 
     name: str
     denoiser: str
-    encode: Callable[[Any, list[str], int], Columns]
+    encode: Callable[[Any, Texts, int], Columns]
     constants: Callable[[Any, int, int], Columns]
     call: Callable[[Any, Tensor, Tensor, Columns, Columns], Tensor]
+    unscale: Callable[[Any], Unscale]
     embedded_guidance: bool = False
+    patch: int = 1
 
     def net(self, pipe: Any) -> Any:
         """The denoiser."""
@@ -37,50 +43,93 @@ class Kind:
     def schedule(self, pipe: Any, height: int, width: int) -> tuple[Schedule, str]:
         """Noise law and parameterization of the pipeline's scheduler, for pictures of this size in pixels."""
         config = pipe.scheduler.config
-        shift = _dynamic_shift(config, height, width, pipe) if config.get("use_dynamic_shifting") else None
+        side = self.patch * pipe.vae_scale_factor
+        tokens = (height // side) * (width // side)
+        shift = _dynamic_shift(config, tokens) if config.get("use_dynamic_shifting") else None
         return Schedule.from_diffusers(pipe.scheduler, shift), parameterization_from_diffusers(pipe.scheduler)
 
 
 def kind_of(pipe: Any) -> Kind:
-    """By the pipeline's class. Raises InputError for one that is not known."""
+    """By the pipeline's class and its denoiser's config. Raises InputError for a class that is not known."""
     name = type(pipe).__name__
     if name not in KINDS:
         raise InputError(f"{name}: cannot be fine-tuned here; known: {', '.join(KINDS)}")
-    return KINDS[name]
+    kind = KINDS[name]
+    config = kind.net(pipe).config
+    if kind.name == "sd3":
+        kind = replace(kind, patch=int(config.get("patch_size", 2)))
+    # UNets distilled from guided ones, as those of latent consistency models.
+    return replace(kind, embedded_guidance=True) if config.get("time_cond_proj_dim") else kind
 
 
-def _dynamic_shift(config: Any, height: int, width: int, pipe: Any) -> float:
-    """exp(mu), mu linear in the number of packed latents (Esser et al. 2024, arXiv 2403.03206, and Flux's sampler)."""
-    side = 2 * pipe.vae_scale_factor
-    tokens = (height // side) * (width // side)
+def _dynamic_shift(config: Any, tokens: int) -> float:
+    """exp(mu), or mu where the shift is linear; mu linear in the number of tokens of a picture (Esser et al. 2024,
+    arXiv 2403.03206, and Flux's sampler).
+    """
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     base, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return math.exp(base + (most - base) * (tokens - low) / (high - low))
+    mu = base + (most - base) * (tokens - low) / (high - low)
+    return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
+
+
+def _plain(texts: Texts) -> list[str]:
+    return ["" if text is None else text for text in texts]
+
+
+def _scaled(config: Any) -> Unscale:
+    """Of Stable Diffusion 1 and 2, which knows no shift."""
+    return Unscale(config.scaling_factor)
+
+
+def _scaled_by_channel(config: Any) -> Unscale:
+    """Of XL: with mean and standard deviation of each channel where the VAE has both."""
+    mean, deviation = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or deviation is None:
+        return _scaled(config)
+    return Unscale(config.scaling_factor, shift=list(mean), deviation=list(deviation))
+
+
+def _scaled_and_shifted(config: Any) -> Unscale:
+    shift = config.get("shift_factor")
+    return Unscale(config.scaling_factor, shift=0.0 if shift is None else shift)
 
 
 def _steps(pipe_or_net: Any) -> int:
     return int(getattr(pipe_or_net.config, "num_train_timesteps", 1000))
 
 
-def _encode_sd(pipe: Any, texts: list[str], max_length: int) -> Columns:
-    return {"encoder_hidden_states": pipe.encode_prompt(texts, pipe.device, 1, False)[0]}
+def _encode_sd(pipe: Any, texts: Texts, max_length: int) -> Columns:
+    return {"encoder_hidden_states": pipe.encode_prompt(_plain(texts), pipe.device, 1, False)[0]}
 
 
 def _call_sd(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Columns) -> Tensor:
     # Entry i of the scheduler's table is t = (i + 1) / T.
     return net(x, t * constants["steps"] - 1.0, encoder_hidden_states=columns["encoder_hidden_states"],
-               return_dict=False)[0]  # fmt: skip
+               timestep_cond=_guidance_embedding(net, x, constants), return_dict=False)[0]  # fmt: skip
+
+
+def _guidance_embedding(net: Any, x: Tensor, constants: Columns) -> Tensor | None:
+    """(B, d): sines and cosines of the guidance scale, or None where it is no input of the UNet (Meng et al. 2023,
+    arXiv 2210.03142; as in diffusers' `get_guidance_scale_embedding`).
+    """
+    size = net.config.time_cond_proj_dim
+    if not size:
+        return None
+    half = size // 2
+    rates = torch.exp(torch.arange(half, device=x.device) * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (constants["guidance"] - 1.0) * rates
+    found = torch.nn.functional.pad(torch.cat((angles.sin(), angles.cos())), (0, size % 2))
+    return found.to(x.dtype).expand(x.shape[0], -1)
 
 
 def _constants_steps(pipe: Any, height: int, width: int) -> Columns:
     return {"steps": torch.tensor(float(_steps(pipe.scheduler)))}
 
 
-def _encode_sdxl(pipe: Any, texts: list[str], max_length: int) -> Columns:
-    states, _, pooled, _ = pipe.encode_prompt(texts, device=pipe.device, do_classifier_free_guidance=False)
+def _encode_sdxl(pipe: Any, texts: Texts, max_length: int) -> Columns:
+    states, _, pooled, _ = pipe.encode_prompt(_plain(texts), device=pipe.device, do_classifier_free_guidance=False)
     if pipe.config.get("force_zeros_for_empty_prompt"):
-        # As the pipeline does for a negative prompt that is not given.
-        full = torch.tensor([float(bool(text)) for text in texts], device=states.device, dtype=states.dtype)
+        full = torch.tensor([float(text is not None) for text in texts], device=states.device, dtype=states.dtype)
         states, pooled = states * full[:, None, None], pooled * full[:, None]
     return {"encoder_hidden_states": states, "text_embeds": pooled}
 
@@ -88,7 +137,10 @@ def _encode_sdxl(pipe: Any, texts: list[str], max_length: int) -> Columns:
 def _constants_sdxl(pipe: Any, height: int, width: int) -> Columns:
     size = (height, width)
     width_of_text = int(pipe.text_encoder_2.config.projection_dim)
-    ids = pipe._get_add_time_ids(size, (0, 0), size, torch.float32, text_encoder_projection_dim=width_of_text)
+    try:
+        ids = pipe._get_add_time_ids(size, (0, 0), size, torch.float32, text_encoder_projection_dim=width_of_text)
+    except ValueError as error:
+        raise InputError(f"{type(pipe).__name__}: {type(pipe.unet).__name__} takes other sizes ({error})") from error
     return {"time_ids": ids, **_constants_steps(pipe, height, width)}
 
 
@@ -98,12 +150,13 @@ def _call_sdxl(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Colu
         "time_ids": constants["time_ids"].to(x.dtype).expand(x.shape[0], -1),
     }
     return net(x, t * constants["steps"] - 1.0, encoder_hidden_states=columns["encoder_hidden_states"],
-               added_cond_kwargs=added, return_dict=False)[0]  # fmt: skip
+               added_cond_kwargs=added, timestep_cond=_guidance_embedding(net, x, constants),
+               return_dict=False)[0]  # fmt: skip
 
 
-def _encode_sd3(pipe: Any, texts: list[str], max_length: int) -> Columns:
+def _encode_sd3(pipe: Any, texts: Texts, max_length: int) -> Columns:
     states, _, pooled, _ = pipe.encode_prompt(
-        texts, None, None, device=pipe.device, do_classifier_free_guidance=False, max_sequence_length=max_length
+        _plain(texts), None, None, device=pipe.device, do_classifier_free_guidance=False, max_sequence_length=max_length
     )
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
@@ -112,8 +165,8 @@ def _call_sd3(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Colum
     return net(hidden_states=x, timestep=t * constants["steps"], return_dict=False, **columns)[0]
 
 
-def _encode_flux(pipe: Any, texts: list[str], max_length: int) -> Columns:
-    states, pooled, _ = pipe.encode_prompt(texts, None, device=pipe.device, max_sequence_length=max_length)
+def _encode_flux(pipe: Any, texts: Texts, max_length: int) -> Columns:
+    states, pooled, _ = pipe.encode_prompt(_plain(texts), None, device=pipe.device, max_sequence_length=max_length)
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
@@ -140,20 +193,23 @@ def _call_flux(net: Any, x: Tensor, t: Tensor, columns: Columns, constants: Colu
     return out.view(batch, height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
-_SD = Kind("sd", "unet", _encode_sd, _constants_steps, _call_sd)
-
 KINDS: dict[str, Kind] = {
-    "StableDiffusionPipeline": _SD,
-    "StableDiffusionXLPipeline": Kind("sdxl", "unet", _encode_sdxl, _constants_sdxl, _call_sdxl),
-    "StableDiffusion3Pipeline": Kind("sd3", "transformer", _encode_sd3, _constants_steps, _call_sd3),
-    "FluxPipeline": Kind("flux", "transformer", _encode_flux, _constants_flux, _call_flux, embedded_guidance=True),
-}
+    "StableDiffusionPipeline": Kind("sd", "unet", _encode_sd, _constants_steps, _call_sd, _scaled),
+    "StableDiffusionXLPipeline": Kind("sdxl", "unet", _encode_sdxl, _constants_sdxl, _call_sdxl, _scaled_by_channel),
+    "StableDiffusion3Pipeline": Kind(
+        "sd3", "transformer", _encode_sd3, _constants_steps, _call_sd3, _scaled_and_shifted, patch=2
+    ),
+    "FluxPipeline": Kind(
+        "flux", "transformer", _encode_flux, _constants_flux, _call_flux, _scaled_and_shifted, embedded_guidance=True,
+        patch=2,
+    ),
+}  # fmt: skip
 
 
 def latent_shape(pipe: Any, height: int, width: int) -> tuple[int, int, int]:
     """(C, H, W) of the latents of pictures of this size in pixels. Raises InputError for sides that do not fit."""
     kind, factor = kind_of(pipe), int(pipe.vae_scale_factor)
-    unit = factor * 2 if kind.name in ("flux", "sd3") else factor
+    unit = factor * kind.patch
     sides: Sequence[int] = (height, width)
     if any(side < unit or side % unit for side in sides):
         raise InputError(f"height={height}, width={width}: both must be multiples of {unit} for {type(pipe).__name__}")

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import torch
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.text_to_image.kinds import KINDS
+from pgraft_fast.text_to_image.variants import load_part, variants_of
 
 
-def load_pipeline(folder: Path, dtype: torch.dtype, device: torch.device, repository: str | None = None) -> Any:
+def load_pipeline(
+    folder: Path, dtype: torch.dtype, device: torch.device, repository: str | None = None,
+    variant: str | None = None, log: Callable[[str], None] = lambda text: None,
+) -> Any:  # fmt: skip
     """A text-to-image pipeline of diffusers, its weights in `dtype` on `device`, frozen, in eval mode.
 
-    repository: on the Hugging Face Hub, named where the folder is missing. Nothing is downloaded. Raises InputError.
+    repository: on the Hugging Face Hub, named where the folder is missing. Nothing is downloaded. variant: of the
+    weight files, see `variants_of`; log is told which are read where none was asked for. Raises InputError.
     """
     index = folder / "model_index.json"
     if not index.is_file():
@@ -38,12 +44,17 @@ def load_pipeline(folder: Path, dtype: torch.dtype, device: torch.device, reposi
         # Saved without T5, or without what no text-to-image call needs.
         optional = ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor")
         given = {part: None for part in optional if not (told.get(part) or [None])[0]}
+    variants = variants_of(folder, {part: value for part, value in told.items() if part not in given}, variant)
+    if variants and variant is None:
+        read = ", ".join(f"{part} {one}" for part, one in sorted(variants.items()))
+        log(f"{folder}: no plain weights of some parts, variants are read: {read}")
     shown = diffusers.utils.logging.is_progress_bar_enabled()
     diffusers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             # Of the argument's name, which versions of diffusers do not agree on.
             warnings.simplefilter("ignore", FutureWarning)
+            given |= {part: load_part(folder / part, told[part], one, dtype) for part, one in variants.items()}
             pipe: Any = getattr(diffusers, name).from_pretrained(
                 str(folder), torch_dtype=dtype, local_files_only=True, **given
             )

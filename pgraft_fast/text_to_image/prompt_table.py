@@ -14,15 +14,16 @@ _AT_ONCE = 32
 class PromptTable:
     """Rows of embeddings by prompt number; number len(texts) is the null prompt, of guidance.
 
-    encode(texts) -> {column: (n, ...)}. Those of the prompts in `prepare` lie on the device, all that were ever encoded
-    in the host's memory, in `dtype`.
+    encode(texts) -> {column: (n, ...)}, of None as the pipeline does where no prompt is given. Those of the prompts in
+    `prepare` lie on the device, all that were ever encoded in the host's memory, in `dtype`.
     """
 
     def __init__(
-        self, encode: Callable[[list[str]], dict[str, Tensor]], texts: Sequence[str], null_text: str,
+        self, encode: Callable[[list[str | None]], dict[str, Tensor]], texts: Sequence[str], null_text: str | None,
         device: torch.device, dtype: torch.dtype,
     ) -> None:  # fmt: skip
-        self._encode, self._texts = encode, [*texts, null_text]
+        self._encode = encode
+        self._texts: list[str | None] = [*texts, null_text]
         self._device, self._dtype = device, dtype
         self._known: dict[int, dict[str, Tensor]] = {}
         self._place = torch.full((len(self._texts),), -1, dtype=torch.int64, device=device)

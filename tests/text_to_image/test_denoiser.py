@@ -93,9 +93,10 @@ def test_sdxl_leaves_its_null_prompt_at_zero():
     kind = kind_of(pipe)
     for forced in (True, False):
         pipe.register_to_config(force_zeros_for_empty_prompt=forced)
-        columns = kind.encode(pipe, ["", "a"], 64)
+        columns = kind.encode(pipe, [None, "", "a"], 64)
         assert bool((columns["encoder_hidden_states"][0] == 0).all()) is forced
-        assert bool((columns["text_embeds"][1] != 0).any())
+        # An empty prompt that is given is a prompt.
+        assert all(bool((columns["text_embeds"][row] != 0).any()) for row in (1, 2))
 
 
 def test_what_does_not_fit_is_refused():

@@ -1,0 +1,67 @@
+"""Which weight files of a pipeline's folder are read: the plain ones, or a variant such as fp16."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgraft_fast.errors import InputError
+
+# model.safetensors, model.fp16.safetensors, whole or in shards; older shards have the variant behind their numbers.
+_SHARD = r"-\d{5}-of-\d{5}"
+_WEIGHTS = re.compile(
+    rf"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<before>(?!safetensors$|bin$)[^.]+?))?(?:{_SHARD})?"
+    r"(?:\.(?P<behind>[^.]+))?\.(?:safetensors|bin)"
+)
+
+
+def variants_of(folder: Path, index: dict[str, Any], variant: str | None) -> dict[str, str]:
+    """{component: variant} of those that a variant is read of; the plain files of the others are.
+
+    index: model_index.json. variant: read where a component has it; None is the plain files where they are, else the
+    only variant. Raises InputError for a variant that no component has, and where several could be meant.
+    """
+    found = {name: sorted(_variants(folder / name), key=str) for name in _components(folder, index)}
+    chosen = {name: _chosen(folder / name, names, variant) for name, names in found.items() if names}
+    if variant is not None and variant not in chosen.values():
+        known = ", ".join(sorted({one for names in found.values() for one in names if one is not None})) or "none"
+        raise InputError(f"model.variant = {variant!r}: {folder} has no such weights; its variants: {known}")
+    return {name: one for name, one in chosen.items() if one is not None}
+
+
+def load_part(folder: Path, told: list[str], variant: str, dtype: torch.dtype) -> Any:
+    """A component from its folder. told: its library and class. Raises InputError."""
+    library, name = told
+    try:
+        model: Any = getattr(importlib.import_module(library), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{folder}: {library}.{name} of model_index.json is not known ({error})") from error
+    kind = {"dtype" if library == "transformers" else "torch_dtype": dtype}
+    return model.from_pretrained(str(folder), variant=variant, local_files_only=True, **kind)
+
+
+def _components(folder: Path, index: dict[str, Any]) -> Iterator[str]:
+    for name, value in index.items():
+        if isinstance(value, list) and len(value) == 2 and value[0] and (folder / name).is_dir():
+            yield name
+
+
+def _variants(folder: Path) -> set[str | None]:
+    """Of the weight files in a component's folder; None stands for plain ones."""
+    matches = (_WEIGHTS.fullmatch(path.name) for path in folder.iterdir())
+    return {match["before"] or match["behind"] for match in matches if match}
+
+
+def _chosen(folder: Path, found: list[str | None], variant: str | None) -> str | None:
+    if variant in found:
+        return variant
+    if None in found:
+        return None
+    if variant is None and len(found) == 1:
+        return found[0]
+    names = ", ".join(str(one) for one in found)
+    wanted = "no plain weights" if variant is None else f"neither plain weights nor {variant!r}"
+    raise InputError(f"{folder}: {wanted}, but {names}: name one of them as model.variant")

@@ -1,0 +1,127 @@
+"""`sample` of a text-to-image run: what the config and the options say, as in the pipeline's own call."""
+
+import json
+
+import pytest
+import torch
+from pipelines import build, call_arguments
+from safetensors.torch import load_file
+from text_runs import text_config
+
+from pgraft_fast.cli import main
+from pgraft_fast.commands.text_config import read_text_config
+from pgraft_fast.commands.text_subject import text_subject
+from pgraft_fast.files import to_json
+
+NEGATIVE = "a dark blur"
+
+
+def run_of(folder, name="sd", model="", sample=""):
+    """A run's folder of which the base alone is asked for: config and an empty result."""
+    path = text_config(folder, name)
+    text = (
+        path.read_text()
+        .replace("height = 16\n", f"height = 16\n{model}\n")
+        .replace("[sample]\n", f"[sample]\n{sample}\n")
+    )
+    path.write_text(text)
+    config = read_text_config(path, {})
+    run = folder / "run"
+    run.mkdir()
+    (run / "config.json").write_bytes(to_json(config.model_dump()))
+    (run / "result.json").write_text("{}")
+    return run, config
+
+
+def drawn(run, *options):
+    out = run / "out.safetensors"
+    assert main(["sample", str(run), "--base", "--n", "2", "--seed", "5", "--out", str(out), *options]) == 0
+    return load_file(out)["samples"]
+
+
+def own(name, prompts, **call):
+    """The pipeline's own pictures of these prompts, at the seeds of `drawn`."""
+    pipe = build(name)
+    generators = [torch.Generator().manual_seed(5 + number) for number in range(2)]
+    size = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}
+    asked = {**call_arguments(name), **size, **call, "prompt": prompts, "generator": generators}
+    return pipe(**asked).images * 2.0 - 1.0
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
+def test_the_negative_prompt_is_the_configs(tmp_path, name):
+    run, _ = run_of(tmp_path, name, f'negative_prompt = "{NEGATIVE}"')
+    prompts = ["a red cube", "two cats"]
+    with_it, without = own(name, prompts, negative_prompt=[NEGATIVE] * 2), own(name, prompts)
+    assert float((with_it - without).abs().max()) > 0.01
+    assert torch.allclose(drawn(run), with_it, atol=1e-5)
+
+
+def test_an_empty_negative_prompt_is_one(tmp_path):
+    """SDXL has zeros in the place of one that is not given."""
+    (tmp_path / "given").mkdir()
+    run, _ = run_of(tmp_path / "given", "sdxl", 'negative_prompt = ""')
+    prompts = ["a red cube", "two cats"]
+    given, absent = own("sdxl", prompts, negative_prompt=["", ""]), own("sdxl", prompts)
+    assert float((given - absent).abs().max()) > 0.01
+    assert torch.allclose(drawn(run), given, atol=1e-5)
+    run, _ = run_of(tmp_path, "sdxl")
+    assert torch.allclose(drawn(run), absent, atol=1e-5)
+
+
+def test_an_empty_prompt_is_drawn(tmp_path):
+    run, _ = run_of(tmp_path)
+    assert torch.allclose(drawn(run, "--prompt", ""), own("sd", ["", ""]), atol=1e-5)
+    assert torch.allclose(drawn(run, "--prompt", "x"), own("sd", ["x", "x"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["0", "0.5", "1", "6"])
+def test_every_guidance_is_that_of_the_option(tmp_path, scale):
+    run, _ = run_of(tmp_path)
+    wanted = own("sd", ["a red cube", "two cats"], guidance_scale=float(scale))
+    assert torch.allclose(drawn(run, "--guidance", scale), wanted, atol=1e-5)
+
+
+def test_a_solver_is_not_passed_over(tmp_path, capsys):
+    run, _ = run_of(tmp_path)
+    assert main(["sample", str(run), "--base", "--solver", "heun"]) == 2
+    assert "--solver heun: pictures of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("negative", [None, "", NEGATIVE])
+def test_the_other_side_of_guidance_in_rollouts(tmp_path, name, negative):
+    """Of runs and of `evaluate`: the answer at guidance 3 is made of the network's at prompt and negative prompt."""
+    model = "" if negative is None else f'negative_prompt = "{negative}"'
+    _, config = run_of(tmp_path, name, model)
+    subject = text_subject(config, lambda text: None)
+    pipe, heard = build(name), []
+    net = pipe.unet if name != "sd3" else pipe.transformer
+    net.register_forward_hook(lambda *args: heard.append(args[1:]), with_kwargs=True)
+    steps = []
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda *args, **kwargs: steps.append(args) or step(*args, **kwargs)
+    asked = {**call_arguments(name), "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 3.0}
+    pipe(**{**asked, "prompt": "a red cube", "negative_prompt": negative})
+    task, (out, t, _) = subject.task, steps[0]
+    args, kwargs, _ = heard[0]
+    x = kwargs.get("hidden_states", args[0] if args else None)[:1]
+    time = (t.double() / 1000 if name == "sd3" else (t.double() + 1) / 1000).float().reshape(1)
+    # The first of the held-out prompts.
+    number = task.held_out.condition[:1]
+    task.held_out.prepare(torch.tensor([0]))
+    assert torch.allclose(task.model(x, time, number).combined(), out, atol=1e-4)
+    subject.close()
+
+
+def test_eta_of_a_digits_run(tmp_path):
+    """`sample` draws by the run's solver as its evaluations do, eta included."""
+    found = {}
+    for eta in (None, 0.0, 1.0):
+        run = tmp_path / str(eta)
+        run.mkdir()
+        given = {"run": str(run), "sample": {"steps": 4, "solver": "ddim", "eta": eta}}
+        (run / "config.json").write_text(json.dumps(given))
+        (run / "result.json").write_text("{}")
+        found[eta] = drawn(run)
+    assert torch.equal(found[None], found[0.0]) and not torch.allclose(found[1.0], found[0.0], atol=0.1)
