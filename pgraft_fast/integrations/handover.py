@@ -113,12 +113,13 @@ def around(pipe: Any, call: Callable[..., Any], original: Callable[..., Any]) ->
     held = vars(target_of(pipe)).get(HELD)
     if held is None or held.cut_logsnr is None or uncompiled(denoiser_of(pipe)) is not held.denoiser:
         return call
-    return functools.partial(_call, held, call, original)
+    return functools.partial(_call, held, held.cut_logsnr, call, original)
 
 
 def _call(
-    held: Held, call: Callable[..., Any], original: Callable[..., Any], pipe: Any, *args: Any, **kwargs: Any
-) -> Any:
+    held: Held, cut_logsnr: float, call: Callable[..., Any], original: Callable[..., Any], pipe: Any,
+    *args: Any, **kwargs: Any,
+) -> Any:  # fmt: skip
     # The switches are the denoiser's: of threads that share it, one at a time hands over.
     with _lock_of(held.denoiser):
         switches = Switches(held.denoiser)
@@ -127,7 +128,7 @@ def _call(
         bound = _signature(original).bind(pipe, *args, **kwargs)
         own = bound.arguments.get(CALLBACK)
         if not isinstance(own, PGraftCallback):
-            handover = Handover(held.name, held.cut_logsnr, switches)
+            handover = Handover(held.name, cut_logsnr, switches)
             bound.arguments[CALLBACK] = handover if own is None else _both(handover, own)
             # Diffusers asks its own kind of callbacks for this; the two together are none.
             if (inputs := getattr(own, "tensor_inputs", None)) is not None:

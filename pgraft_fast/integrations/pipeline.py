@@ -49,7 +49,8 @@ class State:
         if fast is None:
             scheduler = copy.deepcopy(scheduler, memo)
         else:
-            scheduler = type(scheduler).__new__(type(scheduler))
+            plain: Any = type(scheduler)
+            scheduler = plain.__new__(plain)
             object.__setattr__(scheduler, "__dict__", vars(fast))
         runner, device = type(self.runner)(self.runner.mode, self.runner.memory_limit), type(self.device)()
         return State(scheduler, fast, self.family, runner, copy.deepcopy(self.attention, memo), device)

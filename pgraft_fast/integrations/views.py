@@ -21,10 +21,10 @@ def view(target: Any, members: MutableMapping[str, Any]) -> Any:
     if is_view(target):
         members = ChainMap(members, target._view_members)
         target = target._view_target
-    cls = _class(type(target), frozenset(members))
-    found = object.__new__(cls)
+    own: Any = type(target)
+    found = object.__new__(_class(own, frozenset(members)))
     object.__setattr__(found, "__dict__", vars(target))
-    for name in _slots(type(target)):
+    for name in _slots(own):
         object.__setattr__(found, name, getattr(target, name))
     object.__setattr__(found, "_view_members", members)
     object.__setattr__(found, "_view_target", target)
@@ -67,7 +67,7 @@ def _member(cls: Any, name: str) -> property:
 
 
 @functools.lru_cache(maxsize=256)
-def _slots(cls: type) -> tuple[str, ...]:
+def _slots(cls: Any) -> tuple[str, ...]:
     found = [vars(base).get("__slots__", ()) for base in cls.__mro__]
     return tuple(
         name for slots in found for name in ((slots,) if isinstance(slots, str) else slots) if "__" not in name

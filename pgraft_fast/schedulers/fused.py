@@ -137,6 +137,7 @@ class FusedScheduler:
     sigmas: Any
     alphas_cumprod: Any
     final_alpha_cumprod: Any
+    one: Any
     num_inference_steps: Any
     model_outputs: list[Any]
     lower_order_nums: int
