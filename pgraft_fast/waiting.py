@@ -1,8 +1,8 @@
 """How torch's threads wait for each other, which is settled when torch is loaded.
 
 By default a thread that has done its part spins for milliseconds. Where other processes want the cores it spins away
-the time of the thread that it waits for, tens of thousands of times in a run. Passive waiting sleeps instead; libgomp is
-told to spin for some 0.1 ms before, the gap between two operations, so that it costs nothing on a quiet machine.
+the time of the thread that it waits for, tens of thousands of times in a run. Passive waiting sleeps instead; libgomp
+is told to spin for some 0.1 ms before, the gap between two operations, so that it costs nothing on a quiet machine.
 """
 
 import os
