@@ -34,8 +34,8 @@ class Team:
     """A context for a piece of work: small work takes one thread, other work all that the caller allows.
 
     work: of one network call, see `work_of`; None is not known. The number depends on it alone, so that results do not
-    change with the load of the machine. While other processes keep the cores busy, threads that share work wait
-    passively, unless the environment says how to wait. Afterwards all is as it was, for this thread and for new ones.
+    change with the load of the machine. While other processes keep the cores busy, threads that share work sleep where
+    they wait, unless the user said how to wait. Afterwards all is as it was, for this thread and for new ones.
     Nothing happens where the work is not on a CPU or the caller has one thread. One thread at a time uses it.
     """
 
@@ -149,8 +149,8 @@ def _set_here(threads: int, of_new_threads: int | None = None) -> int:
 
 
 class _Watch:
-    """A thread that looks now and then how long this process queues for cores, and makes its threads wait passively
-    once that is long.
+    """A thread that looks now and then how long this process queues for cores, and makes its threads sleep where they
+    wait once that is long.
 
     libgomp's threads spin next to not at all while there are more of them than cores (its manual, GOMP_SPINCOUNT), so
     the watching thread begins a team of its own, which sleeps until `close`. busy: set once that was so.
@@ -163,7 +163,7 @@ class _Watch:
 
     @staticmethod
     def helps() -> bool:
-        """Whether nobody said how to wait, and the system tells of queues."""
+        """Whether the user did not say how to wait, and the system tells of queues."""
         return not waiting.is_settled() and Path("/proc/self/schedstat").exists()
 
     def close(self) -> None:

@@ -271,9 +271,12 @@ for _ in range(2):
 """
 
 
-def test_threads_sleep_while_the_machine_is_busy():
-    """Told by the queue for the cores; the threads that bring it about are gone afterwards."""
-    found = [int(word) for word in fresh(SLEEPS + BUSY)]
+@pytest.mark.parametrize("first", ["", "from pgraft_fast.waiting import wait_passively; wait_passively()"])
+def test_threads_sleep_while_the_machine_is_busy(first):
+    """Told by the queue for the cores, in a user's process and in a command's, whose threads spin for a short time;
+    the threads that bring it about are gone afterwards.
+    """
+    found = [int(word) for word in fresh(first + SLEEPS + BUSY)]
     assert len(found) == 2 and min(found) > 200
 
 
@@ -292,6 +295,15 @@ def test_a_queue_of_other_processes_is_seen():
         "print('seen')\n"
     )
     assert fresh(code) == ["seen"]
+
+
+@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "100000"}])
+def test_a_user_who_said_how_to_wait_is_not_watched(given):
+    code = (
+        "import threading, torch\nfrom pgraft_fast.threads import Team\n"
+        "with Team(None, torch.device('cpu')): print(threading.active_count())\n"
+    )
+    assert fresh(code, **given) == ["1"] and fresh(code) == ["2"]
 
 
 TELL = "from pgraft_fast.waiting import waiting; found = waiting(); print(found['policy'], found['set_by'])"
@@ -342,4 +354,4 @@ def test_commands_wait_passively(arguments, tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr and "GOMP_SPINCOUNT = '2000'" in done.stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr and "GOMP_SPINCOUNT = '10000'" in done.stderr

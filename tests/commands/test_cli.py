@@ -55,7 +55,7 @@ def test_finetune_again_changes_nothing(finished, capsys):
     assert main(["finetune", str(finished / "config.toml")]) == 0
     errors = capsys.readouterr().err
     assert "is finished: round 2" in errors
-    assert "spent 416 model calls; seconds: start " in errors
+    assert "spent 416 model calls; start " in errors
     assert (finished / "run/model.safetensors").read_bytes() == before
 
 
