@@ -91,7 +91,8 @@ def test_packages_are_listed():
 def test_arrows_point_one_way():
     """Nothing imports upwards."""
     order = [
-        ["errors", "files", "schema"], ["ops"], ["diffusion"], ["sampling", "selection", "rewards", "schedulers"],
+        ["errors", "files", "schema", "sizes"], ["ops"], ["diffusion"],
+        ["sampling", "selection", "rewards", "schedulers"],
         ["finetune", "diagnostics", "inverse_noise"], ["integrations", "text_to_image"], ["tasks"], ["report"],
         ["commands"], ["cli"],
     ]  # fmt: skip
@@ -104,15 +105,6 @@ def test_arrows_point_one_way():
                 assert level[used] <= level[home], f"{path.name} of {home} imports {used}"
             if home == "rewards":
                 assert used in ("rewards", "errors")
-
-
-def test_readme_example_runs_as_written():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 1
-    printed = run_python(blocks[0])
-    before, after, kl = (float(number) for number in re.findall(r"\d\.\d+", printed))
-    assert after > before + 0.01
-    assert kl == pytest.approx(0.9877, abs=1e-4)
 
 
 def test_readme_shows_a_result_early():
