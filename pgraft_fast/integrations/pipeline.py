@@ -12,11 +12,13 @@ import torch
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.attention import Attention, check_kind
 from pgraft_fast.integrations.families import Family, denoiser_of, family_of
+from pgraft_fast.sizes import GB
 
 if TYPE_CHECKING:
     from pgraft_fast.integrations.runner import Runner
 
 _LOG = logging.getLogger(__name__)
+_MOST_GB = 10**6
 
 
 @dataclass
@@ -42,7 +44,7 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     runs. Other pipelines get the scheduler and one log line.
     mode: "auto", "eager", "compile", "step_graph", "trajectory_graph", "compile_trajectory_graph"; see
     `integrations.runner.Runner`. attention: "keep", "sdpa", "xformers" or "auto", the faster of the two.
-    graph_memory_gb: limit of the memory that graphs keep, in GiB.
+    graph_memory_gb: limit of the memory that graphs keep, in GB of 10^9 bytes.
 
     Raises InputError. `restore(pipe)` undoes it.
     """
@@ -50,7 +52,9 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
         raise InputError(f"accelerate needs a diffusers pipeline with a scheduler, got {type(pipe).__name__}")
     from pgraft_fast.integrations.runner import Runner
 
-    runner = Runner(mode, None if graph_memory_gb is None else int(graph_memory_gb * 2**30))
+    if graph_memory_gb is not None and not 0 <= graph_memory_gb < _MOST_GB:
+        raise InputError(f"graph_memory_gb={graph_memory_gb}: from 0 to below {_MOST_GB:,}")
+    runner = Runner(mode, None if graph_memory_gb is None else int(graph_memory_gb * GB))
     check_kind(attention)
     restore(pipe)
     family = family_of(pipe)
