@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pgraft_fast.sizes import MB
 from pgraft_fast_benchmarks.timing import launches, percentile
 
 # Calls of the CUDA runtime and driver by which a host gives work to the GPU.
@@ -81,7 +82,7 @@ def op_columns(
     peak = torch.cuda.max_memory_allocated(device) - before
     return {
         "launches": launches(run) / steps, "host_ms": round(1e3 * percentile(host, 0.5) / steps, 6),
-        "peak_memory_mb": round(peak / 1e6, 3), **_energy(run, steps, device, board, energy_seconds),
+        "peak_memory_mb": round(peak / MB, 3), **_energy(run, steps, device, board, energy_seconds),
     }  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def peak_memory(pipe: Any, device: torch.device) -> Iterator[Memory]:
     torch.cuda.synchronize(device)
     modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     weights = sum(x.nbytes for module in modules for x in (*module.parameters(), *module.buffers()))
-    memory.megabytes = round((torch.cuda.max_memory_reserved(device) - before + weights) / 1e6, 1)
+    memory.megabytes = round((torch.cuda.max_memory_reserved(device) - before + weights) / MB, 1)
 
 
 def launches_of(run: Callable[[], object], images: int) -> float | None:

@@ -31,6 +31,23 @@ _HOME = {
 
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604
 
+# Parts with more to offer, there without an import of their own.
+_PARTS = (
+    "diagnostics",
+    "diffusion",
+    "errors",
+    "finetune",
+    "integrations",
+    "inverse_noise",
+    "ops",
+    "rewards",
+    "sampling",
+    "schedulers",
+    "selection",
+    "tasks",
+    "text_to_image",
+)
+
 # A pipeline that was saved with one of these schedulers names this package as their library.
 _SAVED = (
     "FastDDIMScheduler",
@@ -42,6 +59,8 @@ _SAVED = (
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return importlib.import_module(f"pgraft_fast.{name}")
     home = "pgraft_fast.schedulers" if name in _SAVED else _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'pgraft_fast' has no attribute {name!r}")
@@ -51,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_PARTS])

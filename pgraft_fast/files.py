@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pgraft_fast.errors import CheckpointError, InputError, StorageError
+from pgraft_fast.sizes import megabytes
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
@@ -128,7 +129,7 @@ def check_space(folder: Path, need: int) -> None:
     """Raise StorageError unless `need` bytes are free where the folder is."""
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise StorageError(f"{folder}: needs {need / 1e6:.1f} MB free, has {free / 1e6:.1f} MB; free some or move run=")
+        raise StorageError(f"{folder}: needs {megabytes(need)} free, has {megabytes(free)}; free some or move run=")
 
 
 def flush_folder(folder: Path) -> None:
@@ -144,8 +145,8 @@ def storage_error(path: Path, error: OSError, need: int | None = None) -> Storag
     """One line for a failed write."""
     if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(_existing(path)).free
-        wants = "" if need is None else f" needs {need / 1e6:.1f} MB,"
-        return StorageError(f"{path}:{wants} no space left ({free / 1e6:.1f} MB free); the state before is whole")
+        wants = "" if need is None else f" needs {megabytes(need)},"
+        return StorageError(f"{path}:{wants} no space left ({megabytes(free)} free); the state before is whole")
     return StorageError(f"{path}: cannot be written ({error.strerror or error})")
 
 

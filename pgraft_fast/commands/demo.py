@@ -5,8 +5,6 @@ each trains a copy of the reference for the same number of steps on the same acc
 drawn at the same seeds; the accepted law is represented by separate rollouts that no method was trained on.
 """
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report import Table
 from pgraft_fast.report.demo_report import DemoData, write_demo_report
+from pgraft_fast.sizes import MB, megabytes, peak_resident
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate
@@ -85,11 +84,11 @@ def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str,
     page = write_demo_report(out, task, settings.of(0), _lead(settings), summary, table, demo.data)
     result: dict[str, Any] = {
         "seconds": round(time.perf_counter() - began, 2),
-        "peak_rss_mb": round(_peak_rss_mb(), 1),
+        "peak_rss_mb": round(peak_resident() / MB, 1),
         "rows": rows,
     }
     write_file(out / "demo.json", to_json(result))
-    terminal.line(f"{duration(result['seconds'])}, peak memory {result['peak_rss_mb']:.0f} MB, report: {page}")
+    terminal.line(f"{duration(result['seconds'])}, peak memory {megabytes(peak_resident())}, report: {page}")
     return result
 
 
@@ -209,8 +208,3 @@ def _lead(settings: DemoSettings) -> str:
         f"seed, the best {settings.select.k} of each kept, {training.steps} training steps of {training.batch_size} "
         f"rows for every method, {settings.seeds} seeds."
     )
-
-
-def _peak_rss_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

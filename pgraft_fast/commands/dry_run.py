@@ -1,7 +1,5 @@
 """`pgraft-fast finetune --dry-run`: what a run would do and take, from a short timed probe; nothing is written."""
 
-import resource
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +12,7 @@ from pgraft_fast.commands.subjects import Config, Subject, subject_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import Estimate, evaluations_of
 from pgraft_fast.report import Table
+from pgraft_fast.sizes import MB, megabytes, peak_resident
 
 
 def dry_run(config: Config, terminal: Terminal) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
         "seconds": round(rounds * one.seconds + 2.0 * evaluation, 6),
         "device_hours": round((rounds * one.seconds + 2.0 * evaluation) / 3600.0, 6),
         "model_calls": rounds * one.model_calls,
-        "peak_memory_mb": round(_peak_memory(device), 1),
+        "peak_memory_mb": round(_peak_memory(device) / MB, 1),
     }
     _show(plan, terminal)
     if rounds == 0:
@@ -80,12 +79,9 @@ def rounds_that_fit(config: Config, one: Estimate, evaluation: float) -> tuple[i
     return (rounds, why) if rounds < config.train.rounds else (config.train.rounds, None)
 
 
-def _peak_memory(device: torch.device) -> float:
-    """In MB: of a GPU what the probe took at most, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+def _peak_memory(device: torch.device) -> int:
+    """In bytes: of a GPU what the probe took at most, else the process's."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
 
 
 def _show(plan: dict[str, Any], terminal: Terminal) -> None:
@@ -104,6 +100,8 @@ def _show(plan: dict[str, Any], terminal: Terminal) -> None:
         ["evaluation, before and after", duration(plan["evaluation_seconds"]), ""],
         [f"the run, {plan['rounds']} rounds", duration(plan["seconds"]), f"{plan['model_calls']:,}"],
     ]
-    note = f"Timed on a few steps; right to about 15 %. Peak memory of the probe {plan['peak_memory_mb']:.0f} MB."
+    note = (
+        f"Timed on a few steps; right to about 15 %. Peak memory of the probe {megabytes(MB * plan['peak_memory_mb'])}."
+    )
     terminal.table("Plan", Table(["part", "time", "model calls"], rows, note))
     terminal.line("everything fits the budget" if plan["fits"] else f"{plan['why']}: {plan['rounds']} rounds fit")

@@ -58,10 +58,10 @@ def sample(
     condition = _condition(task, prompt, n)
     model: Model = task.model
     if guidance not in (None, 1.0):
-        if task.null_condition is None:
+        if task.prompts.null is None:
             raise InputError(f"--guidance {guidance}: the model of {source} takes no prompt")
-        model = guided(model, guidance, task.null_condition)
-        tuned = None if tuned is None else guided(tuned, guidance, task.null_condition)
+        model = guided(model, guidance, task.prompts.null)
+        tuned = None if tuned is None else guided(tuned, guidance, task.prompts.null)
     drawn = rollout(
         model,
         task.schedule,

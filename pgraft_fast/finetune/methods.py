@@ -83,7 +83,10 @@ class Method(Protocol):
 
 
 def method_of(work: Work) -> Method:
-    """The method that the settings name."""
+    """The method that the settings name. Raises InputError where prompts are to be left out and cannot be."""
+    share = work.settings.train.null_prompt
+    if share > 0 and (work.prompts.condition is None or work.prompts.null is None):
+        raise InputError(f"train.null_prompt={share}: this model is trained without prompts; set it to 0")
     return Ddpo(work) if work.settings.method == "ddpo" else PGraft(work)
 
 

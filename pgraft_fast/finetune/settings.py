@@ -58,7 +58,8 @@ class TrainSettings(Settings):
     cut: share of the steps left to the reference model, 0 is GRAFT. steps: optimiser steps a round of batch_size
     rows; or epochs: passes over the kept rows, instead of steps. micro_batch: rows at once, whose gradients are added
     up; halved when memory is full. ema: decay of the averaged weights, which are the result; 0 is off. clip: limit of
-    the gradient's norm. null_prompt: share of rows that are trained without their prompt, for guidance.
+    the gradient's norm. null_prompt: share of rows that are trained without their prompt, for guidance; DDPO trains
+    what it sampled, on both sides of the guidance.
     """
 
     cut: Part = 0.25

@@ -16,12 +16,14 @@ from pgraft_fast.integrations.attention import Attention, check_kind
 from pgraft_fast.integrations.calls import IN_CALL, unwatch, watch
 from pgraft_fast.integrations.families import Family, denoiser_of, family_of
 from pgraft_fast.integrations.views import target_of
+from pgraft_fast.sizes import GB
 
 if TYPE_CHECKING:
     from pgraft_fast.integrations.runner import Runner
     from pgraft_fast.integrations.shortcuts import ExecutionDevice
 
 _LOG = logging.getLogger(__name__)
+_MOST_GB = 10**6
 
 STATE = "_pgraft_fast"
 _ACCELERATED: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -69,7 +71,7 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     runs. Other pipelines get the scheduler and one log line.
     mode: "auto", "eager", "compile", "step_graph", "trajectory_graph", "compile_trajectory_graph"; see
     `integrations.runner.Runner`. attention: "keep", "sdpa", "xformers" or "auto", the faster of the two.
-    graph_memory_gb: limit of the memory that graphs keep, in GiB.
+    graph_memory_gb: limit of the memory that graphs keep, in GB of 10^9 bytes.
 
     Raises InputError. `restore(pipe)` undoes it.
     """
@@ -78,7 +80,9 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     from pgraft_fast.integrations.runner import Runner
     from pgraft_fast.integrations.shortcuts import ExecutionDevice
 
-    runner = Runner(mode, None if graph_memory_gb is None else int(graph_memory_gb * 2**30))
+    if graph_memory_gb is not None and not 0 <= graph_memory_gb < _MOST_GB:
+        raise InputError(f"graph_memory_gb={graph_memory_gb}: from 0 to below {_MOST_GB:,}")
+    runner = Runner(mode, None if graph_memory_gb is None else int(graph_memory_gb * GB))
     check_kind(attention)
     restore(pipe)
     family = family_of(pipe)

@@ -1,6 +1,5 @@
 """Several rewards as one."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Self
 
@@ -9,8 +8,6 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.rewards.protocol import MAX_INVALID_SHARE, as_call, evaluate
-
-_CALLS_KEPT = 4096
 
 
 class WeightedSum:
@@ -24,7 +21,6 @@ class WeightedSum:
             raise InputError("rewards is empty: give at least one")
         self._parts = [(name, as_call(reward), weight) for name, (reward, weight) in parts.items()]
         self._rewards = [reward for reward, _ in parts.values()]
-        self._values: deque[dict[str, Tensor]] = deque(maxlen=_CALLS_KEPT)
         self.max_invalid_share = max(getattr(r, "max_invalid_share", MAX_INVALID_SHARE) for r in self._rewards)
         self.name = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, _, weight in self._parts)
 
@@ -37,14 +33,8 @@ class WeightedSum:
     ) -> Tensor:
         """(B,) float32 on the samples' device. Raises what its parts raise."""
         ids = range(samples.shape[0]) if sample_ids is None else sample_ids
-        values = {name: evaluate(call, name, samples, prompts, ids, on_wait) for name, call, _ in self._parts}
-        self._values.append(values)
-        return torch.stack([weight * values[name] for name, _, weight in self._parts]).sum(dim=0)
-
-    def take_parts(self) -> dict[str, Tensor]:
-        """Unweighted values of every part for all samples asked since the last time, in that order: name -> (n,)."""
-        values, self._values = self._values, deque(maxlen=_CALLS_KEPT)
-        return {name: torch.cat([v[name] for v in values]) if values else torch.empty(0) for name, _, _ in self._parts}
+        parts = [weight * evaluate(call, name, samples, prompts, ids, on_wait) for name, call, weight in self._parts]
+        return torch.stack(parts).sum(dim=0)
 
     def close(self) -> None:
         """Close the parts that can be closed."""

@@ -47,13 +47,9 @@ class Captured:
 
 @dataclass
 class GraphCache:
-    """Captured functions, the least recently used one dropped first beyond `memory_limit` bytes (None: no limit).
-
-    capture(function, inputs, generators) -> Captured can be replaced, for other ways of capturing.
-    """
+    """Captured functions, the least recently used one dropped first beyond `memory_limit` bytes (None: no limit)."""
 
     memory_limit: int | None = None
-    capture: Callable[..., Captured] | None = None
     _held: "OrderedDict[Hashable, Captured]" = field(default_factory=OrderedDict)
     _refused: set[Hashable] = field(default_factory=set)
     _pool: Any = None
@@ -112,8 +108,6 @@ class GraphCache:
             self._held.popitem(last=False)
 
     def _capture(self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Captured:
-        if self.capture is not None:
-            return self.capture(function, inputs, generators)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         return capture(function, inputs, generators, self._pool)

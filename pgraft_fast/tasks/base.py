@@ -29,7 +29,6 @@ class Task:
     parameterization: str
     shape: tuple[int, ...]
     prompts: Prompts
-    null_condition: Tensor | None
     rewards: Mapping[str, Callable[..., object]]
     features: Callable[[Tensor], Tensor]
     data: Tensor | None

@@ -86,7 +86,6 @@ def text_task(parts: Parts) -> tuple[Task, Decoder]:
         prompts=_prompts(parts.train.text, 0, table),
         held_out=_prompts(parts.held_out.text, count, table),
         categories=parts.held_out.category,
-        null_condition=table.null,
         rewards=parts.rewards or {},
         features=lambda latents: _in_batches(parts.features, decoder, latents),
         data=parts.reference,

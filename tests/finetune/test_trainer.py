@@ -237,19 +237,34 @@ def test_too_little_space(tmp_path, monkeypatch):
         trainer(tmp_path).run_rounds()
 
 
-def test_compiled_models_are_called_instead(tmp_path, monkeypatch):
-    """The reference, the average and the model in training; the run is that of the plain ones."""
-    compiled = []
+@pytest.mark.parametrize("twins", [False, True])
+def test_compiled_models_are_called_instead(tmp_path, monkeypatch, twins):
+    """The reference, the average and the model in training, by dynamo and AOTAutograd; the run is that of the plain
+    ones, bit for bit: the aot_eager backend runs torch's own kernels.
+    """
+    made, graphs = [], []
 
-    def compile_(module):
-        compiled.append(module)
-        return module.forward
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
-    monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr("pgraft_fast.finetune.execution.onednn_pays", lambda: False)
+    compile_ = torch.compile
+
+    def with_backend(module):
+        made.append(module)
+        return compile_(module, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", with_backend)
+    monkeypatch.setattr("pgraft_fast.finetune.execution.onednn_pays", lambda: twins)
+    torch._dynamo.reset()
     fast = trainer(tmp_path / "fast", settings(mode="compile"))
     fast.run_rounds()
-    assert len(compiled) == 3 and compiled[0] is fast._learner.model and compiled[2] is fast._learner.ema
+    assert len(made) == 3
+    # Each in training and without gradients, or without them alone.
+    assert len(graphs) >= 3 and all(any(node.op == "call_function" for node in one.graph.nodes) for one in graphs)
+    learner = fast._learner
+    whose = [next(module.parameters()) for module in made]
+    assert whose[0] is next(learner.model.parameters()) and whose[2] is next(learner.ema.parameters())
     plain = trainer(tmp_path / "plain")
     plain.run_rounds()
     assert_same(fast, plain)

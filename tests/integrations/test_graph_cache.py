@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from graph_caches import OtherCache
 from pipelines import build
 from torch import nn
 
-from pgraft_fast.sampling.graphs import Captured, GraphCache, weights_key
+from pgraft_fast.sampling.graphs import Captured, weights_key
 
 peft = pytest.importorskip("peft")
 
@@ -37,7 +38,7 @@ def double(inputs, generators):
 
 def test_a_graph_is_captured_once():
     capture = Recorder()
-    graphs = GraphCache(capture=capture)
+    graphs = OtherCache(capture)
     for value in (1.0, 2.0, 3.0):
         x = torch.full((2, 3), value)
         (got,) = graphs.run("key", double, [x])
@@ -53,7 +54,7 @@ def test_a_graph_is_captured_once():
 ])  # fmt: skip
 def test_other_shapes_are_other_graphs(other):
     capture = Recorder()
-    graphs = GraphCache(capture=capture)
+    graphs = OtherCache(capture)
     for value in (torch.ones(2, 3), other, torch.ones(2, 3), other):
         assert torch.equal(graphs.run("key", double, [value])[0], 2 * value)
     assert len(capture.captured) == len(graphs) == 2
@@ -61,7 +62,7 @@ def test_other_shapes_are_other_graphs(other):
 
 def test_other_keys_are_other_graphs():
     capture = Recorder()
-    graphs = GraphCache(capture=capture)
+    graphs = OtherCache(capture)
     x = torch.ones(2)
     for factor in (2.0, 3.0, 2.0, 3.0):
         assert float(graphs.run(("by", factor), lambda inputs, own, f=factor: [f * inputs[0]], [x])[0][0]) == factor
@@ -78,7 +79,7 @@ def keys_of(graphs):
 
 def test_the_one_unused_for_longest_goes():
     capture = Recorder(sizes=[40, 40, 40, 90, 200, 10])
-    graphs = GraphCache(memory_limit=100, capture=capture)
+    graphs = OtherCache(capture, 100)
     x = torch.ones(2)
     for key in ("a", "b", "a", "c"):
         graphs.run(key, double, [x])
@@ -94,7 +95,7 @@ def test_the_one_unused_for_longest_goes():
 
 
 def test_no_limit():
-    graphs = GraphCache(capture=Recorder(sizes=[2**40] * 20))
+    graphs = OtherCache(Recorder(sizes=[2**40] * 20))
     for key in range(20):
         graphs.run(key, double, [torch.ones(2)])
     assert len(graphs) == 20
@@ -102,7 +103,7 @@ def test_no_limit():
 
 def test_where_memory_ends(caplog):
     capture = Recorder(full_for=(1,))
-    graphs = GraphCache(capture=capture)
+    graphs = OtherCache(capture)
     x, wide = torch.ones(2), torch.ones(2000)
     graphs.run("small", double, [x])
     assert graphs.run("wide", double, [wide]) is None
@@ -117,7 +118,7 @@ def test_where_memory_ends(caplog):
 
 
 def test_what_a_graph_reads_is_held_with_it():
-    graphs, asked = GraphCache(memory_limit=1, capture=Recorder()), []
+    graphs, asked = OtherCache(Recorder(), 1), []
     for key in ("a", "a", "b"):
         graphs.run(key, double, [torch.ones(2)], keep=lambda key=key: asked.append(key) or key)
     assert asked == ["a", "b"]
@@ -128,7 +129,7 @@ def test_an_error_in_the_function_is_raised():
     def broken(inputs, generators):
         raise ValueError("broken")
 
-    graphs = GraphCache(capture=Recorder())
+    graphs = OtherCache(Recorder())
     for _ in range(2):
         with pytest.raises(ValueError, match="broken"):
             graphs.run("key", broken, [torch.ones(2)])

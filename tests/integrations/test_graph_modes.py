@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from graph_caches import OtherCache
 from integrations.calls import call, off, taken_over
 from pipelines import NAMES, build
 from torch.utils import _pytree as pytree
@@ -61,7 +62,7 @@ def with_graphs(pipe, mode="trajectory_graph"):
     accelerate(pipe)
     runner = pipe._pgraft_fast.runner
     runner._mode = lambda *given: mode
-    runner._graphs.capture = taped
+    runner._graphs = OtherCache(taped)
     return runner._graphs
 
 
@@ -155,7 +156,7 @@ def test_memory_ends_in_a_call(caplog):
         state.append(function([value.clone() for value in inputs], []))
         raise torch.OutOfMemoryError("no memory left")
 
-    graphs.capture = full
+    graphs.other = full
     for _ in range(3):
         assert off(draw(pipe, "sd", 0, eta=0.0), want) < 1e-4
     assert len(state) == 2 and len(caplog.records) == 2

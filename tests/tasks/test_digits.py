@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.finetune import FinetuneSettings, SampleSettings, SelectSettings, Trainer, TrainSettings
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast.tasks.digits.classifier import DigitsClassifier
@@ -89,7 +90,7 @@ def test_rewards(classifier):
 def test_unconditional_task():
     task = digits_task(DigitsSettings(conditional=False, variant="flow"))
     assert task.prompts.condition is None
-    assert task.null_condition is None
+    assert task.prompts.null is None
     drawn = rollout(
         task.model,
         task.schedule,
@@ -145,3 +146,42 @@ def test_identity_names_the_weights(tmp_path):
     other = digits_task(DigitsSettings(variant="flow", weights=str(tmp_path))).identity
     assert shipped["model_sha256"] != other["model_sha256"]
     assert json.dumps(shipped)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8])
+def test_prompts_are_left_out_in_training_as_often_as_asked(tmp_path, monkeypatch, share):
+    """What the model sees in a run: 600 rows and the null label in that share of them, by their draws alone."""
+    seen = []
+    forward = DigitsDiT.forward
+
+    def watched(self, x, t, label=None):
+        if torch.is_grad_enabled():
+            seen.append(label.clone())
+        return forward(self, x, t, label)
+
+    monkeypatch.setattr(DigitsDiT, "forward", watched)
+    task = digits_task(DigitsSettings())
+    settings = FinetuneSettings(
+        sample=SampleSettings(prompts=4, candidates=4, steps=2),
+        select=SelectSettings(k=2),
+        train=TrainSettings(steps=60, batch_size=10, null_prompt=share),
+    )
+    trainer = Trainer(
+        task.model, task.schedule, task.rewards["symmetry"], settings, shape=task.shape,
+        parameterization=task.parameterization, prompts=task.prompts, run=tmp_path, log=lambda text: None,
+    )  # fmt: skip
+    trainer.run_rounds()
+    labels = torch.cat(seen)
+    assert labels.numel() == 600
+    assert abs(float((labels == NULL_LABEL).double().mean()) - share) < 0.05
+    assert set(labels.tolist()) - {NULL_LABEL} <= set(range(10))
+
+
+def test_prompts_that_cannot_be_left_out(tmp_path):
+    task = digits_task(DigitsSettings(conditional=False))
+    given = FinetuneSettings(train=TrainSettings(null_prompt=0.1))
+    with pytest.raises(InputError, match=r"train.null_prompt=0.1: this model is trained without prompts"):
+        Trainer(
+            task.model, task.schedule, task.rewards["symmetry"], given, shape=task.shape,
+            parameterization=task.parameterization, prompts=task.prompts, run=tmp_path,
+        )  # fmt: skip

@@ -46,8 +46,8 @@ def digits_task(settings: DigitsSettings) -> Task:
     variant = VARIANTS[settings.variant]
     model, model_hash = load_weights(DigitsDiT(), folder / f"{settings.variant}.safetensors")
     classifier, classifier_hash = load_weights(DigitsClassifier(), folder / "classifier.safetensors")
-    labels = torch.arange(N_CLASSES)
-    prompts = Prompts([str(d) for d in range(N_CLASSES)], labels) if settings.conditional else Prompts(["any digit"])
+    names, labels = [str(d) for d in range(N_CLASSES)], torch.arange(N_CLASSES)
+    prompts = Prompts(names, labels, torch.tensor(NULL_LABEL)) if settings.conditional else Prompts(["any digit"])
 
     def features(samples: Tensor) -> Tensor:
         with torch.no_grad():
@@ -60,7 +60,6 @@ def digits_task(settings: DigitsSettings) -> Task:
         parameterization=variant.parameterization,
         shape=SHAPE,
         prompts=prompts,
-        null_condition=torch.tensor(NULL_LABEL) if settings.conditional else None,
         rewards={
             "symmetry": symmetry,
             "stroke_mass": stroke_mass,
