@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
 from pgraft_fast.finetune.schema import Settings
+from pgraft_fast.identity import lasting
 
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
@@ -140,5 +141,5 @@ class FinetuneSettings(Settings):
         return self.ddpo.most_rows(sample.prompts * sample.candidates, max(1, sample.steps - 1))
 
     def future(self) -> dict[str, object]:
-        """The keys that decide what the run computes; a resumed run must have the same."""
-        return self.model_dump(exclude={"budget": True, "train": {"rounds"}})
+        """The settings that decide what the run computes; a resumed run must have the same, see `identity`."""
+        return lasting(self.model_dump())
