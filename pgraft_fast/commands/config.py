@@ -39,13 +39,6 @@ class RunConfig(FinetuneSettings):
     evaluate: EvaluateSettings = EvaluateSettings()
     log: LogSettings = LogSettings()
 
-    def future(self) -> dict[str, object]:
-        """See `FinetuneSettings.future`; where the run lies and how it reports may change."""
-        kept = super().future()
-        for key in ("run", "evaluate", "log"):
-            del kept[key]
-        return kept
-
 
 def load_task(settings: DigitsSettings) -> Task:
     """The task of a config."""

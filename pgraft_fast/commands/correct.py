@@ -9,11 +9,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from pgraft_fast.amounts import duration
@@ -25,6 +26,7 @@ from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.identity import check_same, lasting
 from pgraft_fast.inverse_noise import (
     Interpolant,
     InverseNoise,
@@ -36,6 +38,7 @@ from pgraft_fast.inverse_noise import (
     open_shards,
 )
 from pgraft_fast.inverse_noise.networks import default_field, make_field
+from pgraft_fast.inverse_noise.shards import read_plan
 from pgraft_fast.report.correct_report import write_correct_report
 from pgraft_fast.tasks.digits.dequantised import digits_flow_task
 from pgraft_fast.tasks.flow import FlowTask
@@ -118,17 +121,17 @@ class _Correct:
                 network = make_field(self.task.shape, self.task.network).to(self.device)
             base = fit_field(
                 network, self.task.source, Interpolant("linear"), training.fit(self.config.seed),
-                folder=self.run / "base", identity={"network": self.task.network, **self.task.identity},
+                folder=self.run / "base", identity=self._base_identity(),
                 log=self.terminal.line, check=self.stop.check,
             ).network  # fmt: skip
-        write_file(path, tensor_bytes(base.state_dict(), json.dumps({"network": self.task.network})))
+        write_file(path, tensor_bytes(base.state_dict(), json.dumps({"identity": self._base_identity()})))
         count = sum(weight.numel() for weight in base.parameters())
         return {"base": str(path), "weights": count}
 
     def invert(self) -> dict[str, Any]:
         """Push the data back through the base."""
-        asked, generator, base = self.config.invert, self.config.generator, self._base()
-        identity = {"base_sha256": self._hash(), **self.task.identity, "seed": self.config.seed}
+        asked, base = self.config.invert, self._base()
+        plan = self._plan()
 
         def on_shard(done: int) -> None:
             self.terminal.advance(done, f"inverted {done} of {asked.samples}")
@@ -137,10 +140,8 @@ class _Correct:
         with self.terminal.progress(asked.samples):
             found = invert_shards(
                 base, lambda index: self.task.draw(index, self.config.seed).to(self.device), asked.samples,
-                self.run / "inverse", shard=asked.shard, identity=identity, log=self.terminal.line,
-                check=self.stop.check, on_shard=on_shard, steps=generator.steps, solver=generator.solver,
-                tolerance=asked.tolerance, round_trip_limit=asked.round_trip_limit,
-                max_iterations=asked.max_iterations, batch_size=asked.shard,
+                self.run / "inverse", shard=asked.shard, identity=plan["of"], log=self.terminal.line,
+                check=self.stop.check, on_shard=on_shard, batch_size=asked.shard, **plan["how"],
             )  # fmt: skip
         if found.failed == found.total:
             raise InputError(
@@ -160,16 +161,17 @@ class _Correct:
             corrector = NoiseCorrector.fit(
                 noise, device=self.device, interpolant=kind, steps=asked.integration_steps,
                 base_steps=self.config.generator.steps, network=network, settings=asked.fit(self.config.seed),
-                folder=self.run / f"fit-{kind}", identity={"base_sha256": self._hash(), "inverted": len(noise)},
+                folder=self.run / f"fit-{kind}", identity={"base_sha256": self._hash()},
                 log=self.terminal.line, check=self.stop.check,
             )  # fmt: skip
+            corrector.told["identity"] = self._corrector_identity(inverse)
             corrector.save(self.run / f"corrector-{kind}")
         return {"correctors": [str(self.run / f"corrector-{kind}") for kind in asked.interpolants]}
 
     def evaluate(self) -> dict[str, Any]:
         """Distances of base and corrected samples, and the report."""
         asked, inverse = self.config.evaluate, self._inverse()
-        correctors = {str(kind): self._corrector(kind) for kind in self.config.corrector.interpolants}
+        correctors = {str(kind): self._corrector(kind, inverse) for kind in self.config.corrector.interpolants}
         found = evaluate_flow(
             self.task, self._base(), correctors, samples=asked.samples, base_steps=asked.base_steps,
             splits=[(pair[0], pair[1]) for pair in asked.splits], solver=self.config.generator.solver,
@@ -198,7 +200,37 @@ class _Correct:
         """As much as is tested at once."""
         return inverse.noise(max(1000, _TESTED // self.task.data_size))
 
+    def _base_identity(self) -> dict[str, Any]:
+        """What the base is made of."""
+        training = "shipped" if self.task.base is not None else lasting(asdict(self.config.base.fit(self.config.seed)))
+        return {"network": self.task.network, "training": training, **self.task.identity}
+
+    def _plan(self) -> dict[str, dict[str, Any]]:
+        """What the inversion is of, and how it is done."""
+        asked, generator = self.config.invert, self.config.generator
+        return {
+            "of": {"base_sha256": self._hash(), **self.task.identity, "seed": self.config.seed},
+            "how": {
+                "steps": generator.steps, "solver": generator.solver, "tolerance": asked.tolerance,
+                "round_trip_limit": asked.round_trip_limit, "max_iterations": asked.max_iterations,
+            },
+        }  # fmt: skip
+
+    def _corrector_identity(self, inverse: InverseNoise) -> dict[str, Any]:
+        """What a corrector is made of."""
+        asked = self.config.corrector
+        return {
+            "base_sha256": self._hash(), "inverse_sha256": inverse.sha256(), "base_steps": self.config.generator.steps,
+            "integration_steps": asked.integration_steps, "training": lasting(asdict(asked.fit(self.config.seed))),
+            "network": None if asked.network is None else asked.network.config(),
+        }  # fmt: skip
+
     def _base(self) -> nn.Module:
+        path = self.run / "base.safetensors"
+        self._bytes()
+        with safe_open(path, "pt") as file:
+            saved = json.loads((file.metadata() or {}).get("pgraft_fast", "{}")).get("identity", {})
+        check_same(saved, json.loads(to_json(self._base_identity())), f"the base in {path}")
         base = make_field(self.task.shape, self.task.network)
         base.load_state_dict(tensors_from_bytes(self._bytes(), self.run / "base.safetensors"))
         return base.requires_grad_(False).eval().to(self.device)
@@ -216,13 +248,23 @@ class _Correct:
             ) from error
 
     def _inverse(self) -> InverseNoise:
+        folder = self.run / "inverse"
         try:
-            return open_shards(self.run / "inverse")
+            found, saved = open_shards(folder), read_plan(folder)
         except CheckpointError as error:
             raise InputError(f"{error}; run `pgraft-fast invert` with this config") from error
+        plan, asked = self._plan(), self.config.invert
+        now = json.loads(to_json({"total": asked.samples, "shard": asked.shard, **plan["of"], **plan["how"]}))
+        # Of the model and the first samples, which tell nothing more here.
+        check_same({key: saved[key] for key in saved if key in now}, now, f"the inversion in {folder}")
+        return found
 
-    def _corrector(self, kind: str) -> NoiseCorrector:
+    def _corrector(self, kind: str, inverse: InverseNoise) -> NoiseCorrector:
+        folder = self.run / f"corrector-{kind}"
         try:
-            return NoiseCorrector.load(self.run / f"corrector-{kind}")
+            found = NoiseCorrector.load(folder)
         except CheckpointError as error:
             raise InputError(f"{error}; run `pgraft-fast fit-corrector` with this config") from error
+        now = json.loads(to_json(self._corrector_identity(inverse)))
+        check_same(found.told.get("identity", {}), now, f"the corrector in {folder}")
+        return found

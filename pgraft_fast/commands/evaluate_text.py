@@ -17,6 +17,7 @@ from pgraft_fast.finetune.checkpoint import load_newest
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.signals import stop_on_signals
+from pgraft_fast.identity import check_same
 from pgraft_fast.report import Table, write_evaluation_report
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import evaluate, quality_of
@@ -61,7 +62,7 @@ class _Compared:
         subject, n = self.subject, self.subject.config.sample.candidates
         memory = BatchSize(subject.config.sample.batch_size, "sampling")
         found = {}
-        for which, tuned in (("base", None), ("tuned", tuned_of(self.run, subject))):
+        for which, tuned in (("base", None), ("tuned", tuned_of(self.run, subject, same_base=True))):
             found[which] = evaluate(
                 subject.task, subject.reward, subject.config, self.samples, tuned=tuned, memory=memory,
                 cut=None if tuned is None else subject.config.cut, ledger=self.ledger, check=self.check,
@@ -90,12 +91,20 @@ def _name(prompts: Path, task: Task) -> str:
     return f"{(prompts.stem or 'prompts')[:_LONGEST_NAME]}-{hashlib.sha256(found).hexdigest()[:8]}"
 
 
-def tuned_of(run: Path, subject: Subject) -> nn.Module:
-    """The tuned model of a run, from its newest checkpoint. Raises CheckpointError."""
+def tuned_of(run: Path, subject: Subject, same_base: bool = False) -> nn.Module:
+    """The tuned model of a run, from its newest checkpoint. same_base: the pipeline must be the run's. Raises
+    CheckpointError, InputError.
+    """
     notes: list[str] = []
     checkpoint = load_newest(run / "checkpoints", notes.append)
     if checkpoint is None or subject.learner is None:
         raise CheckpointError(f"{run}: no checkpoint in it")
+    if same_base:
+        saved, now = (
+            {key: told[key] for key in ("pipeline",) if key in told}
+            for told in (checkpoint.state["settings"], subject.identity())
+        )
+        check_same(saved, now, f"the run in {run}")
     subject.learner.load_weights(checkpoint.tensors)
     tuned: Any = subject.learner.sampled if subject.config.method == "ddpo" else subject.learner.ema
     return tuned.eval()

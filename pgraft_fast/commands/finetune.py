@@ -21,6 +21,7 @@ from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.identity import sha256_of
 from pgraft_fast.report import report_seconds, write_run_report
 from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, quality_of
 
@@ -50,7 +51,7 @@ def trainer_of(subject: Subject, run: Path, ledger: Ledger, **told: Any) -> Trai
     return Trainer(
         task.model, task.schedule, subject.reward, subject.config, shape=task.shape,
         parameterization=task.parameterization, prompts=task.prompts, run=run,
-        identity={**task.identity, **subject.identity}, learner=subject.learner, ledger=ledger, **told,
+        identity=subject.identity(), learner=subject.learner, ledger=ledger, **told,
     )  # fmt: skip
 
 
@@ -117,9 +118,12 @@ class _Run:
         path = (
             self.run / "evaluation" / ("before.safetensors" if name == "before" else f"after-{number:06d}.safetensors")
         )
+        drawn_as = torch.frombuffer(bytearray.fromhex(sha256_of(self.trainer.identity)), dtype=torch.uint8)
         if path.exists():
             stored = tensors_from_bytes(path.read_bytes(), path)
-            if stored["rewards"].numel() == evaluation_samples(self.config):
+            # One that was drawn before a first round has no checkpoint that tells what of.
+            same = "drawn_as" in stored and torch.equal(stored["drawn_as"], drawn_as)
+            if same and stored["rewards"].numel() == evaluation_samples(self.config):
                 return Evaluation(stored["samples"], stored["rewards"])
         tuned = None if name == "before" else self.trainer.tuned.eval()
         found = evaluate(
@@ -134,7 +138,7 @@ class _Run:
             execution=self.trainer.execution,
         )
         path.parent.mkdir(exist_ok=True)
-        write_file(path, tensor_bytes({"samples": found.samples, "rewards": found.rewards}))
+        write_file(path, tensor_bytes({"samples": found.samples, "rewards": found.rewards, "drawn_as": drawn_as}))
         if name == "before":
             self.ledger.commit(number)
         return found

@@ -10,6 +10,7 @@ from pgraft_fast.commands.subjects import Config, Subject
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.cost import evaluations_of, probe
+from pgraft_fast.identity import sha256_of
 from pgraft_fast.sampling import calls_of
 from pgraft_fast.tasks.evaluation import whole_groups
 
@@ -26,12 +27,15 @@ def sized(subject: Subject, run: Path, log: Callable[[str], None]) -> Subject:
     """
     if subject.config.sample.prompts is not None:
         return subject
-    path = run / PLAN
-    if path.exists():
-        prompts = int(json.loads(path.read_text(encoding="utf-8"))["prompts"])
+    path, config = run / PLAN, subject.config
+    asked = sha256_of([config.future(), config.budget.model_dump(), config.train.rounds])
+    plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    # Rounds that are done were of this size, whatever the budget is now.
+    if plan and (plan.get("asked") == asked or any((run / "checkpoints").glob("round-*"))):
+        prompts = int(plan["prompts"])
     else:
         prompts = prompts_that_fit(subject)
-        write_file(path, to_json({"prompts": prompts}))
+        write_file(path, to_json({"prompts": prompts, "asked": asked}))
     log(f"{prompts} prompts a round fill the budget")
     return replace(subject, config=with_prompts(subject.config, prompts))
 

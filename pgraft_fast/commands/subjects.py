@@ -1,19 +1,18 @@
 """What a config is about: its task, its reward, what is trained, and how the result is saved."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pgraft_fast.commands.config import RunConfig, load_task
+from pgraft_fast.commands.reward_contents import code_contents
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Learner, Trainer
 from pgraft_fast.finetune.checkpoint import tensor_bytes
-from pgraft_fast.rewards.neighbours import files_beside
 from pgraft_fast.tasks import Task
 
 Config = RunConfig | TextConfig
@@ -23,7 +22,8 @@ MODEL = "model.safetensors"
 @dataclass(frozen=True)
 class Subject:
     """config: with nothing left open. learner: None for all weights of a copy. save(trainer, run): the result, its
-    path. identity: what else must be the same for a run to go on. close(): of the reward.
+    path. identity(): what the task and the reward are, by content; a moment's work for a large model. close(): of the
+    reward.
     """
 
     config: Config
@@ -31,7 +31,7 @@ class Subject:
     reward: Callable[..., object]
     save: Callable[[Trainer, Path], Path]
     learner: Learner | None = None
-    identity: dict[str, object] = field(default_factory=dict)
+    identity: Callable[[], dict[str, Any]] = dict
     close: Callable[[], None] = lambda: None
 
 
@@ -47,7 +47,7 @@ def subject_of(config: Config, log: Callable[[str], None]) -> Subject:
         task=task,
         reward=task.reward(config.task.reward),
         save=lambda trainer, run: _save_weights(trainer, run, config, task),
-        identity={"reward_sha256": file_hash(config.task.reward)},
+        identity=lambda: {**task.identity, "reward": code_contents(config.task.reward)},
     )
 
 
@@ -60,19 +60,6 @@ def handover_of(task: Task, cut: float) -> dict[str, Any]:
         "schedule": task.schedule.to_dict(),
         "parameterization": task.parameterization,
     }
-
-
-def file_hash(reward: str) -> str | None:
-    """Of a user's reward file, and of what it imported from beside it: a run goes on only with the reward that it began
-    with.
-    """
-    file, found, _ = reward.rpartition(":")
-    if not found:
-        return None
-    told = hashlib.sha256(Path(file).read_bytes())
-    for neighbour in files_beside(Path(file)):
-        told.update(hashlib.sha256(neighbour.read_bytes()).digest())
-    return told.hexdigest()
 
 
 def _save_weights(trainer: Trainer, run: Path, config: RunConfig, task: Task) -> Path:

@@ -125,19 +125,6 @@ class TextConfig(FinetuneSettings):
             raise ValueError("prompts.train is missing: a file of prompts")
         return self
 
-    def future(self) -> dict[str, object]:
-        """See `FinetuneSettings.future`; where things lie and how much fits at once may change."""
-        kept = super().future()
-        for key in ("run", "evaluate", "log", "memory", "policy"):
-            del kept[key]
-        for table, keys in (("sample", ("batch_size", "overlap")), ("train", ("micro_batch", "checkpointing")),
-                            ("model", ("folder", "repository", "variant", "device", "vae_slice"))):  # fmt: skip
-            part = dict(kept[table])  # type: ignore[call-overload]
-            for key in keys:
-                part.pop(key, None)
-            kept[table] = part
-        return kept
-
 
 def read_text_config(path: Path, overrides: dict[str, Any]) -> TextConfig:
     """Read and check a TOML file before any work; relative paths in it start at its folder. Raises InputError."""

@@ -11,21 +11,23 @@ import torch
 
 from pgraft_fast.commands.devices import device_of
 from pgraft_fast.commands.reward_config import build_reward
-from pgraft_fast.commands.reward_settings import CallableSettings
-from pgraft_fast.commands.subjects import MODEL, Subject, file_hash, handover_of
+from pgraft_fast.commands.reward_contents import reward_contents
+from pgraft_fast.commands.subjects import MODEL, Subject, handover_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Trainer
 from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.identity import sha256_of_files, sha256_of_texts
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
 from pgraft_fast.integrations.fingerprint import base_fingerprint
 from pgraft_fast.rewards.local_models import DTYPES
 from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.pictures import thumbnail_features
+from pgraft_fast.tasks.pictures import Pictures, thumbnail_features
 from pgraft_fast.tasks.text_to_image import Parts, PictureReward, folder_features, text_task, with_held_out
 from pgraft_fast.text_to_image import Decoder, PromptFile, kind_of, load_pipeline, read_prompts
 from pgraft_fast.text_to_image.agreement import Asked, check_agreement
+from pgraft_fast.text_to_image.contents import pipeline_contents
 from pgraft_fast.text_to_image.learners import EMA, TUNED
 from pgraft_fast.text_to_image.loading import frozen
 
@@ -50,8 +52,6 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     resolved = config.model_copy(update={"sample": config.sample.model_copy(update={"solver": solver})})
     fingerprint = base_fingerprint(kind_of(pipe).net(pipe))
     task = replace(task, identity={"base": fingerprint, "pipeline": type(pipe).__name__})
-    own = [reward.function for reward in config.rewards if isinstance(reward, CallableSettings)]
-    files = {Path(function).name: file_hash(function) for function in own}
     assert task.learner is not None
     return Subject(
         config=resolved,
@@ -59,9 +59,28 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
         reward=PictureReward(rewards, decoder),
         learner=task.learner(config.train),
         save=lambda trainer, run: _save(trainer, run, resolved, task, pipe, fingerprint, rewards.name),
-        identity={"rewards_sha256": files},
+        identity=lambda: {
+            "pipeline": pipeline_contents(pipe),
+            "rewards": reward_contents(config.rewards),
+            "held-out prompts": {
+                "text": sha256_of_texts(parts.held_out.text, "prompts"),
+                "category": sha256_of_texts(parts.held_out.category, "categories"),
+            },
+            "evaluation": _evaluation_contents(config, parts),
+        },
         close=rewards.close,
     )
+
+
+def _evaluation_contents(config: TextConfig, parts: Parts) -> dict[str, str]:
+    """Of the features of pictures, and of the pictures that are compared with."""
+    inception, reference = config.evaluate.inception, config.evaluate.reference
+    return {
+        "features": "own" if inception is None else sha256_of_files({"inception": Path(inception)}),
+        "reference": "own"
+        if reference is None
+        else str(Pictures.of(Path(reference), parts.height).identity()["sha256"]),
+    }
 
 
 def _check_agreement(parts: Parts, task: Task, decoder: Decoder) -> None:

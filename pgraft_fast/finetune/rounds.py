@@ -13,6 +13,7 @@ from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.scoring import Scoring
 from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings
+from pgraft_fast.identity import sha256_of_tensors, sha256_of_texts
 from pgraft_fast.ops import gather_rows
 from pgraft_fast.sampling import GraphCache, Model, Rollout, rollout
 from pgraft_fast.sampling.recorded import Recorded
@@ -40,6 +41,11 @@ class Prompts:
         number = torch.arange(round_ * groups, (round_ + 1) * groups)
         passes = {int(p): self._order(seed, int(p), n) for p in (number // n).unique()}
         return torch.stack([passes[int(g) // n][int(g) % n] for g in number])
+
+    def contents(self) -> dict[str, str]:
+        """Of texts and conditions, in words."""
+        told = {"text": sha256_of_texts(self.text, "prompts")}
+        return told if self.condition is None else {**told, "condition": sha256_of_tensors({"rows": self.condition})}
 
     @staticmethod
     def _order(seed: int, number: int, n: int) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
+from pgraft_fast.identity import lasting
 from pgraft_fast.schema import (
     Batch,
     Count,
@@ -169,5 +170,5 @@ class FinetuneSettings(Settings):
         return self.ddpo.most_rows(sample.prompts * sample.candidates, max(1, sample.steps - 1))
 
     def future(self) -> dict[str, object]:
-        """The keys that decide what the run computes; a resumed run must have the same."""
-        return self.model_dump(exclude={"budget": True, "train": {"rounds"}})
+        """The settings that decide what the run computes; a resumed run must have the same, see `identity`."""
+        return lasting(self.model_dump())

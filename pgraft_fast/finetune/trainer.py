@@ -21,6 +21,7 @@ from pgraft_fast.finetune.methods import Method, Work, method_of
 from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import Learner
+from pgraft_fast.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
 
 
 class Trainer:
@@ -28,8 +29,9 @@ class Trainer:
 
     model(x, t[, condition]): the reference, an nn.Module that stays as it is. reward: see `Reward`. prompts: texts,
     with one `condition` row each where the model takes one. run: folder of checkpoints and ledger; the same call
-    again goes on where the last finished round ended, bit for bit (same machine, same settings). learner: what is
-    trained; by default all weights of a copy of the model.
+    again goes on where the last finished round ended, bit for bit (same machine, same settings). identity: JSON that
+    names model and reward by content, by default the model's weights; it, settings, prompts and schedule must be the
+    same then, see `pgraft_fast.identity`. learner: what is trained; by default all weights of a copy of the model.
 
         trainer = Trainer(model, schedule, reward, settings, shape=(1, 8, 8), parameterization="v", run="runs/a")
         trainer.run_rounds()
@@ -66,7 +68,13 @@ class Trainer:
         device = next(model.parameters()).device
         self._checkpoints = self.run / "checkpoints"
         self._checkpoints.mkdir(parents=True, exist_ok=True)
-        self._identity = {**(identity or {}), **settings.future()}
+        prompts = Prompts([""]) if prompts is None else prompts
+        self.identity: dict[str, Any] = {
+            **({"model": sha256_of_module(model)} if identity is None else identity),
+            "training prompts": prompts.contents(),
+            "schedule": {"name": schedule.to_dict()["name"], "sha256": sha256_of(schedule.to_dict())},
+            "parameterization": parameterization, "shape": list(shape), **settings.future(),
+        }  # fmt: skip
         self.execution = Execution(settings.mode, device)
         self._learner = Learner(model, settings.train) if learner is None else learner
         self._learner.run = self.execution.of(self._learner.run)  # type: ignore[arg-type]
@@ -78,7 +86,7 @@ class Trainer:
         self._method: Method = method_of(
             Work(
                 model=model.eval(), schedule=schedule, reward=reward, settings=settings, shape=tuple(shape),
-                prompts=Prompts([""]) if prompts is None else prompts, parameterization=parameterization,
+                prompts=prompts, parameterization=parameterization,
                 learner=self._learner, execution=self.execution, ledger=self.ledger, device=device,
                 sampling=BatchSize(settings.sample.batch_size, "sampling"), training=BatchSize(training, "training"),
             )
@@ -154,8 +162,8 @@ class Trainer:
 
     def _save(self) -> None:
         state = {
-            "settings": self._identity, "history": self.history, "steps_done": self._learner.steps_done,
-            "method": self._method.state(),
+            "settings": self.identity, "history": self.history, "steps_done": self._learner.steps_done,
+            "method": self._method.state(), "versions": versions(),
         }  # fmt: skip
         tensors = {**self._learner.tensors(), "candidates": self.last_candidates}
         save_checkpoint(self._checkpoints, Checkpoint(self.rounds_done, state, tensors))
@@ -166,7 +174,10 @@ class Trainer:
         checkpoint = load_newest(self._checkpoints, self._log)
         if checkpoint is None:
             return
-        _check_same(checkpoint.state["settings"], self._identity, self.run)
+        check_same(checkpoint.state["settings"], self.identity, f"the run in {self.run}")
+        told = changed_versions(checkpoint.state.get("versions", {}))
+        if told:
+            self._log(f"{self.run}: {told}")
         self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
         self._method.load(checkpoint.state.get("method", {}))
         self.history = checkpoint.state["history"]
@@ -182,15 +193,3 @@ class Trainer:
 
 class _OutOfTimeError(Exception):
     """The time budget ended while a later round was sampling."""
-
-
-def _check_same(saved: dict[str, Any], given: dict[str, Any], run: Path, prefix: str = "") -> None:
-    """Raise InputError naming the first key whose change would change the future of the run."""
-    for key in sorted(set(saved) | set(given)):
-        old, new = saved.get(key), given.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            _check_same(old, new, run, f"{prefix}{key}.")
-        elif old != new:
-            raise InputError(
-                f"{prefix}{key}={new!r} differs from {old!r} of the run in {run}; set it back or use another run folder"
-            )

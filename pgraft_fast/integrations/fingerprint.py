@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.identity import base_weights
 
 SAMPLE = 1024
 
@@ -23,7 +24,7 @@ def base_fingerprint(denoiser: Any) -> str:
     denoiser: a model of diffusers, on any device. Raises InputError for weights that are not in memory (sequential
     offloading).
     """
-    weights = sorted(base_weights(denoiser).items())
+    weights = sorted(base_weights(uncompiled(denoiser)).items())
     if any(weight.is_meta for _, weight in weights):
         raise InputError(
             f"{type(denoiser).__name__} is offloaded, its weights cannot be read: take the fingerprint before"
@@ -40,17 +41,6 @@ def base_fingerprint(denoiser: Any) -> str:
         start, taken[device] = taken[device], taken[device] + value.numel()
         digest.update(host[device][start : taken[device]].numpy().tobytes())
     return digest.hexdigest()
-
-
-def base_weights(denoiser: Any) -> dict[str, Tensor]:
-    """Parameters and saved buffers under the names that they have without a LoRA."""
-    own = uncompiled(denoiser).state_dict()
-    parts = {name: name.split(".") for name in own}
-    return {
-        ".".join(part for part in parts[name] if part != "base_layer"): weight
-        for name, weight in own.items()
-        if not any(part.startswith("lora_") for part in parts[name])
-    }
 
 
 def uncompiled(denoiser: Any) -> Any:

@@ -18,6 +18,7 @@ from pgraft_fast.diffusion import Stream, normal, uniform
 from pgraft_fast.errors import InputError, PgraftError
 from pgraft_fast.files import remove_temporary
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.identity import changed_versions, check_same, lasting, sha256_of_module, sha256_of_tensors, versions
 from pgraft_fast.inverse_noise.interpolants import Interpolant
 from pgraft_fast.threads import team_of
 
@@ -27,7 +28,8 @@ _HELD_OUT_SEED = 1 << 62
 class Source(Protocol):
     """Data to learn: `len(source)` samples; rows(index, step) -> (B, ...) float32, perhaps with fresh noise a step.
 
-    slow: the rows come from files, so those of the next step are read while this one is learned.
+    slow: the rows come from files, so those of the next step are read while this one is learned. A source may have
+    identity(): JSON that names its contents; else the first thousand rows stand for all.
     """
 
     @property
@@ -58,6 +60,10 @@ class Rows:
         shape = tuple(found.shape[1:])
         place = torch.arange(found.shape[0], device=found.device)
         return found + self.sigma * normal(self.seed, place, step, shape, Stream.DATA_NOISE)
+
+    def identity(self) -> dict[str, Any]:
+        """By content."""
+        return {"sha256": sha256_of_tensors({"rows": self.values}), "sigma": self.sigma, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,13 @@ def fit_field(
     return fit.run(folder, check)
 
 
+def _contents(source: Source) -> Any:
+    identity: Callable[[], Any] | None = getattr(source, "identity", None)
+    if identity is not None:
+        return identity()
+    return sha256_of_tensors({"rows": source.rows(torch.arange(min(len(source), 1000)), 0)})
+
+
 class _Fit:
     def __init__(
         self, network: nn.Module, source: Source, interpolant: Interpolant, settings: FitSettings,
@@ -126,7 +139,10 @@ class _Fit:
         if self._train < 1 or (settings.held_out > 0 and self._held < 1):
             raise InputError(f"{n} rows with held_out={settings.held_out}: too few to learn from")
         self._source, self._interpolant, self._settings, self._log = source, interpolant, settings, log
-        self._identity = {**identity, "interpolant": interpolant.name, "rows": n}
+        self._identity = {
+            **lasting(identity), "interpolant": interpolant.name, "rows": n, "data": _contents(source),
+            "first weights": sha256_of_module(network),
+        }  # fmt: skip
         self._model = network.train()
         self._average = copy.deepcopy(network).requires_grad_(False).eval()
         self._best: dict[str, Tensor] | None = None
@@ -239,8 +255,11 @@ class _Fit:
         if self._best is not None:
             tensors["best"] = self._best
         save_checkpoint(
-            folder, Checkpoint(self._state["step"], {"fit": self._state, "identity": self._identity}, tensors)
-        )
+            folder,
+            Checkpoint(
+                self._state["step"], {"fit": self._state, "identity": self._identity, "versions": versions()}, tensors
+            ),
+        )  # fmt: skip
 
     def resume(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -248,12 +267,10 @@ class _Fit:
         found = load_newest(folder, self._log)
         if found is None:
             return
-        for key in sorted(set(self._identity) | set(found.state["identity"])):
-            old, new = found.state["identity"].get(key), self._identity.get(key)
-            if old != new:
-                raise InputError(
-                    f"{key}={new!r} differs from {old!r} of the run in {folder}; set it back or use another"
-                )
+        check_same(found.state["identity"], self._identity, f"the run in {folder}")
+        told = changed_versions(found.state.get("versions", {}))
+        if told:
+            self._log(f"{folder}: {told}")
         self._model.load_state_dict(found.tensors["model"])
         self._average.load_state_dict(found.tensors["average"])
         self._best = found.tensors.get("best")

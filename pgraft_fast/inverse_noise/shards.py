@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgraft_fast.errors import CheckpointError, InputError
-from pgraft_fast.files import read_folder, remove_temporary, to_json, write_file, write_folder
+from pgraft_fast.files import MANIFEST, read_folder, remove_temporary, to_json, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
+from pgraft_fast.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
 from pgraft_fast.inverse_noise.invert import invert
 from pgraft_fast.inverse_noise.matching import Rows, Source
 from pgraft_fast.sampling import Model
 
 _PLAN, _DATA = "plan.json", "shard.safetensors"
+# Samples that are drawn again to tell whether the data are the same.
+_COMPARED = 64
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class InverseNoise:
             return Rows(self.noise())
         return ShardRows.of(files)
 
+    def sha256(self) -> str:
+        """Of all shards, by what their manifests say of their files."""
+        return sha256_of_files({path.name: path / MANIFEST for path in shards(self.folder)})
+
     def index(self) -> Tensor:
         """(m,) int64: which sample each row of `noise` belongs to."""
         return torch.cat([_read(path)[0]["index"] for path in shards(self.folder)])
@@ -84,6 +91,10 @@ class ShardRows:
             found[at] = self.parts[one][index[at] - (self.ends[one] - self.parts[one].shape[0])]
         return found
 
+    def identity(self) -> dict[str, Any]:
+        """By content."""
+        return {"sha256": sha256_of_tensors({f"{number:06d}": part for number, part in enumerate(self.parts)})}
+
 
 def invert_shards(
     model: Model,
@@ -100,15 +111,25 @@ def invert_shards(
 ) -> InverseNoise:
     """Invert samples data(index) (B, ...) for index 0 ... total - 1 into `folder`; the same call again goes on.
 
-    how: arguments of `invert`. identity: what else must be the same for a folder to go on. A damaged shard is made
-    anew. on_shard(done): samples done so far. Raises InputError, StorageError.
+    how: arguments of `invert`. identity: JSON that names the data; it, `how`, the model's weights and the first samples
+    must be the same for a folder to go on. A damaged shard is made anew. on_shard(done): samples done so far. Raises
+    InputError, StorageError.
     """
     if total < 1 or shard < 1:
         raise InputError(f"total={total}, shard={shard}: both must be at least 1")
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary(folder)
-    plan = {"total": total, "shard": shard, **{key: how[key] for key in sorted(how)}, **(identity or {})}
-    _check_plan(folder, json.loads(to_json(plan)))
+    plan = {
+        "total": total, "shard": shard, **{key: _told(how[key]) for key in how if key != "batch_size"},
+        **(identity or {}),
+        "first samples": sha256_of_tensors({"rows": data(torch.arange(min(total, _COMPARED)))}),
+        "model weights": sha256_of_module(model) if isinstance(model, nn.Module) else "a function",
+    }  # fmt: skip
+    path = folder / _PLAN
+    if path.exists():
+        check_same(read_plan(folder), json.loads(to_json(plan)), f"the inversion in {folder}")
+    else:
+        write_file(path, to_json(plan))
     for low in range(0, total, shard):
         path, high = folder / f"shard-{low // shard:06d}", min(low + shard, total)
         if _is_done(path, log):
@@ -127,12 +148,21 @@ def invert_shards(
     return open_shards(folder)
 
 
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What the shards of a folder are of. Raises CheckpointError."""
+    try:
+        plan: dict[str, Any] = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+        return plan
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no inversion ({type(error).__name__} in {_PLAN})") from error
+
+
 def open_shards(folder: Path) -> InverseNoise:
     """What `invert_shards` left. Raises CheckpointError where a shard is missing or damaged."""
+    plan = read_plan(folder)
     try:
-        plan = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
         total, size = int(plan["total"]), int(plan["shard"])
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: no inversion ({type(error).__name__} in {_PLAN})") from error
     paths = shards(folder)
     if len(paths) < -(-total // size):
@@ -149,18 +179,11 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*"))
 
 
-def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    path = folder / _PLAN
-    if not path.exists():
-        write_file(path, to_json(plan))
-        return
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    for key in sorted(set(saved) | set(plan)):
-        if saved.get(key) != plan.get(key):
-            raise InputError(
-                f"{key}={plan.get(key)!r} differs from {saved.get(key)!r} of the inversion in {folder}; set it back or "
-                "use another folder"
-            )
+def _told(value: Any) -> Any:
+    """An argument of `invert` as JSON has it."""
+    if isinstance(value, Tensor):
+        return sha256_of_tensors({"values": value})
+    return str(value) if isinstance(value, torch.dtype) else value
 
 
 def _is_done(path: Path, log: Callable[[str], None]) -> bool:

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 _INSTALLED = {"site-packages", "dist-packages"}
-_READ: dict[Path, tuple[Path, ...]] = {}
 
 
 def load_file(path: Path) -> ModuleType:
@@ -37,14 +36,7 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    files = {getattr(sys.modules[name], "__file__", None) for name in beside.modules()}
-    _READ[path] = tuple(sorted(Path(file) for file in files if file and Path(file) != path))
     return module
-
-
-def files_beside(path: Path) -> tuple[Path, ...]:
-    """What a file that was loaded had imported from beside it when its own code was done."""
-    return _READ.get(path.resolve(), ())
 
 
 class _Beside:

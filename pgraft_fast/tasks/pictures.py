@@ -1,6 +1,5 @@
 """A folder of pictures as data of a flow: CelebA-HQ, LSUN or one's own."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Stream, normal
 from pgraft_fast.errors import InputError
+from pgraft_fast.identity import sha256_of_files
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Decoded pictures are kept in memory up to this many bytes.
@@ -80,16 +80,13 @@ class Pictures:
         return decoded.to(torch.float32) / 127.5 - 1.0
 
     def identity(self) -> dict[str, object]:
-        """JSON that names this very set: number, size, and a hash of names and lengths."""
-        told = hashlib.sha256()
-        for path in self.paths:
-            told.update(f"{path.name} {path.stat().st_size}\n".encode())
+        """JSON that names this very set: number, size, and a hash of the files in their order."""
         return {
             "pictures": len(self),
             "size": self.size,
             "grey": self.grey,
             "sigma": self.sigma,
-            "sha256": told.hexdigest(),
+            "sha256": sha256_of_files({f"{number:09d} {path.name}": path for number, path in enumerate(self.paths)}),
         }
 
     def _one(self, number: int) -> Tensor:

@@ -80,7 +80,7 @@ def check_agreement(
     pipe: Any, denoiser: Denoiser, decoder: Decoder, schedule: Schedule, parameterization: str, asked: Asked
 ) -> None:
     """Raise InputError, which says what differs and by how much, unless the pipeline's own call and ours agree."""
-    dtype = denoiser.net.dtype
+    dtype: Any = denoiser.net.dtype
     try:
         steps, latents, pictures = _own_call(pipe, denoiser, asked, _STEPS[0])
     except InputError:
@@ -154,7 +154,7 @@ def _watched(pipe: Any) -> Iterator[tuple[list[_Step], list[Tensor]]]:
     """A copy of the scheduler in its place that notes what it is given."""
     own = pipe.scheduler
     scheduler = copy.deepcopy(own)
-    step, scale = scheduler.step, getattr(scheduler, "scale_model_input", None)
+    step, scale = scheduler.step, getattr(scheduler, "scale_model_input", lambda sample, t: sample)
     signature = inspect.signature(step)
     steps: list[_Step] = []
     last: list[Tensor] = []
@@ -178,8 +178,7 @@ def _watched(pipe: Any) -> Iterator[tuple[list[_Step], list[Tensor]]]:
         return scaled[-1]
 
     scheduler.step = watched_step
-    if scale is not None:
-        scheduler.scale_model_input = watched_scale
+    scheduler.scale_model_input = watched_scale
     pipe.scheduler = scheduler
     try:
         yield steps, last

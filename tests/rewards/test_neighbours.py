@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pgraft_fast.rewards
-from pgraft_fast.commands.subjects import file_hash
+from pgraft_fast.commands.reward_contents import code_contents
 from pgraft_fast.errors import RewardError
 from pgraft_fast.rewards import load_reward
 from pgraft_fast.rewards.process import CommandReward
@@ -185,8 +185,7 @@ def test_a_run_goes_on_with_the_same_neighbours_alone(tmp_path):
         ("helper.py", "VALUE = 7"),
         ("mine.py", f"VALUE = 7{END}"),
     ]:
-        load_reward(f"{file}:score")
-        seen.append(file_hash(f"{file}:score"))
+        seen.append(code_contents(f"{file}:score"))
         (tmp_path / name).write_text(text)
     assert seen[0] == seen[1] == seen[3] != seen[2]
-    assert file_hash("symmetry") is None
+    assert code_contents("symmetry") == {"function": "symmetry"}

@@ -1,0 +1,321 @@
+"""A run goes on only as the same run: what it depends on, by content, and what may change."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import diffusers
+import pytest
+from PIL import Image
+from pipelines import build
+from safetensors.torch import load_file, save_file
+from text_runs import text_config
+from tiny import tiny_config
+
+from pgraft_fast.cli import main
+
+pytest.importorskip("peft")
+
+REWARD = """
+import json, pathlib, sys
+FOLDER = pathlib.Path(sys._getframe().f_code.co_filename).parent
+sys.path.insert(0, str(FOLDER))
+import near_helper as helper
+from near_package import scale
+def reward(samples):
+    offset = json.loads((FOLDER / "numbers.json").read_text())
+    return scale.of(helper.mean(samples)) + offset
+"""
+
+
+def write_reward(folder: Path) -> None:
+    (folder / "near_package").mkdir()
+    (folder / "mine.py").write_text(REWARD)
+    (folder / "near_helper.py").write_text("def mean(x):\n    return x.flatten(1).mean(1)\n")
+    (folder / "near_package/scale.py").write_text("def of(x):\n    from . import factor\n    return factor.TWO * x\n")
+    (folder / "near_package/factor.py").write_text("TWO = 2.0\n")
+    (folder / "numbers.json").write_text("1.0")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Folder of a run of one round, with a reward of several files and pictures to compare with."""
+    folder = tmp_path_factory.mktemp("begun")
+    write_reward(folder)
+    (folder / "pictures").mkdir()
+    for number in range(6):
+        Image.new("RGB", (16, 16), (40 * number, 9, 9)).save(folder / f"pictures/{number}.bmp")
+    path = text_config(folder, rounds=1, reward="callable", reward_more='function = "mine.py:reward"')
+    path.write_text(path.read_text().replace("samples = 8", 'samples = 8\nreference = "pictures"'))
+    assert main(["finetune", str(path)]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch):
+    """What the reward brings along is gone after each test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [name for name in sys.modules if name.startswith("near_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def copied(begun, tmp_path):
+    """All of it elsewhere, asked for a second round. Paths are none of a run's identity."""
+    folder = tmp_path / "copied"
+    shutil.copytree(begun, folder)
+    path = folder / "config.toml"
+    path.write_text(path.read_text().replace(str(begun), str(folder)).replace("rounds = 1", "rounds = 2"))
+    return folder
+
+
+def goes_on(folder, capsys, *options) -> str:
+    """What was said; it must have gone on."""
+    status = main(["finetune", str(folder / "config.toml"), *options])
+    told = capsys.readouterr().err
+    assert status == 0 and "goes on after round 1" in told
+    return told
+
+
+def refusal(folder, capsys) -> str:
+    """The line; checkpoints and adapter are as before."""
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*.safetensors")}
+    assert main(["finetune", str(folder / "config.toml")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pgraft-fast: ")]
+    assert len(lines) == 1
+    assert before == {path: path.read_bytes() for path in (folder / "run").rglob("*.safetensors")}
+    return lines[0]
+
+
+def in_config(old, new):
+    def change(folder):
+        path = folder / "config.toml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1))
+
+    return change
+
+
+def in_json(name, **values):
+    def change(folder):
+        path = folder / "sd" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def one_weight(name):
+    """The last value of one tensor, by a thousandth: between those that a sample of them would see."""
+
+    def change(folder):
+        path = folder / "sd" / name
+        tensors = load_file(path)
+        key = max(tensors, key=lambda one: tensors[one].numel())
+        tensors[key].view(-1)[-1] += 1e-3
+        save_file(tensors, path, {"format": "pt"})
+
+    return change
+
+
+def swapped_words(folder):
+    path = folder / "sd/tokenizer/tokenizer.json"
+    told = json.loads(path.read_text())
+    words = told["model"]["vocab"]
+    words["a</w>"], words["b</w>"] = words["b</w>"], words["a</w>"]
+    path.write_text(json.dumps(told))
+    vocab = folder / "sd/tokenizer/vocab.json"
+    if vocab.exists():
+        vocab.write_text(json.dumps(words))
+
+
+def appended(name, text):
+    def change(folder):
+        with (folder / name).open("a") as file:
+            file.write(text)
+
+    return change
+
+
+def another_picture(folder):
+    path = folder / "pictures/0.bmp"
+    size = path.stat().st_size
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(path)
+    assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (appended("held_out.csv", "one dog,counting\n"),
+         r"held-out prompts.text='4 prompts, sha256 [0-9a-f]{12}' differs from '3 prompts, sha256 [0-9a-f]{12}'"),
+        (lambda folder: (folder / "held_out.csv").write_text("prompt,category\na red cube,x\ntwo cats,counting\n"
+         "a blue cube,colour\n"), r"held-out prompts.category="),
+        (appended("prompts.txt", "one more thing\n"), r"training prompts.text='13 prompts"),
+        (in_json("scheduler/scheduler_config.json", beta_end=0.013),
+         r"pipeline.scheduler.beta_end=0.013 differs from 0.012"),
+        (in_json("scheduler/scheduler_config.json", timestep_spacing="trailing"),
+         r"scheduler.timestep_spacing='trailing' differs from its default"),
+        (in_json("vae/config.json", scaling_factor=0.2), r"pipeline.vae.scaling_factor=0.2 differs from its default"),
+        (one_weight("vae/diffusion_pytorch_model.safetensors"), r"pipeline.vae.weights='[0-9a-f]{12}' differs"),
+        (one_weight("unet/diffusion_pytorch_model.safetensors"), r"pipeline.unet.weights="),
+        (one_weight("text_encoder/model.safetensors"), r"pipeline.text_encoder.weights="),
+        (in_json("text_encoder/config.json", hidden_act="gelu"), r"pipeline.text_encoder.*hidden_act"),
+        (swapped_words, r"pipeline.tokenizer.vocabulary="),
+        (appended("mine.py", "# changed\n"), r"rewards.0.code="),
+        (appended("near_helper.py", "# changed\n"), r"rewards.0.code="),
+        (appended("near_package/factor.py", "TWO = 3.0\n"), r"rewards.0.code="),
+        (lambda folder: (folder / "numbers.json").write_text("2.0"), r"rewards.0.code="),
+        (another_picture, r"evaluation.reference="),
+        (in_config("height = 16", 'height = 16\nnegative_prompt = ""'), r"model.negative_prompt='' differs from None"),
+        (in_config('device = "cpu"', 'device = "cpu"\ndtype = "bf16"'), r"model.dtype='bf16' differs from 'fp32'"),
+        (in_config("guidance = 3.0", "guidance = 2.0"), r"sample.guidance=2.0 differs from 3.0"),
+        (in_config('kind = "callable"', 'kind = "callable"\nweight = 2.0'), r"rewards.0.weight=2.0 differs from 1.0"),
+    ],
+)  # fmt: skip
+def test_what_a_result_depends_on_is_refused_by_name(copied, capsys, change, told):
+    change(copied)
+    line = refusal(copied, capsys)
+    assert re.search(told, line), line
+    assert re.search(r"of the run in .*run; set it back or use another folder$", line)
+
+
+def resaved(folder):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder / "sd", safety_checker=None)
+    shutil.rmtree(folder / "sd")
+    pipe.save_pretrained(folder / "sd", variant="fp16", max_shard_size="20KB")
+
+
+def all_that_may(folder):
+    path = folder / "config.toml"
+    text = path.read_text().replace("batch_size = 8", "batch_size = 5\noverlap = false", 1)
+    text = text.replace("[train]", "[train]\nmicro_batch = 2\ncheckpointing = true").replace(
+        "samples = 8", "samples = 12"
+    )
+    text = text.replace('device = "cpu"', 'device = "auto"\nvae_slice = 1')
+    text = text.replace('kind = "callable"', 'kind = "callable"\nbatch_size = 3')
+    path.write_text(text + "[policy]\nretries = 0\n[log]\ntensorboard = false\n[budget]\nwall_seconds = 600.0\n")
+
+
+def elsewhere(folder):
+    for old, new in (("sd", "model"), ("prompts.txt", "words.txt"), ("pictures", "compared")):
+        os.rename(folder / old, folder / new)
+    (folder / "code").mkdir()
+    for name in ("mine.py", "near_helper.py", "near_package", "numbers.json"):
+        os.rename(folder / name, folder / "code" / name)
+    path = folder / "config.toml"
+    text = path.read_text().replace('folder = "sd"', 'folder = "model"').replace("prompts.txt", "words.txt")
+    path.write_text(text.replace('"pictures"', '"compared"').replace("mine.py:", "code/mine.py:"))
+
+
+@pytest.mark.parametrize("change", [lambda folder: None, resaved, all_that_may, elsewhere])
+def test_what_may_change_goes_on(copied, capsys, change):
+    change(copied)
+    goes_on(copied, capsys)
+
+
+def test_another_version_is_told_and_an_older_record_refused_in_a_line(copied, capsys):
+    state = copied / "run/checkpoints/round-000001/state.json"
+    rewrite(state, lambda told: told["versions"].update(torch="1.0"))
+    assert "begun with other versions (torch 1.0 -> " in goes_on(copied, capsys)
+    for path in (copied / "run/checkpoints").glob("*/state.json"):
+        rewrite(path, lambda told: told["settings"].pop("held-out prompts"))
+    assert "was begun by another version, which tells other things of it (held-out prompts)" in refusal(copied, capsys)
+
+
+def rewrite(path, change):
+    """A file of a checkpoint, its manifest with it."""
+    import hashlib
+
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+    manifest = path.with_name("manifest.json")
+    hashes = json.loads(manifest.read_text())
+    hashes["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(hashes))
+
+
+def test_an_evaluation_before_the_first_round_is_not_taken_for_another(tmp_path, capsys):
+    """Stopped before a checkpoint was there: with other prompts all begins anew, with the same it goes on."""
+    stop = "import pathlib\ndef reward(x, prompts, sample_ids):\n"
+    stop += f"    assert min(sample_ids) > 1 << 30 or pathlib.Path({str(tmp_path / 'ok')!r}).exists()\n"
+    (tmp_path / "mine.py").write_text(stop + "    return x.flatten(1).mean(1)\n")
+    path = text_config(tmp_path, rounds=1, reward="callable", reward_more='function = "mine.py:reward"')
+    path.write_text(path.read_text() + "[policy]\nretries = 0\n")
+    assert main(["finetune", str(path)]) == 2
+    before = tmp_path / "run/evaluation/before.safetensors"
+    first = before.read_bytes()
+    assert main(["finetune", str(path)]) == 2 and before.read_bytes() == first
+    (tmp_path / "ok").touch()
+    (tmp_path / "held_out.csv").write_text("prompt,category\na green cube,colour\nsix dogs,counting\na hat,colour\n")
+    assert main(["finetune", str(path)]) == 0
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copy(tmp_path / "mine.py", again)
+    fresh = text_config(again, rounds=1, reward="callable", reward_more='function = "mine.py:reward"')
+    shutil.copy(tmp_path / "held_out.csv", again)
+    assert main(["finetune", str(fresh)]) == 0
+    found, wanted = (json.loads((one / "run/result.json").read_text()) for one in (tmp_path, again))
+    assert found["before"] == wanted["before"] and found["after"] == wanted["after"]
+
+
+def test_evaluate_refuses_another_pipeline(copied, capsys):
+    one_weight("vae/diffusion_pytorch_model.safetensors")(copied)
+    path = copied / "run/config.json"
+    told = json.loads(path.read_text())
+    told["model"]["folder"] = str(copied / "sd")
+    path.write_text(json.dumps(told))
+    assert main(["evaluate", str(copied / "run")]) == 2
+    assert "pipeline.vae.weights=" in capsys.readouterr().err
+
+
+def test_digits(tmp_path, capsys):
+    """The reward's neighbours, the data it names; where it lies and how much is drawn at once may change."""
+    write_reward(tmp_path)
+    more = '[task]\nreward = "mine.py:reward"\n'
+    config = tiny_config(tmp_path, rounds=1, more=more)
+    assert main(["finetune", str(config)]) == 0
+    (tmp_path / "moved").mkdir()
+    for name in ("mine.py", "near_helper.py", "near_package", "numbers.json"):
+        os.rename(tmp_path / name, tmp_path / "moved" / name)
+    config = tiny_config(tmp_path, rounds=2, more=more.replace("mine.py", "moved/mine.py"))
+    config.write_text(config.read_text().replace("[sample]", "[sample]\nbatch_size = 3"))
+    assert main(["finetune", str(config)]) == 0
+    assert "goes on after round 1" in capsys.readouterr().err
+    (tmp_path / "moved/near_helper.py").write_text("def mean(x):\n    return -x.flatten(1).mean(1)\n")
+    assert main(["finetune", str(config)]) == 2
+    assert re.search(r"reward.code='[0-9a-f]{12}' differs from", capsys.readouterr().err)
+
+
+def test_commands_and_urls():
+    from pgraft_fast.commands.reward_contents import reward_contents
+    from pgraft_fast.commands.reward_settings import CommandSettings, HttpSettings
+
+    url = HttpSettings(kind="http", url="http://name:secret@host:80/score")
+    assert reward_contents([url])[0]["url"] == "http://host:80/score"
+    plain = CommandSettings(kind="command", command="python3 -m scorer --level 3", start_seconds=5.0)
+    other = CommandSettings(kind="command", command=["python3", "-m", "scorer", "--level", "3"], batch_size=4)
+    assert reward_contents([plain]) == reward_contents([other])
+
+
+def test_files_of_a_command_and_of_a_model_count(tmp_path):
+    from pgraft_fast.commands.reward_contents import reward_contents
+    from pgraft_fast.commands.reward_settings import ClipScoreSettings, CommandSettings
+
+    write_reward(tmp_path)
+    (tmp_path / "serve.py").write_text("pass\n")
+    command = CommandSettings(kind="command", command=f"python3 {tmp_path}/serve.py {tmp_path}/mine.py:reward")
+    model = ClipScoreSettings(kind="clip_score", model=str(tmp_path / "clip"))
+    build("sd").text_encoder.save_pretrained(tmp_path / "clip")
+    found = [reward_contents([command, model])]
+    for name in ("serve.py", "near_helper.py", "near_package/factor.py", "clip/config.json"):
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+        found.append(reward_contents([command, model]))
+    assert [one[0] != other[0] for one, other in pairwise(found)] == [True, True, True, False]
+    assert [one[1] != other[1] for one, other in pairwise(found)] == [False, False, False, True]
