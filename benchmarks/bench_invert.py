@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.inverse_noise import generate, invert
+from pgraft_fast.sampling.timing import timed
 from pgraft_fast.tasks.digits.dequantised import dequantised, load_mlp_flow
 from pgraft_fast_benchmarks.goal_kinds import Goal, NotSlower, Times
 from pgraft_fast_benchmarks.harness import Case, Each, Provider, Row, Settings, run_cases
-from pgraft_fast_benchmarks.timing import timed
 
 SHOWN = ("plain",)
 DETAILS = {

@@ -27,13 +27,14 @@ from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.methods import Ddpo, Work
 from pgraft_fast.sampling import rollout
+from pgraft_fast.sampling.timing import timed
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast_benchmarks import round_goals
 from pgraft_fast_benchmarks.harness import Case, Each, Provider, Row, Settings, run_cases
 from pgraft_fast_benchmarks.plain_round import Law, PlainRound, cosine_v, linear_flow
 from pgraft_fast_benchmarks.providers import missing
-from pgraft_fast_benchmarks.timing import percentile, timed
+from pgraft_fast_benchmarks.timing import percentile
 
 GOALS = round_goals.GOALS
 SHOWN = ("plain", "plain compile", "all rows", "ddpo", "ours compile", "ours graph")

@@ -25,12 +25,13 @@ from pgraft_fast.finetune import (
 )
 from pgraft_fast.finetune.cost import CostModel, Line, evaluations_of, probe
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.sampling.timing import timed
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast_benchmarks.environment import environment
 from pgraft_fast_benchmarks.goal_kinds import Goal
 from pgraft_fast_benchmarks.harness import Each, Row, Settings
-from pgraft_fast_benchmarks.timing import percentile, timed
+from pgraft_fast_benchmarks.timing import percentile
 
 GOALS: tuple[Goal, ...] = ()
 SHOWN: tuple[str, ...] = ()

@@ -69,17 +69,6 @@ def timer_of(device: torch.device, size: str) -> Timer:
     return CudaTimer(device) if device.type == "cuda" else CpuTimer({"full": 5e-3, "quick": 2e-3, "smoke": 2e-5}[size])
 
 
-def timed(run: Run, device: torch.device) -> float:
-    """Wall seconds of one call, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
 def percentile(values: Sequence[float], share: float) -> float:
     """Linear between the sorted values; share 0.5 is the median. NaN of nothing."""
     if not values:

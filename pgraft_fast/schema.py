@@ -36,9 +36,8 @@ Rate = Annotated[float, Field(gt=0, le=1e3)]
 Decay = Annotated[float, Field(ge=0, le=1e3)]
 # Scale of guidance.
 Scale = Annotated[float, Field(ge=0, le=1e4)]
-# Below 1: of a cut or an average; up to 1: of what may fail.
+# Of a cut, an average, rows that are held out.
 Part = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 # Of a wait: what a system's clocks take is 24 days.
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 

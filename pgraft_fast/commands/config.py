@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -91,7 +92,7 @@ def checked(schema: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT
 def _explain(schema: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key} is unknown{_nearest(schema, location)}"
     if item["type"] == "missing":
         return f"{key} is missing"
@@ -130,6 +131,8 @@ def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 names.extend(_keys(kind, f"{prefix}{name}."))
+            elif isinstance(kind, type) and is_dataclass(kind):
+                names.extend(f"{prefix}{name}.{one.name}" for one in fields(kind))
     return names
 
 

@@ -32,7 +32,6 @@ from pgraft_fast.commands.reward_settings import (
     JpegSettings,
     ModelSettings,
     PickScoreSettings,
-    PolicySettings,
     RewardSettings,
     TaskRewardSettings,
     VqaScoreSettings,
@@ -51,12 +50,12 @@ from pgraft_fast.rewards.vqa_score import VqaScore
 _AESTHETIC = "sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/improved-aesthetic-predictor"
 _LOG = logging.getLogger("pgraft_fast.rewards")
 
-__all__ = ["PolicySettings", "RewardSettings", "build_reward"]
+__all__ = ["RewardSettings", "build_reward"]
 
 
 def build_reward(
     rewards: Sequence[RewardSettings],
-    policy: PolicySettings,
+    policy: Policy,
     *,
     task_rewards: Mapping[str, Callable[..., object]] | None = None,
     device: torch.device | str | None = None,
@@ -71,18 +70,17 @@ def build_reward(
     every failure that does not stop the run. Close the result, or use it in a `with`.
     Raises InputError, which says what to download where, and RewardError where a function cannot be loaded.
     """
-    limits = Policy(policy.on_failure, policy.retries, policy.timeout_seconds, policy.max_dropped_share)
     parts: dict[str, tuple[Callable[..., object], float]] = {}
     for number, settings in enumerate(rewards):
         name = _unused(_name(settings), parts)
-        place = _Place(name, folder, logs, device, limits, task_rewards or {})
+        place = _Place(name, folder, logs, device, policy, task_rewards or {})
         own_code = isinstance(settings, CallableSettings | TaskRewardSettings)
         try:
             reward = place.build(settings)
         except InputError as error:
             raise InputError(f"rewards.{number}.{error}") from error
         policed = PolicedReward(
-            reward, limits, name=name, batch_size=settings.batch_size, check_order=own_code, log=log
+            reward, policy, name=name, batch_size=settings.batch_size, check_order=own_code, log=log
         )
         parts[name] = (policed, settings.weight)
     return WeightedSum(parts)

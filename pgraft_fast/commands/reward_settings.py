@@ -1,4 +1,4 @@
-"""The tables of a config that say which rewards there are and what is done when one fails."""
+"""The tables of a config that say which rewards there are; for what is done when one fails see `rewards.Policy`."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ from pydantic import Field, field_serializer
 
 from pgraft_fast.rewards.urls import without_secrets
 from pgraft_fast.rewards.vqa_score import ANSWER, QUESTION
-from pgraft_fast.schema import Batch, Name, Real, Seconds, Settings, Share, Text
+from pgraft_fast.schema import Batch, Name, Real, Seconds, Settings, Text
 
 
 class WeightedSettings(Settings):
@@ -106,12 +106,3 @@ RewardSettings = Annotated[
     | TaskRewardSettings,
     Field(discriminator="kind"),
 ]
-
-
-class PolicySettings(Settings):
-    """See `Policy`."""
-
-    on_failure: Literal["retry", "drop", "stop"] = "retry"
-    retries: int = Field(default=2, ge=0, le=10**6)
-    timeout_seconds: Seconds = 300.0
-    max_dropped_share: Share = 0.05

@@ -6,9 +6,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pgraft_fast.commands.config import LogSettings, RunConfig, checked, override, read_config, read_toml
-from pgraft_fast.commands.reward_settings import PolicySettings, RewardSettings
+from pgraft_fast.commands.reward_settings import RewardSettings
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings, TrainSettings
+from pgraft_fast.rewards import Policy
 from pgraft_fast.schema import Batch, Count, Name, Part, Rate, Scale, Settings, Size, Times
 from pgraft_fast.text_to_image.learners import LoraSettings
 
@@ -113,7 +114,7 @@ class TextConfig(FinetuneSettings):
     prompts: PromptSettings = PromptSettings()
     lora: LoraSettings = LoraSettings()
     rewards: list[RewardSettings] = Field(min_length=1)
-    policy: PolicySettings = PolicySettings()
+    policy: Policy = Policy()
     sample: TextSampleSettings = TextSampleSettings()
     train: TextTrainSettings = TextTrainSettings()
     evaluate: TextEvaluateSettings = TextEvaluateSettings()

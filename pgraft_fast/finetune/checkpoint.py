@@ -1,8 +1,6 @@
 """Checkpoints of a run: one folder a round, the two newest kept, hashes checked on reading."""
 
-import fcntl
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +11,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pgraft_fast.errors import CheckpointError, StorageError
@@ -85,18 +84,18 @@ def run_lock(run: Path) -> Iterator[None]:
     """Hold the run folder for one process. Raises StorageError if another has it or it cannot be written."""
     try:
         run.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = FileLock(run / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StorageError(f"{run}: another process is using this run folder") from error
     except OSError as error:
         raise storage_error(run, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise StorageError(f"{run}: another process is using this run folder") from error
+    except NotImplementedError as error:
+        raise StorageError(f"{run}: cannot be locked ({error}); take a run folder on another file system") from error
     try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:

@@ -5,8 +5,6 @@ round is a sum of those. The seconds depend on neither prompts, candidates, step
 two sizes of each are enough.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,9 +18,9 @@ from pgraft_fast.finetune.settings import FinetuneSettings, TrainSettings
 from pgraft_fast.finetune.training import Learner, train
 from pgraft_fast.rewards import score
 from pgraft_fast.sampling import calls_of, make_steps, model_evaluations, rollout
+from pgraft_fast.sampling.timing import median_time
 
 _PROBE_STEPS = 3
-_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -153,14 +151,14 @@ def probe(
             ).final  # fmt: skip
 
         few = settings.model_copy(update={"sample": settings.sample.model_copy(update={"steps": _PROBE_STEPS})})
-        seconds, x_0 = _timed(draw, device)
+        seconds, x_0 = median_time(draw, device)
         called.append((size, seconds / evaluations_of(schedule, few, parameterization)))
         text = [prompts.text[place % len(prompts.text)] for place in range(size)]
 
         def judge(x: Tensor = x_0, text: list[str] = text) -> Tensor:
             return score(reward, x, text, torch.arange(len(text)), settings.sample.batch_size)
 
-        seconds, _ = _timed(judge, device)
+        seconds, _ = median_time(judge, device)
         scored.append((size, seconds))
     for size in train_sizes:
         given = settings.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None, "batch_size": size})
@@ -174,7 +172,7 @@ def probe(
         def learn(one: _Borrowed = trained_one, kept: Kept = kept) -> object:
             return train(one.learner, kept, schedule, parameterization=parameterization, seed=0)
 
-        seconds, _ = _timed(learn, device)
+        seconds, _ = median_time(learn, device)
         trained_one.give_back()
         trained.append((size, seconds / _PROBE_STEPS))
     return CostModel(Line.fit(called), Line.fit(trained), Line.fit(scored), calls_of(model))
@@ -196,21 +194,3 @@ class _Borrowed:
         learner = self.learner
         learner.settings, learner.run, steps = self._before
         learner.load(self._tensors, steps)
-
-
-def _timed(work: Callable[[], Tensor | object], device: torch.device) -> tuple[float, Tensor]:
-    """Median seconds of some runs after a first one, and the last result."""
-    found = work()
-    taken = []
-    for _ in range(_REPEATS):
-        _wait(device)
-        began = time.perf_counter()
-        found = work()
-        _wait(device)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken), found  # type: ignore[return-value]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

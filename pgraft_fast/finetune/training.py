@@ -13,6 +13,7 @@ from pgraft_fast.errors import PgraftError
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
+from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of
 from pgraft_fast.finetune.rounds import Kept
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, TrainSettings
 from pgraft_fast.sampling import Model
@@ -61,10 +62,7 @@ class Learner:
         if not torch.isfinite(norm):
             return False, norm
         self.optimizer.step()
-        with torch.no_grad():
-            averages: list[Tensor] = list(self._averages.values())
-            values: list[Tensor] = list(self._values.values())
-            torch._foreach_lerp_(averages, values, 1.0 - self.settings.ema)
+        follow(self._averages.values(), self._values.values(), self.settings.ema)
         return True, norm
 
     def update(self, loss: Tensor) -> tuple[bool, Tensor]:
@@ -75,12 +73,7 @@ class Learner:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything that `load` needs to go on."""
-        moments = {
-            f"{index}.{name}": value
-            for index, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
-        return {**self.weights(), "optimizer": moments}
+        return {**self.weights(), "optimizer": moments_of(self.optimizer)}
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """{"model": raw, "ema": averaged}."""
@@ -94,11 +87,7 @@ class Learner:
     def load(self, tensors: dict[str, dict[str, Tensor]], steps_done: int) -> None:
         """Inverse of `tensors`."""
         self.load_weights(tensors)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.get("optimizer", {}).items():
-            index, name = key.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        load_moments(self.optimizer, tensors.get("optimizer", {}))
         self.steps_done = steps_done
 
 

@@ -18,6 +18,7 @@ from pgraft_fast.diffusion import Stream, normal, uniform
 from pgraft_fast.errors import InputError, PgraftError
 from pgraft_fast.files import remove_temporary
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, warmed_up
 from pgraft_fast.identity import changed_versions, check_same, lasting, sha256_of_module, sha256_of_tensors, versions
 from pgraft_fast.inverse_noise.interpolants import Interpolant
 from pgraft_fast.threads import team_of
@@ -194,10 +195,7 @@ class _Fit:
         for group in self._optimizer.param_groups:
             group["lr"] = 0.5 * settings.learning_rate * (1.0 + math.cos(math.pi * step / settings.steps))
         self._optimizer.step()
-        averages: list[Tensor] = list(self._average.parameters())
-        values: list[Tensor] = list(self._model.parameters())
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, values, 1.0 - min(settings.ema, step / (step + 10)))
+        follow(self._average.parameters(), self._model.parameters(), warmed_up(settings.ema, step))
 
     def _batch(self, step: int) -> Tensor:
         """The rows of a step; those of a slow source are read one step ahead."""
@@ -247,11 +245,10 @@ class _Fit:
         self._log(f"step {state['step']} of {self._settings.steps}: held-out loss {loss:.4f}")
 
     def _save(self, folder: Path) -> None:
-        moments = {
-            f"{index}.{name}": value
-            for index, one in self._optimizer.state_dict()["state"].items() for name, value in one.items()
+        tensors = {
+            "model": self._model.state_dict(), "average": self._average.state_dict(),
+            "optimizer": moments_of(self._optimizer),
         }  # fmt: skip
-        tensors = {"model": self._model.state_dict(), "average": self._average.state_dict(), "optimizer": moments}
         if self._best is not None:
             tensors["best"] = self._best
         save_checkpoint(
@@ -274,11 +271,6 @@ class _Fit:
         self._model.load_state_dict(found.tensors["model"])
         self._average.load_state_dict(found.tensors["average"])
         self._best = found.tensors.get("best")
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in found.tensors["optimizer"].items():
-            index, key = name.split(".", 1)
-            moments.setdefault(int(index), {})[key] = value
-        state = self._optimizer.state_dict()
+        load_moments(self._optimizer, found.tensors["optimizer"])
         self._state = found.state["fit"]
-        self._optimizer.load_state_dict({**state, "state": moments})
         self._log(f"goes on after step {self._state['step']}")

@@ -2,12 +2,12 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar, get_type_hints
 
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from pgraft_fast.errors import InputError, PgraftError, RewardError, is_out_of_memory
@@ -33,29 +33,35 @@ _PREPARE_SECONDS = 3600.0
 _OWN_CLOCK_GRACE = 5.0
 
 
+# Strict in each number: a strict dataclass takes no table.
+_CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
 @dataclass(frozen=True)
 class Policy:
     """on_failure: "retry", the batch again, at most `retries` times, then stop; "drop", samples that fail get nan,
     which is never selected; "stop".
 
     timeout_seconds: for one batch. max_dropped_share: of the samples of a round, for "drop"; more stops the run.
-    Raises InputError.
+    Raises InputError. It is also the table [policy] of a config.
     """
 
+    __pydantic_config__ = _CLOSED
+
     on_failure: Literal["retry", "drop", "stop"] = "retry"
-    retries: int = 2
-    timeout_seconds: float = 300.0
-    max_dropped_share: float = MAX_INVALID_SHARE
+    retries: Annotated[int, Field(ge=0, le=10**6, strict=True)] = 2
+    timeout_seconds: Annotated[float, Field(gt=0, le=1e6, strict=True)] = 300.0
+    max_dropped_share: Annotated[float, Field(ge=0, le=1, strict=True)] = MAX_INVALID_SHARE
 
     def __post_init__(self) -> None:
-        if self.on_failure not in ("retry", "drop", "stop"):
-            raise InputError(f"policy.on_failure = {self.on_failure!r}: must be retry, drop or stop")
-        if self.retries < 0:
-            raise InputError(f"policy.retries = {self.retries}: must be 0 or more")
-        if not (self.timeout_seconds > 0 and math.isfinite(self.timeout_seconds)):
-            raise InputError(f"policy.timeout_seconds = {self.timeout_seconds}: must be above 0 and finite")
-        if not 0 <= self.max_dropped_share <= 1:
-            raise InputError(f"policy.max_dropped_share = {self.max_dropped_share}: must be from 0 to 1")
+        for name, kind in get_type_hints(Policy, include_extras=True).items():
+            try:
+                TypeAdapter(kind, config=_CLOSED).validate_python(getattr(self, name))
+            except ValidationError as error:
+                message = error.errors()[0]["msg"]
+                raise InputError(
+                    f"policy.{name} = {getattr(self, name)!r}: {message[0].lower()}{message[1:]}"
+                ) from error
 
     @property
     def tries(self) -> int:

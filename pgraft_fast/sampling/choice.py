@@ -3,9 +3,7 @@
 import json
 import logging
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ import torch
 from filelock import FileLock
 
 from pgraft_fast.files import cache_folder
+from pgraft_fast.sampling.timing import median_time
 
 _LOG = logging.getLogger(__name__)
-_RUNS = 3
 
 
 def device_name(device: torch.device) -> str:
@@ -47,7 +45,7 @@ def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.de
     last: Exception | None = None
     for name, run in ways.items():
         try:
-            seconds[name] = _median(run, device)
+            seconds[name], _ = median_time(run, device)
         except Exception as error:
             last = error
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
@@ -59,23 +57,6 @@ def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.de
     _LOG.info("%s: %s is taken (%s)", what, best, told)
     _write(store, what, best)
     return best
-
-
-def _median(run: Callable[[], object], device: torch.device) -> float:
-    run()
-    taken = []
-    for _ in range(_RUNS):
-        _wait(device)
-        began = time.perf_counter()
-        run()
-        _wait(device)
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _read(store: Path) -> dict[str, Any]:

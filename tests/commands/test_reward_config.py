@@ -9,10 +9,10 @@ import torch
 
 import pgraft_fast.rewards
 from pgraft_fast.commands.config import checked
-from pgraft_fast.commands.reward_config import PolicySettings, RewardSettings, build_reward
+from pgraft_fast.commands.reward_config import RewardSettings, build_reward
 from pgraft_fast.errors import InputError, RewardError
 from pgraft_fast.finetune.settings import Settings
-from pgraft_fast.rewards import score, stroke_mass, symmetry
+from pgraft_fast.rewards import Policy, score, stroke_mass, symmetry
 
 SAMPLES = torch.linspace(-1, 1, 4).view(4, 1, 1, 1).expand(4, 3, 8, 8)
 PROMPTS, IDS = ["a", "bb", "ccc", "dddd"], torch.arange(40, 44)
@@ -20,7 +20,7 @@ PROMPTS, IDS = ["a", "bb", "ccc", "dddd"], torch.arange(40, 44)
 
 class Config(Settings):
     rewards: list[RewardSettings]
-    policy: PolicySettings = PolicySettings()
+    policy: Policy = Policy()
 
 
 def read(text):
@@ -146,6 +146,7 @@ def test_missing_layers(tmp_path):
         ('kind = "clip_score"', "rewards.0.clip_score.model is missing"),
         ('kind = "jpeg_size"\n[policy]\nretries = -1', "policy.retries = -1"),
         ('kind = "jpeg_size"\n[policy]\non_failure = "skip"', "policy.on_failure = 'skip'"),
+        ('kind = "jpeg_size"\n[policy]\nretires = 1', r"policy.retires is unknown; did you mean policy.retries\?"),
     ],
 )  # fmt: skip
 def test_what_is_wrong(table, message):

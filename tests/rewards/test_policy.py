@@ -404,7 +404,7 @@ def test_policies_that_are_wrong():
         ({"timeout_seconds": float("inf")}, "timeout_seconds = inf"),
         ({"max_dropped_share": 1.5}, "max_dropped_share = 1.5"),
     ]:
-        with pytest.raises(InputError, match=f"policy.{key}: must be "):
+        with pytest.raises(InputError, match=f"policy.{key}: input should be "):
             Policy(**options)
 
 

@@ -20,6 +20,7 @@ from pgraft_fast.diffusion import Schedule, target_coefficients
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.optimizing import follow, warmed_up
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import SHAPE, Digits, load_digits
@@ -125,10 +126,7 @@ def train_base(
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         rate.step()
-        with torch.no_grad():
-            decay = min(_EMA, step / (step + 10))
-            for a, b in zip(average.parameters(), model.parameters(), strict=True):
-                a.lerp_(b, 1.0 - decay)
+        follow(average.parameters(), model.parameters(), warmed_up(_EMA, step))
         check()
         if (step + 1) % 1000 == 0:
             log(f"step {step + 1} of {steps}, loss {float(loss.detach()):.3f}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgraft_fast.finetune.optimizing import follow, warmed_up
 from pgraft_fast.tasks.shapes.models import LATENT_CHANNELS, LATENT_SIDE, make_vae
 from pgraft_fast.tasks.shapes.prompts import CATEGORIES, Prompt, train_prompts
 from pgraft_fast.tasks.shapes.render import render
@@ -169,10 +170,8 @@ class _Trained:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.rate.step()
-        decay = min(EMA, self.done / (self.done + 10))
+        follow(_parameters(self.averages), self.parameters, warmed_up(EMA, self.done))
         self.done += 1
-        averages = [p.data for p in _parameters(self.averages)]
-        torch._foreach_lerp_(averages, [p.data for p in self.parameters], 1.0 - decay)
 
 
 def _parameters(models: Iterable[nn.Module]) -> Iterable[nn.Parameter]:
