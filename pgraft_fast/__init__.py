@@ -48,20 +48,11 @@ _PARTS = (
     "text_to_image",
 )
 
-# A pipeline that was saved with one of these schedulers names this package as their library.
-_SAVED = (
-    "FastDDIMScheduler",
-    "FastDDPMScheduler",
-    "FastDPMSolverMultistepScheduler",
-    "FastEulerDiscreteScheduler",
-    "FastFlowMatchEulerDiscreteScheduler",
-)
-
 
 def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return importlib.import_module(f"pgraft_fast.{name}")
-    home = "pgraft_fast.schedulers" if name in _SAVED else _HOME.get(name)
+    home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'pgraft_fast' has no attribute {name!r}")
     value = getattr(importlib.import_module(home), name)
