@@ -25,10 +25,11 @@ def variants_of(folder: Path, index: dict[str, Any], variant: str | None) -> dic
     only variant. Raises InputError for a variant that no component has, and where several could be meant.
     """
     found = {name: sorted(_variants(folder / name), key=str) for name in _components(folder, index)}
-    chosen = {name: _chosen(folder / name, names, variant) for name, names in found.items() if names}
-    if variant is not None and variant not in chosen.values():
-        known = ", ".join(sorted({one for names in found.values() for one in names if one is not None})) or "none"
+    all_of_them = {one for names in found.values() for one in names if one is not None}
+    if variant is not None and variant not in all_of_them:
+        known = ", ".join(sorted(all_of_them)) or "none"
         raise InputError(f"model.variant = {variant!r}: {folder} has no such weights; its variants: {known}")
+    chosen = {name: _chosen(folder / name, names, variant) for name, names in found.items() if names}
     return {name: one for name, one in chosen.items() if one is not None}
 
 

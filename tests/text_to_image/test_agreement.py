@@ -1,10 +1,14 @@
 """The call that is watched at the start of a run: settings that act alike pass, others are refused by name."""
 
+import shutil
+
 import diffusers
 import pytest
 import torch
 from pipelines import build
+from text_runs import text_config
 
+from pgraft_fast.cli import main
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.text_to_image import Parts, text_task
 from pgraft_fast.text_to_image import PromptFile
@@ -168,3 +172,19 @@ def test_what_no_code_names_is_found(change, message):
     change(pipe)
     with pytest.raises(InputError, match=message):
         check(pipe)
+
+
+def test_a_run_is_refused_before_it_begins(tmp_path, capsys):
+    """In one line, with nothing drawn; and what the folder's variants are is an option of the config."""
+    config = text_config(tmp_path)
+    pipe = build("sd")
+    pipe.unet = rebuilt(pipe.unet, in_channels=9)
+    shutil.rmtree(tmp_path / "sd")
+    pipe.save_pretrained(tmp_path / "sd", variant="fp16")
+    config.write_text(config.read_text().replace('folder = "sd"', 'folder = "sd"\nvariant = "fp16"'))
+    assert main(["finetune", str(config)]) == 2
+    assert "takes 9 channels, latents have 4" in capsys.readouterr().err
+    config.write_text(config.read_text().replace('"fp16"', '"bf16"'))
+    assert main(["finetune", str(config)]) == 2
+    assert "model.variant = 'bf16': " in capsys.readouterr().err
+    assert not (tmp_path / "run/evaluation").exists()
