@@ -192,7 +192,7 @@ def test_gates_see_small_errors():
             "bench 'everything' is unknown; known: ops, sampling, round, invert, quality, methods, scaling, all, plot",
         ),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
-        (["ops", "--threads", "0"], "--threads 0: at least 1"),
+        (["ops", "--threads", "0"], "--threads 0: input should be greater than or equal to 1"),
         (["ops", "--only", "no such case"], "--only 'no such case': in no label; known: solver_step ddim 16x4x64x64;"),
         (["ops", "--csv", "no/such/folder.csv"], "--csv no/such/folder.csv: cannot be written"),
     ],

@@ -53,7 +53,7 @@ def test_report(demo, browse):
 
 def test_no_seed_is_refused(capsys):
     assert main(["demo", "shapes", "--seeds", "0"]) == 2
-    assert "--seeds 0: at least 1" in capsys.readouterr().err
+    assert "--seeds 0: input should be greater than or equal to 1" in capsys.readouterr().err
 
 
 def test_steps_that_are_asked_for_are_taken():

@@ -68,7 +68,7 @@ class Slow(nn.Module):
 
 def test_a_probe_finds_the_times(monkeypatch):
     given, clock = settings(), Clock()
-    monkeypatch.setattr("pgraft_fast.finetune.cost.time", clock)
+    monkeypatch.setattr("pgraft_fast.sampling.timing.time", clock)
 
     def reward(x):
         clock.now += 1e-4 * x.shape[0]

@@ -165,8 +165,11 @@ def test_a_call_that_turns_out_otherwise_starts_again(seed, caplog, monkeypatch)
         def __exit__(self, *error):
             return self.inner.__exit__(*error)
 
+    def doubled(self, name):
+        return Doubled(self, name)
+
     with caplog.at_level("INFO", logger="pgraft_fast"), monkeypatch.context() as patched:
-        patched.setattr(model, "cache_context", Doubled)
+        patched.setattr(model, "cache_context", doubled)
         got = [call(pipe, "flux", seed, **two) for _ in range(2)]
     assert sum("starts again" in record.message for record in caplog.records) == 1
     restore(pipe)

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def clock(monkeypatch):
     """Read by the trial; each way turns it by its own length."""
     clock = Clock()
-    monkeypatch.setattr("pgraft_fast.sampling.choice.time", clock)
+    monkeypatch.setattr("pgraft_fast.sampling.timing.time", clock)
     return clock
 
 
