@@ -14,7 +14,7 @@ from pgraft_fast.commands.reward_settings import (
     HttpSettings,
     RewardSettings,
 )
-from pgraft_fast.identity import MAY_CHANGE, sha256_of_files
+from pgraft_fast.finetune.identity import MAY_CHANGE, sha256_of_files
 
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 # Of weights and settings that code reads; what it writes has other names.

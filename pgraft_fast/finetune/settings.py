@@ -5,8 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
+from pgraft_fast.finetune.identity import lasting
 from pgraft_fast.finetune.schema import Settings
-from pgraft_fast.identity import lasting
 
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
