@@ -25,8 +25,8 @@ from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.identity import check_same, lasting
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
-from pgraft_fast.identity import check_same, lasting
 from pgraft_fast.inverse_noise import (
     Interpolant,
     InverseNoise,

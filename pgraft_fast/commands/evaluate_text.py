@@ -15,9 +15,9 @@ from pgraft_fast.files import storage_error, to_json, write_file
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.finetune.checkpoint import load_newest
 from pgraft_fast.finetune.energy import Energy
+from pgraft_fast.finetune.identity import check_same
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.signals import stop_on_signals
-from pgraft_fast.identity import check_same
 from pgraft_fast.report import Table, write_evaluation_report
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import evaluate, quality_of

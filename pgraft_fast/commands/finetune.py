@@ -20,8 +20,8 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
-from pgraft_fast.identity import sha256_of
 from pgraft_fast.report import report_seconds, write_run_report
 from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, quality_of
 

@@ -14,7 +14,7 @@ from pgraft_fast.commands.reward_settings import (
     HttpSettings,
     RewardSettings,
 )
-from pgraft_fast.identity import MAY_CHANGE, sha256_of_files
+from pgraft_fast.finetune.identity import MAY_CHANGE, sha256_of_files
 from pgraft_fast.rewards.urls import without_secrets
 
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")

@@ -10,7 +10,7 @@ from pgraft_fast.commands.subjects import Config, Subject
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.cost import evaluations_of, probe
-from pgraft_fast.identity import sha256_of
+from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.sampling import calls_of
 from pgraft_fast.tasks.evaluation import whole_groups
 

@@ -47,8 +47,13 @@ def subject_of(config: Config, log: Callable[[str], None]) -> Subject:
         task=task,
         reward=task.reward(config.task.reward),
         save=lambda trainer, run: _save_weights(trainer, run, config, task),
-        identity=lambda: {**task.identity, "reward": code_contents(config.task.reward)},
+        identity=lambda: {**task.identity, **_reward_contents(config.task.reward)},
     )
+
+
+def _reward_contents(reward: str) -> dict[str, str | None]:
+    told = code_contents(reward)
+    return {"reward": told["function"], "reward_sha256": told.get("code")}
 
 
 def handover_of(task: Task, cut: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Trainer
 from pgraft_fast.finetune.checkpoint import tensor_bytes
-from pgraft_fast.identity import sha256_of_files, sha256_of_texts
+from pgraft_fast.finetune.identity import sha256_of_files, sha256_of_texts
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
 from pgraft_fast.integrations.fingerprint import base_fingerprint
 from pgraft_fast.rewards.local_models import DTYPES

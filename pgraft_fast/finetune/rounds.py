@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, Stream, uniform
+from pgraft_fast.finetune.identity import sha256_of_tensors, sha256_of_texts
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.scoring import Scoring
 from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings
-from pgraft_fast.identity import sha256_of_tensors, sha256_of_texts
 from pgraft_fast.ops import gather_rows
 from pgraft_fast.sampling import GraphCache, Model, Rollout, rollout
 from pgraft_fast.sampling.recorded import Recorded

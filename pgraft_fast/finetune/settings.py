@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
-from pgraft_fast.identity import lasting
+from pgraft_fast.finetune.identity import lasting
 from pgraft_fast.schema import (
     Batch,
     Count,

@@ -15,13 +15,13 @@ from pgraft_fast.finetune.budget import Budget
 from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_checkpoint
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.methods import Method, Work, method_of
 from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import Learner
-from pgraft_fast.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
 
 
 class Trainer:
@@ -31,7 +31,7 @@ class Trainer:
     with one `condition` row each where the model takes one. run: folder of checkpoints and ledger; the same call
     again goes on where the last finished round ended, bit for bit (same machine, same settings). identity: JSON that
     names model and reward by content, by default the model's weights; it, settings, prompts and schedule must be the
-    same then, see `pgraft_fast.identity`. learner: what is trained; by default all weights of a copy of the model.
+    same then, see `finetune.identity`. learner: what is trained; by default all weights of a copy of the model.
 
         trainer = Trainer(model, schedule, reward, settings, shape=(1, 8, 8), parameterization="v", run="runs/a")
         trainer.run_rounds()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.identity import base_weights
+from pgraft_fast.finetune.identity import base_weights
 
 SAMPLE = 1024
 

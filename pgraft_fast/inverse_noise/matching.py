@@ -18,8 +18,15 @@ from pgraft_fast.diffusion import Stream, normal, uniform
 from pgraft_fast.errors import InputError, PgraftError
 from pgraft_fast.files import remove_temporary
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.identity import (
+    changed_versions,
+    check_same,
+    lasting,
+    sha256_of_module,
+    sha256_of_tensors,
+    versions,
+)
 from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, warmed_up
-from pgraft_fast.identity import changed_versions, check_same, lasting, sha256_of_module, sha256_of_tensors, versions
 from pgraft_fast.inverse_noise.interpolants import Interpolant
 from pgraft_fast.threads import team_of
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import MANIFEST, read_folder, remove_temporary, to_json, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
-from pgraft_fast.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
+from pgraft_fast.finetune.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
 from pgraft_fast.inverse_noise.invert import invert
 from pgraft_fast.inverse_noise.matching import Rows, Source
 from pgraft_fast.sampling import Model

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Stream, normal
 from pgraft_fast.errors import InputError
-from pgraft_fast.identity import sha256_of_files
+from pgraft_fast.finetune.identity import sha256_of_files
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Decoded pictures are kept in memory up to this many bytes.

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from pgraft_fast.identity import sha256_of, sha256_of_module
+from pgraft_fast.finetune.identity import sha256_of, sha256_of_module
 
 # Of transformers' configs: not what a model computes, but where and by what it was saved.
 _PASSED_OVER = ("transformers_version", "dtype", "torch_dtype", "architectures")

@@ -131,7 +131,7 @@ def test_a_users_reward_and_its_file_belong_to_the_run(tmp_path, capsys):
     (tmp_path / "r.py").write_text(REWARDS + "\n# changed\n")
     capsys.readouterr()
     assert main(["finetune", str(config)]) == 2
-    assert "reward.code=" in one_line(capsys)
+    assert "reward_sha256" in one_line(capsys)
 
 
 def test_wrong_input(tmp_path, capsys, finished):

@@ -289,7 +289,7 @@ def test_digits(tmp_path, capsys):
     assert "goes on after round 1" in capsys.readouterr().err
     (tmp_path / "moved/near_helper.py").write_text("def mean(x):\n    return -x.flatten(1).mean(1)\n")
     assert main(["finetune", str(config)]) == 2
-    assert re.search(r"reward.code='[0-9a-f]{12}' differs from", capsys.readouterr().err)
+    assert re.search(r"reward_sha256='[0-9a-f]{12}' differs from", capsys.readouterr().err)
 
 
 def test_commands_and_urls():
