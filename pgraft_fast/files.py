@@ -9,9 +9,11 @@ import codecs
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,8 +123,17 @@ def remove_temporary(folder: Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Readable JSON with a fixed order of keys; not-a-number is not JSON and raises ValueError."""
-    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    """Readable JSON with a fixed order of keys; numbers that are not finite, which JSON has not, are null."""
+    return (json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    """nan is a measure that there was nothing to take of, inf an interval of one value."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def check_space(folder: Path, need: int) -> None:

@@ -18,7 +18,7 @@ from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.identity import check_same
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.signals import stop_on_signals
-from pgraft_fast.report import Table, write_evaluation_report
+from pgraft_fast.report import Table, interval, write_evaluation_report
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import evaluate, quality_of
 
@@ -76,10 +76,7 @@ class _Compared:
             raise storage_error(out, error) from error
         write_file(out / "result.json", to_json(result))
         page = write_evaluation_report(out, subject.task, result, found, n)
-        cells = [
-            [which, f"{row['reward']:.4f}", f"{row['reward_ci'][0]:.4f} to {row['reward_ci'][1]:.4f}"]
-            for which, row in rows.items()
-        ]
+        cells = [[which, f"{row['reward']:.4f}", interval(row["reward_ci"])] for which, row in rows.items()]
         self.terminal.table(prompts, Table(["samples", "reward", "95 % interval"], cells, ""))
         self.terminal.line(f"report: {page}")
         return result

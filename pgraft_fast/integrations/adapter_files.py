@@ -50,7 +50,7 @@ class AdapterMetadata(BaseModel):
     @classmethod
     def _as_read_back(cls, value: dict[str, Any]) -> dict[str, Any]:
         try:
-            return json.loads(to_json(value))
+            return json.loads(json.dumps(value, allow_nan=False))
         except TypeError as error:
             raise ValueError(str(error)) from None
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pgraft_fast.inverse_noise import NoiseDiagnosis
-from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.page import Picture, Section, Table, told, write_page
 from pgraft_fast.report.plots import Curve, curves_png, picture_grid_png, spectrum_png
 from pgraft_fast.tasks.flow import FlowTask
 from pgraft_fast.tasks.flow_evaluation import FlowEvaluation, label
@@ -49,7 +49,7 @@ def _table(found: FlowEvaluation, task: FlowTask) -> Section:
 
 
 def _distances(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row['fd']:.3f}", f"{row['swd']:.4f}", f"{row['nearest']:.3f}"]
+    return [f"{row['fd']:.3f}", f"{row['swd']:.4f}", told(row["nearest"], 3)]
 
 
 def _curves(found: FlowEvaluation) -> Section:

@@ -1,6 +1,8 @@
 """One self-contained HTML page from text, tables and figures; the figures also as PNG files beside it."""
 
 import base64
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +43,17 @@ class Section:
     text: list[str] = field(default_factory=list)
     table: Table | None = None
     pictures: list[Picture] = field(default_factory=list)
+
+
+def told(value: float | None, digits: int = 4) -> str:
+    """A number of a report; "-" where it is not known."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def interval(ends: Sequence[float | None]) -> str:
+    """ "0.1000 to 0.2000"; "-" of a single value."""
+    low, high = (told(end) for end in ends)
+    return "-" if "-" in (low, high) else f"{low} to {high}"
 
 
 def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> Path:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pgraft_fast.amounts import duration, energy
 from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
-from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.page import Picture, Section, Table, interval, write_page
 from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
 from pgraft_fast.report.text_report import category_sections, prompts_section
 from pgraft_fast.tasks import Task
@@ -90,11 +90,10 @@ def quality_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
 
 def quality_cells(row: Mapping[str, Any]) -> list[str]:
     """One row of `Task.quality` as text."""
-    low, high = row["reward_ci"]
     rest = ("fd_accepted", "fd_data", "precision", "recall")
     return [
         f"{row['reward']:.4f}",
-        f"{low:.4f} to {high:.4f}",
+        interval(row["reward_ci"]),
         *("-" if row[name] is None else f"{row[name]:.2f}" for name in rest),
     ]
 
@@ -135,7 +134,8 @@ def _rewards_section(
     result: Mapping[str, Any], before: Evaluation, after: Evaluation, candidates: Mapping[str, Tensor]
 ) -> Section:
     rounds = result["rounds"]
-    halves = [0.5 * (result[key]["reward_ci"][1] - result[key]["reward_ci"][0]) for key in ("before", "after")]
+    ends = [result[key]["reward_ci"] for key in ("before", "after")]
+    halves = [0.0 if "-" in interval(one) else 0.5 * (one[1] - one[0]) for one in ends]
     calls = [0, rounds[-1]["model_calls"]]
     curves = [Curve("evaluation", calls, [result["before"]["reward"], result["after"]["reward"]], halves)]
     # A round's candidates show the model as it was after the round before.

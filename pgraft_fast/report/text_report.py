@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pgraft_fast.amounts import duration
-from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.page import Picture, Section, Table, interval, write_page
 from pgraft_fast.report.plots import side_by_side_png
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, prompts_of
@@ -22,7 +22,7 @@ def write_evaluation_report(
     """Write folder/report of `pgraft-fast evaluate`."""
     rows = result["rows"]
     cells = [
-        [name, f"{row['reward']:.4f}", f"{row['reward_ci'][0]:.4f} to {row['reward_ci'][1]:.4f}",
+        [name, f"{row['reward']:.4f}", interval(row["reward_ci"]),
          "-" if row["fd_data"] is None else f"{row['fd_data']:.2f}"]
         for name, row in rows.items()
     ]  # fmt: skip

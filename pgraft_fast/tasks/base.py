@@ -69,7 +69,7 @@ class Task:
             "reward": reward.mean,
             "reward_ci": [reward.low, reward.high],
             "fd_accepted": None if accepted is None else frechet_distance(found, accepted),
-            "fd_data": None if self.data is None else frechet_distance(found, self.data),
+            "fd_data": None if self.data is None or found.shape[0] < 2 else frechet_distance(found, self.data),
             "precision": precision,
             "recall": recall,
         }

@@ -1,6 +1,7 @@
 """The command line from end to end, wrong input included."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -201,3 +202,16 @@ def test_usage_errors_and_help(capsys):
             main(arguments)
         assert caught.value.code == status
     assert capsys.readouterr().out
+
+
+def test_one_sample_has_a_reward_and_no_interval(tmp_path, capsys):
+    """What cannot be measured of a single sample is null, and the run's result is written all the same."""
+    config = tiny_config(tmp_path, rounds=1)
+    text = config.read_text().replace("candidates = 8", "candidates = 1").replace("k = 2", "k = 1")
+    config.write_text(text.replace("samples = 16", "samples = 1"))
+    assert main(["finetune", str(config), "--json", str(tmp_path / "result.json")]) == 0
+    after = json.loads((tmp_path / "result.json").read_text())["after"]
+    assert after["reward"] > 0 and after["reward_ci"] == [None, None] and after["fd_data"] is None
+    assert main(["report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run/report/index.html").read_text()
+    assert "nan" not in re.sub(r'src="[^"]*"', "", page)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgraft_fast.errors import CheckpointError, StorageError
-from pgraft_fast.files import check_space, read_folder, remove_temporary, write_file, write_folder
+from pgraft_fast.files import check_space, read_folder, remove_temporary, to_json, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, run_lock, save_checkpoint, tensor_bytes
 
 
@@ -169,3 +169,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(small_disk):
         write_file(path, b"x" * 2_000_000)
     assert path.read_bytes() == b"one"
     assert [p.name for p in Path(small_disk).iterdir()] == ["result.json"]
+
+
+def test_numbers_that_json_has_not_are_null():
+    value = {"a": [1.0, float("nan"), {"b": float("inf")}], "c": (float("-inf"), 2, True, None, "nan")}
+    assert json.loads(to_json(value)) == {"a": [1.0, None, {"b": None}], "c": [None, 2, True, None, "nan"]}

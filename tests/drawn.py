@@ -1,0 +1,129 @@
+"""Drawn configs and option lists, and what must hold of every end of a command."""
+
+import json
+import math
+import random
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from pgraft_fast.cli import main
+
+ODD_TEXT = (
+    "",
+    " ",
+    "0",
+    "-1",
+    "none",
+    "nan",
+    "ü",
+    "a b",
+    "a\nb",
+    "../..",
+    "x" * 300,
+    "\\",
+    "'\"",
+    "%s{}",
+    "--json",
+    "\0",
+)
+ODD_NUMBERS = (
+    0, 1, 2, -1, 10**6, 2**31, 2**63, -(2**63), 10**30, 0.0, 0.5, 1.0, -0.5, 1e-30, 1e30, 1e300, 5e-324, math.inf,
+    -math.inf, math.nan,
+)  # fmt: skip
+
+
+def odd(rng: random.Random, depth: int = 0) -> Any:
+    """Any value that TOML has."""
+    kinds = ["number", "text", "flag", "list", "table"] if depth < 2 else ["number", "text", "flag"]
+    match rng.choice(kinds):
+        case "number":
+            return rng.choice(ODD_NUMBERS)
+        case "text":
+            return rng.choice(ODD_TEXT)
+        case "flag":
+            return rng.random() < 0.5
+        case "list":
+            return [odd(rng, depth + 1) for _ in range(rng.randrange(3))]
+        case _:
+            return {rng.choice(("a", "kind", "steps", "")): odd(rng, depth + 1) for _ in range(rng.randrange(3))}
+
+
+def near(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any]) -> Any:
+    """A value at, or just beyond, a bound of a JSON schema, or of its choices; often enough anything."""
+    if rng.random() < 0.2:
+        return odd(rng)
+    while "$ref" in schema:
+        schema = defs[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        return near(rng, rng.choice([one for one in schema["anyOf"] if one.get("type") != "null"]), defs)
+    if "enum" in schema:
+        return rng.choice([*schema["enum"], "nothing"])
+    low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
+    high = schema.get("maximum", schema.get("exclusiveMaximum", 1))
+    match schema.get("type"):
+        case "integer":
+            return rng.choice((low, low + 1, high, high - 1, low - 1, high + 1, (low + high) // 2))
+        case "number":
+            return float(rng.choice((low, high, math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 0.5)))
+        case "boolean":
+            return rng.random() < 0.5
+        case "array":
+            return [near(rng, schema.get("items", {}), defs) for _ in range(rng.randrange(4))]
+        case "object":
+            return table(rng, schema, defs)
+    return rng.choice(("sd", "digits", "flow", "run", *ODD_TEXT))
+
+
+def table(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any]) -> Any:
+    """Some keys of a table, now and then one that it has not."""
+    if rng.random() < 0.05:
+        return odd(rng)
+    keys = list(schema.get("properties", {}))
+    chosen = [key for key in keys if key in schema.get("required", ()) or rng.random() < 0.3]
+    found = {key: near(rng, schema["properties"][key], defs) for key in chosen if rng.random() < 0.97}
+    if rng.random() < 0.1:
+        found[rng.choice(("stepz", "rung", "", "a.b"))] = odd(rng)
+    return found
+
+
+def config(rng: random.Random, schema: type[BaseModel]) -> dict[str, Any]:
+    """Values for a config of this schema, most of them in place."""
+    told = TypeAdapter(schema).json_schema()
+    found = table(rng, told, told.get("$defs", {}))
+    return found if isinstance(found, dict) else {"run": found}
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """TOML text."""
+    return "".join(f"{json.dumps(key)} = {_value(value)}\n" for key, value in values.items())
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return json.dumps(value)
+        case float():
+            return repr(value) if math.isfinite(value) else str(value)
+        case list():
+            return f"[{', '.join(map(_value, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{json.dumps(key)} = {_value(one)}' for key, one in value.items())}}}"
+    return str(value)
+
+
+def end_of(arguments: list[str], capsys: Any) -> int:
+    """The status of a command: 0, or 2 with one line, or tyro's usage; never a traceback or a surprise."""
+    try:
+        status, usage = main(arguments), False
+    except SystemExit as error:
+        status, usage = error.code, True
+    told = capsys.readouterr().err
+    assert status in (0, 2) and "Traceback" not in told, (arguments, told[-2000:])
+    if status == 2 and not usage:
+        ours = [line for line in told.splitlines() if line.startswith("pgraft-fast: ")]
+        assert len(ours) == 1 and told.splitlines()[-1] == ours[0], (arguments, told[-2000:])
+        assert len(ours[0]) < 2000, arguments
+    return status
