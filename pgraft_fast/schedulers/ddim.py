@@ -94,8 +94,8 @@ class DDIMScheduler(FusedScheduler, diffusers.DDIMScheduler):
 
     def _table(self, stride: int, eta: float, clipped: bool, from_clipped: bool) -> tuple[Rows, bool]:
         """A row for each training timestep."""
-        levels = self.alphas_cumprod.to("cpu", torch.float64)
-        final = self.final_alpha_cumprod.to("cpu", torch.float64)
+        levels = self.alphas_cumprod.cpu()
+        final = self.final_alpha_cumprod.to(levels)
         before = torch.cat((final.expand(min(stride, levels.numel())), levels[: max(levels.numel() - stride, 0)]))
         rows, needs_out = ddim_rows(levels, before, self.config.prediction_type, float(eta), clipped, from_clipped)
         return Rows(rows), needs_out

@@ -10,7 +10,7 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take, widens
 from pgraft_fast.schedulers.plan import Planned, StepPlan
-from pgraft_fast.schedulers.rows import ddpm_rows
+from pgraft_fast.schedulers.rows import ddpm_rows, share_left
 
 _LEARNED = ("learned", "learned_range")
 
@@ -97,11 +97,11 @@ class DDPMScheduler(FusedScheduler, diffusers.DDPMScheduler):
         times = self.times().host.to(torch.int64)
         known = self.custom_timesteps or self.num_inference_steps
         after = torch.cat((times[1:], times.new_tensor([-1]))) if known else times - 1
-        levels = self.alphas_cumprod.to("cpu", torch.float64)
+        levels = self.alphas_cumprod.cpu()
         padded = torch.cat((levels, levels.new_tensor([float("nan")])))
         alpha_t, alpha_s = (padded[index.clamp(max=levels.numel())] for index in (times, after))
         return torch.where(times < 0, levels[times.clamp(max=-1)], alpha_t), torch.where(
-            after < 0, self.one.to("cpu", torch.float64), alpha_s
+            after < 0, self.one.to(levels), alpha_s
         )
 
     def _table(self) -> tuple[Rows, dict[float, int], list[tuple[float, float]]]:
@@ -112,8 +112,8 @@ class DDPMScheduler(FusedScheduler, diffusers.DDPMScheduler):
         place: dict[float, int] = {}
         for row, time in enumerate(values):
             place.setdefault(time, row)
-        beta = 1.0 - alpha_t / alpha_s
-        small = ((1.0 - alpha_s) / (1.0 - alpha_t) * beta).clamp(min=1e-20)
+        beta = 1.0 - share_left(alpha_t, alpha_s)
+        small = ((1.0 - alpha_s.double()) / (1.0 - alpha_t.double()) * beta).clamp(min=1e-20)
         return Rows(rows), place, list(zip(small.log().tolist(), beta.log().tolist(), strict=True))
 
     def _scale(self, bounds: tuple[float, float], spread: Tensor) -> Tensor:

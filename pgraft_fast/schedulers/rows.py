@@ -39,6 +39,13 @@ def epsilon_row(prediction: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, 
     return 1.0 / sigma, -alpha / sigma
 
 
+def share_left(alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+    """alpha_t / alpha_s, divided in their own precision as diffusers does: 1 - it is small between neighbouring steps,
+    and most of its digits are those of this rounding.
+    """
+    return (alpha_t / alpha_s).to(torch.float64)
+
+
 def ddim_rows(
     alpha_t: Tensor, alpha_s: Tensor, prediction: str, eta: float, clipped: bool, from_clipped: bool
 ) -> tuple[Tensor, bool]:
@@ -46,8 +53,10 @@ def ddim_rows(
 
     With a clipped x_0 and epsilon taken before the clip, x_s is not linear in x and x_0 alone.
     """
+    left = share_left(alpha_t, alpha_s)
+    alpha_t, alpha_s = alpha_t.to(torch.float64), alpha_s.to(torch.float64)
     root, sigma = alpha_t.sqrt(), (1.0 - alpha_t).sqrt()
-    std = eta * ((1.0 - alpha_s) / (1.0 - alpha_t) * (1.0 - alpha_t / alpha_s)).sqrt()
+    std = eta * ((1.0 - alpha_s) / (1.0 - alpha_t) * (1.0 - left)).sqrt()
     if eta == 0.0:
         std = torch.zeros_like(std)
     direction = (1.0 - alpha_s - std.square()).sqrt()
@@ -68,7 +77,8 @@ def ddpm_rows(alpha_t: Tensor, alpha_s: Tensor, prediction: str, variance: str, 
 
     Where the model predicts the variance d is 1: the noise comes scaled.
     """
-    alpha = alpha_t / alpha_s
+    alpha = share_left(alpha_t, alpha_s)
+    alpha_t, alpha_s = alpha_t.to(torch.float64), alpha_s.to(torch.float64)
     beta = 1.0 - alpha
     small = (1.0 - alpha_s) / (1.0 - alpha_t) * beta
     p, q = x_0_row(prediction, alpha_t.sqrt(), (1.0 - alpha_t).sqrt())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from schedulers.twins import KINDS, PAIRS, Setup, apart, check_parity, follow, largest
+from schedulers.twins import KINDS, PAIRS, Setup, apart, check_parity, follow, largest, prepared, step
 
 BF16, FP16, FP64 = torch.bfloat16, torch.float16, torch.float64
 LONG = {"num_inference_steps": 200}
@@ -86,3 +86,12 @@ def test_each_token_with_a_time_of_its_own():
 def test_other_shapes(kind):
     for shape in [(1, 3), (2, 3, 5), (1, 3, 2, 3, 4)]:
         check_parity(Setup(kind, shape=shape))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("ddpm", {}), ("ddim", {"eta": 1.0})])
+@pytest.mark.parametrize("t", [1, 2, 5])
+def test_neighbouring_levels_are_divided_as_in_diffusers(kind, options, t):
+    """What a step between two of a thousand adds is 1 - a ratio near 1, of whose digits float32 leaves four."""
+    original, ours = (prepared(cls, Setup(kind, {"clip_sample": False}, LONGEST))[0] for cls in PAIRS[kind])
+    theirs, mine = (step(one, one.timesteps[-1 - t], **options)[0] for one in (original, ours))
+    assert apart(mine, theirs) < 3e-7 * largest(theirs)
