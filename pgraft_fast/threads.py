@@ -35,7 +35,8 @@ class Team:
 
     work: of one network call, see `work_of`; None is not known. The number depends on it alone, so that results do not
     change with the load of the machine. While other processes keep the cores busy, threads that share work sleep where
-    they wait, where nobody had said how to wait before torch was loaded. Afterwards all is as it was, for this thread and for new ones.
+    they wait, if nobody had said how to wait before torch was loaded. Afterwards all is as it was, for this thread and
+    for new ones.
     Nothing happens where the work is not on a CPU or the caller has one thread. One thread at a time uses it.
     """
 

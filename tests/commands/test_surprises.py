@@ -93,6 +93,20 @@ def test_other_ends_keep_their_status(broken, capsys):
     assert caught.value.code == 2
 
 
+def test_stopped_while_libraries_are_loaded():
+    """At the first import of one, as Ctrl-C would."""
+    code = (
+        "import runpy, sys\n"
+        "class Stopped:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'tyro': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stopped())\n"
+        "runpy.run_module('pgraft_fast', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "pgraft-fast: stopped\n")
+
+
 def test_in_the_middle_of_a_run(tmp_path, monkeypatch, capsys):
     def of_round(*given):
         raise LookupError("nobody expected this")

@@ -1,0 +1,17 @@
+"""What `pgraft-fast` and `python -m pgraft_fast` start: Ctrl-C ends with one line while libraries are still loaded, too."""
+
+import sys
+
+
+def main() -> int:
+    """Entry point; returns the exit status, see `pgraft_fast.cli`."""
+    try:
+        from pgraft_fast.cli import main as run
+    except KeyboardInterrupt:
+        print("pgraft-fast: stopped", file=sys.stderr)
+        return 130
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
