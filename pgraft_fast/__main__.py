@@ -1,4 +1,4 @@
-"""What `pgraft-fast` and `python -m pgraft_fast` start: Ctrl-C ends with one line while libraries are still loaded, too."""
+"""What `pgraft-fast` and `python -m pgraft_fast` start: Ctrl-C ends in one line while libraries are loaded, too."""
 
 import sys
 
