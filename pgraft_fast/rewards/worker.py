@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ T = TypeVar("T")
 _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 2.0
 _LAST_GRACE_SHARE, _LAST_GRACE_SECONDS = 0.1, (0.5, 5.0)
+# While an exception waits for a thread within C, no function that is traced (by a debugger, by coverage) begins.
+_STALLS_WHERE_TRACED = sys.version_info < (3, 12)
 
 
 class HungError(Exception):
@@ -67,7 +70,8 @@ class Worker:
         """function()'s result or exception. Raises HungError after `seconds`.
 
         on_wait() is called every quarter of a second and may raise. When a wait is given up, interrupt() is called,
-        and an exception raised in the thread, which ends it where Python code runs, but not within a call of C.
+        and an exception raised in the thread, which ends it where Python code runs, but not within a call of C, nor,
+        before Python 3.12, where the process is traced.
         """
         task, deadline = _Task(function), time.monotonic() + seconds
         if self._tasks is None:
@@ -102,7 +106,9 @@ class Worker:
                 return True
         self.close()
         # A thread left in a loop would take the device from the next try, and can abort the interpreter's exit.
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(task.thread_id), ctypes.py_object(_EndCall))
+        if not (_STALLS_WHERE_TRACED and sys.gettrace() is not None):
+            thread = ctypes.c_ulong(task.thread_id)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_EndCall))
         low, high = _LAST_GRACE_SECONDS
         return task.done.wait(min(high, max(low, _LAST_GRACE_SHARE * seconds)))
 
