@@ -84,12 +84,12 @@ def clock(monkeypatch):
 
 @pytest.mark.usefixtures("model")
 def test_some_budgets(tmp_path):
-    of_calls(tmp_path, range(2))
+    of_calls(tmp_path, range(1))
 
 
 @pytest.mark.usefixtures("model", "clock")
 def test_some_budgets_of_time(tmp_path):
-    of_seconds(tmp_path, range(2))
+    of_seconds(tmp_path, range(1))
 
 
 @pytest.mark.faults

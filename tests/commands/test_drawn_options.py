@@ -35,7 +35,7 @@ def read_drawn(path: Path, kind: str, seeds: range) -> int:
 
 @pytest.mark.parametrize("kind", SCHEMAS)
 def test_some_configs(tmp_path, kind):
-    read_drawn(tmp_path / "config.toml", kind, range(100))
+    read_drawn(tmp_path / "config.toml", kind, range(50))
 
 
 @pytest.mark.faults
@@ -98,7 +98,7 @@ def run_drawn(folder: Path, seeds: range, capsys) -> list[int]:
 
 
 def test_some_runs(tmp_path, capsys):
-    assert 0 in run_drawn(tmp_path, range(5), capsys)
+    assert 0 in run_drawn(tmp_path, range(3), capsys)
 
 
 @pytest.mark.faults
@@ -163,7 +163,7 @@ def options_drawn(finished: Path, folder: Path, seeds: range, capsys, monkeypatc
 
 
 def test_some_option_lists(finished, tmp_path, capsys, monkeypatch):
-    ends = options_drawn(finished, tmp_path, range(120), capsys, monkeypatch)
+    ends = options_drawn(finished, tmp_path, range(60), capsys, monkeypatch)
     assert 0 < ends.count(0) < len(ends)
 
 
