@@ -206,5 +206,5 @@ def _lead(settings: DemoSettings) -> str:
     return (
         f"Digits model tuned towards {settings.reward}: {sample.prompts} groups of {sample.candidates} candidates a "
         f"seed, the best {settings.select.k} of each kept, {training.steps} training steps of {training.batch_size} "
-        f"rows for every method, {settings.seeds} seeds."
+        f"rows for every method, {settings.seeds} seed{'s' if settings.seeds > 1 else ''}."
     )
