@@ -10,7 +10,7 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take, widens
 from pgraft_fast.schedulers.plan import Planned, StepPlan
-from pgraft_fast.schedulers.rows import ddpm_rows, share_left
+from pgraft_fast.schedulers.rows import ddpm_rows, variances
 
 _LEARNED = ("learned", "learned_range")
 
@@ -112,9 +112,8 @@ class DDPMScheduler(FusedScheduler, diffusers.DDPMScheduler):
         place: dict[float, int] = {}
         for row, time in enumerate(values):
             place.setdefault(time, row)
-        beta = 1.0 - share_left(alpha_t, alpha_s)
-        small = ((1.0 - alpha_s.double()) / (1.0 - alpha_t.double()) * beta).clamp(min=1e-20)
-        return Rows(rows), place, list(zip(small.log().tolist(), beta.log().tolist(), strict=True))
+        beta, small = variances(alpha_t, alpha_s)
+        return Rows(rows), place, list(zip(small.clamp(min=1e-20).log().tolist(), beta.log().tolist(), strict=True))
 
     def _scale(self, bounds: tuple[float, float], spread: Tensor) -> Tensor:
         """Standard deviation from the model's prediction (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 15)."""

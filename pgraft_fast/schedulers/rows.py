@@ -46,6 +46,14 @@ def share_left(alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
     return (alpha_t / alpha_s).to(torch.float64)
 
 
+def variances(alpha_t: Tensor, alpha_s: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the noise that is added from s to t, beta = 1 - alpha_t / alpha_s, and of x_s where x_t and x_0 are known,
+    beta (1 - alpha_s) / (1 - alpha_t).
+    """
+    beta = 1.0 - share_left(alpha_t, alpha_s)
+    return beta, (1.0 - alpha_s.to(torch.float64)) / (1.0 - alpha_t.to(torch.float64)) * beta
+
+
 def ddim_rows(
     alpha_t: Tensor, alpha_s: Tensor, prediction: str, eta: float, clipped: bool, from_clipped: bool
 ) -> tuple[Tensor, bool]:
@@ -53,10 +61,9 @@ def ddim_rows(
 
     With a clipped x_0 and epsilon taken before the clip, x_s is not linear in x and x_0 alone.
     """
-    left = share_left(alpha_t, alpha_s)
+    std = eta * variances(alpha_t, alpha_s)[1].sqrt()
     alpha_t, alpha_s = alpha_t.to(torch.float64), alpha_s.to(torch.float64)
     root, sigma = alpha_t.sqrt(), (1.0 - alpha_t).sqrt()
-    std = eta * ((1.0 - alpha_s) / (1.0 - alpha_t) * (1.0 - left)).sqrt()
     if eta == 0.0:
         std = torch.zeros_like(std)
     direction = (1.0 - alpha_s - std.square()).sqrt()
@@ -78,9 +85,8 @@ def ddpm_rows(alpha_t: Tensor, alpha_s: Tensor, prediction: str, variance: str, 
     Where the model predicts the variance d is 1: the noise comes scaled.
     """
     alpha = share_left(alpha_t, alpha_s)
+    beta, small = variances(alpha_t, alpha_s)
     alpha_t, alpha_s = alpha_t.to(torch.float64), alpha_s.to(torch.float64)
-    beta = 1.0 - alpha
-    small = (1.0 - alpha_s) / (1.0 - alpha_t) * beta
     p, q = x_0_row(prediction, alpha_t.sqrt(), (1.0 - alpha_t).sqrt())
     a = alpha.sqrt() * (1.0 - alpha_s) / (1.0 - alpha_t)
     b = alpha_s.sqrt() * beta / (1.0 - alpha_t)
