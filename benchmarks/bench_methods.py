@@ -72,7 +72,7 @@ def _kept(settings: Settings) -> list[Row]:
                     parameterization=task.parameterization, cuts=(config.cut,), ledger=ledger,
                 )  # fmt: skip
                 report = train(
-                    subject.learner, found.kept(config.cut, config.train.objective), task.schedule, seed=0,
+                    subject.learner, found.kept_for(config.cut, config.train), task.schedule, seed=0,
                     parameterization=task.parameterization, ledger=ledger,
                 )  # fmt: skip
                 steps[kept] = report.steps

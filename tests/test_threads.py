@@ -12,7 +12,7 @@ from torch import nn
 
 import pgraft_fast as pf
 from pgraft_fast.finetune import Learner, TrainSettings, train
-from pgraft_fast.finetune.rounds import Kept
+from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.inverse_noise import FitSettings, NoiseCorrector, generate
 from pgraft_fast.sampling.recorded import record
 from pgraft_fast.threads import LEAST_SHARED, Team, team_of, work_of

@@ -129,9 +129,9 @@ class _Demo:
         for cut in settings.cuts:
             began, calls_before = time.perf_counter(), ledger.model_calls
             learner = Learner(task.model, settings.of(seed, cut).train)
-            learner.run = run.of(learner.model)
+            learner.run, learner.frozen = run.of(learner.model), run.of(task.model)
             train(
-                learner, candidates.kept(cut, learner.settings.objective), task.schedule,
+                learner, candidates.kept_for(cut, learner.settings), task.schedule,
                 parameterization=task.parameterization, seed=seed, ledger=ledger, check=check,
             )  # fmt: skip
             seconds = shared_seconds + time.perf_counter() - began

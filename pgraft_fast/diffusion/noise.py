@@ -32,6 +32,7 @@ class Stream(IntEnum):
     DATA_NOISE = 9
     PROMPT_DROPOUT = 10
     TRAIN_STEPS = 11
+    TRAIN_PAIRS = 12
 
 
 @dataclass(frozen=True)

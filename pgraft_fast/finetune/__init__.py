@@ -1,9 +1,10 @@
 """Fine-tuning: objectives, rounds, budget, checkpoints."""
 
 from pgraft_fast.finetune.budget import Budget
+from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.objectives import OBJECTIVES, pgraft_loss
-from pgraft_fast.finetune.rounds import Candidates, Kept, Prompts, collect
+from pgraft_fast.finetune.rounds import Candidates, Prompts, collect
 from pgraft_fast.finetune.settings import (
     BudgetSettings,
     FinetuneSettings,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.rounds import Kept, Prompts
-from pgraft_fast.finetune.settings import FinetuneSettings, TrainSettings
+from pgraft_fast.finetune.kept import Kept
+from pgraft_fast.finetune.rounds import Prompts
+from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, FinetuneSettings, TrainSettings
 from pgraft_fast.finetune.training import Learner, train
 from pgraft_fast.rewards import score
 from pgraft_fast.sampling import calls_of, make_steps, model_evaluations, rollout
@@ -101,10 +102,15 @@ class CostModel:
 
     def _training(self, settings: FinetuneSettings) -> float:
         training = settings.train
-        if settings.method != "ddpo":
+        if settings.method not in ("ddpo", "nft"):
             return training.steps_of(settings.most_kept()) * self.train(training.batch_size)
-        # A row with guidance is trained on both sides of it.
-        return settings.policy_rows() * self.calls_a_sample * self.train(training.batch_size) / training.batch_size
+        # A row of DDPO with guidance is trained on both sides of it; one of NFT also asks frozen models.
+        row = (
+            self.calls_a_sample
+            if settings.method == "ddpo"
+            else settings.nft.calls_of_a_row / CALLS_OF_A_TRAINED_SAMPLE
+        )
+        return settings.policy_rows() * row * self.train(training.batch_size) / training.batch_size
 
 
 def evaluations_of(schedule: Schedule, settings: FinetuneSettings, parameterization: str) -> int:
@@ -166,7 +172,11 @@ def probe(
         ids = torch.arange(max(size, x_0.shape[0]), device=device)
         condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)]
         kept = Kept(
-            x_0[ids % x_0.shape[0]], ids, condition, 0.0 if given.cut == 0.0 else float(schedule.t_of_share(given.cut))
+            x_0[ids % x_0.shape[0]],
+            ids,
+            condition,
+            0.0 if given.cut == 0.0 else float(schedule.t_of_share(given.cut)),
+            torch.ones(ids.numel(), device=device) if given.objective == "contrast" else None,
         )
 
         def learn(one: _Borrowed = trained_one, kept: Kept = kept) -> object:

@@ -13,11 +13,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pgraft_fast.diffusion import Stream, uniform
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
@@ -190,16 +190,12 @@ class _Losses:
 def _batches(
     recorded: Recorded, advantage: Tensor, settings: DdpoSettings, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(sample, step), (rows,) int64, of each optimiser step: one step of every sample, then another of every one."""
+    """(sample, step), (rows,) int64, of each optimiser step; samples without an advantage are left out."""
     chosen = advantage.nonzero().flatten()
     ids = recorded.sample_id[chosen]
     drawn = recorded.drawn.nonzero().flatten().to(ids.device)
-    count = settings.steps_of(drawn.numel())
-    number = settings.optimizer_steps_of(chosen.numel())
-    for epoch in range(settings.inner_epochs if number else 0):
-        order = torch.argsort(uniform(seed, ids, epoch, Stream.TRAIN_ORDER), stable=True)
-        words = (epoch * recorded.drawn.numel() + drawn).unsqueeze(1)
-        draws = uniform(seed, ids, words, Stream.TRAIN_STEPS)
-        step = drawn[torch.argsort(draws, dim=0, stable=True)[:count]]
-        for part in order.tensor_split(number):
-            yield chosen[part].repeat(count), step[:, part].flatten()
+    pairs = sample_step_batches(
+        ids, drawn, count=settings.steps_of(drawn.numel()), parts=settings.optimizer_steps_of(chosen.numel()),
+        epochs=settings.inner_epochs, seed=seed, most_steps=recorded.drawn.numel(),
+    )  # fmt: skip
+    return ((chosen[row], step) for row, step in pairs)

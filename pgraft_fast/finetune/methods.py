@@ -1,4 +1,4 @@
-"""What a round does, by method: P-GRAFT and GRAFT train on accepted states, DDPO on all steps of all samples."""
+"""What a round does, by method: P-GRAFT and GRAFT train on states above the cut, the baselines on all noise levels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +15,17 @@ from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.nft import nft_advantages, train_nft
 from pgraft_fast.finetune.rounds import Asked, Prompts, collect, draw_and_score
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import Learner, TrainReport, train
-from pgraft_fast.sampling import calls_of
+from pgraft_fast.sampling import calls_of, rollout
 from pgraft_fast.sampling.recorded import Recorded, record
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a round works with. sampling, training: rows at once."""
+    """What a round works with. sampling, training: rows at once. log: of lines for people."""
 
     model: nn.Module
     schedule: Schedule
@@ -39,6 +40,7 @@ class Work:
     sampling: BatchSize
     training: BatchSize
     device: torch.device
+    log: Callable[[str], None]
 
     def calls(self) -> int:
         """Model calls of a round, at most."""
@@ -87,7 +89,7 @@ def method_of(work: Work) -> Method:
     share = work.settings.train.null_prompt
     if share > 0 and (work.prompts.condition is None or work.prompts.null is None):
         raise InputError(f"train.null_prompt={share}: this model is trained without prompts; set it to 0")
-    return Ddpo(work) if work.settings.method == "ddpo" else PGraft(work)
+    return {"ddpo": Ddpo, "nft": Nft}.get(work.settings.method, PGraft)(work)
 
 
 class PGraft:
@@ -121,8 +123,14 @@ class PGraft:
                 f"round {number + 1}: no candidate was accepted by rule {settings.select.rule!r}; "
                 "loosen [select] or set select.empty='best'"
             )
+        if number and settings.train.frozen == "ema":
+            work.learner.freeze()
+            work.learner.frozen = run.of(work.learner.frozen)  # type: ignore[arg-type]
+        kept = found.kept_for(cut, settings.train)
+        if kept.rows == 0:
+            work.log(f"round {number + 1}: no group has accepted and rejected candidates: nothing is learned")
         report = train(
-            work.learner, found.kept(cut, settings.train.objective), work.schedule, seed=settings.seed,
+            work.learner, kept, work.schedule, seed=settings.seed,
             parameterization=work.parameterization, null_condition=work.prompts.null, memory=work.training,
             ledger=work.ledger, check=check, enough=enough,
         )  # fmt: skip
@@ -187,6 +195,56 @@ class Ddpo:
 
     def load(self, state: dict[str, Any]) -> None:
         self._statistics.load(state["statistics"])
+
+
+class Nft:
+    """Rewards contrasted on the forward process at all steps' noise levels; see `finetune.nft`."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    @property
+    def tuned(self) -> nn.Module:
+        return self._work.learner.ema
+
+    def calls(self) -> int:
+        return self._work.calls()
+
+    def round(
+        self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
+    ) -> Round:
+        work, settings, run = self._work, self._work.settings, self._work.execution
+        asked = Asked.of_round(work.prompts, settings, number)
+        draw = partial(
+            rollout, run.of(work.learner.ema.eval()), work.schedule, shape=work.shape, steps=settings.sample.steps,
+            solver=settings.sample.solver, eta=settings.sample.eta, parameterization=work.parameterization,
+            seed=settings.seed, device=work.device, graphs=run.graphs,
+        )  # fmt: skip
+        parts, flat = draw_and_score(
+            draw, work.reward, asked, settings.sample, work.sampling, work.ledger, check_sampling
+        )
+        rewards = flat.view(settings.sample.prompts, settings.sample.candidates)
+        with work.ledger.phase("accept"):
+            weight = nft_advantages(rewards)
+        times = work.schedule.grid(settings.sample.steps, work.parameterization)[:-1]
+        report = train_nft(
+            work.learner, work.schedule, torch.cat([part.x_0 for part in parts]),
+            torch.cat([part.sample_id for part in parts]), weight.flatten(), asked.condition, times, settings.nft,
+            parameterization=work.parameterization, seed=settings.seed, memory=work.training, ledger=work.ledger,
+            check=check, enough=enough,
+        )  # fmt: skip
+        better = weight > 0
+        entry = {
+            "reward_accepted": float(rewards[better].mean()) if bool(better.any()) else float(rewards.nanmean()),
+            "accepted": int(better.sum()), "t_cut": 0.0,
+        }  # fmt: skip
+        return Round(rewards, better, report, entry)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        pass
 
 
 def _joined(parts: Sequence[Recorded]) -> Recorded:

@@ -1,4 +1,4 @@
-"""Training objectives of P-GRAFT and GRAFT: regressions on kept states above the cut."""
+"""Training objectives of P-GRAFT and GRAFT: regressions on states above the cut."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,10 @@ from torch import Tensor
 from pgraft_fast.diffusion import NoiseKey, Schedule, check_cut, target_coefficients
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import partial_noise, weighted_mse
+from pgraft_fast.ops.checks import over_samples
 from pgraft_fast.sampling import Guided, Model
 
-OBJECTIVES = ("state", "clean")
+OBJECTIVES = ("state", "clean", "contrast")
 
 
 def pgraft_loss(
@@ -23,6 +24,8 @@ def pgraft_loss(
     condition: Tensor | None = None,
     t: Tensor | None = None,
     noise: Tensor | NoiseKey | None = None,
+    frozen: Model | None = None,
+    advantage: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Loss of a batch of kept rows, at noise levels in (t_cut, 1].
@@ -33,21 +36,34 @@ def pgraft_loss(
     c x_0* + d eps* with x_0* = x_cut / alpha_cut - a sigma_cut^2 e / (alpha_cut sqrt(S2)).
     clean: x_cut holds the kept x_0; the ordinary loss |model - (c x_0 + d e)|^2, with times above the cut.
     At cut 0 (GRAFT) both are the ordinary loss.
+    contrast: x_cut holds states at the cut of accepted and of rejected rows. With the target y and weight of `state`,
+    the answer o of the frozen model and the row's advantage A, the target is o + A (y - o). Up to a factor and terms
+    without the trained answer n, that is (1 + A')/2 |(1 - b) o + b n - y|^2 + (1 - A')/2 |(1 + b) o - b n - y|^2 with
+    A = A'/b (Zheng et al. 2025, arXiv 2509.16117, eq. 5). Where o is the posterior mean of the rows' law and a pass
+    takes as many accepted as rejected rows of a prompt with A = +-2 strength (1 - p) (`acceptance_advantages`), the
+    optimum is
+        n = o + strength w(x_t) (y+ - o),    w = 2 p+ / (p+ + p-),
+    y+ the posterior mean of the accepted law, p+ and p- the densities of accepted and rejected states at x_t. w is 1
+    towards t = 1, where strength 1 is the accepted law, and at most 2. Where acceptance has nothing to do with the
+    rows (all of them accepted, labels drawn at random) n = o, whatever law they were drawn from.
 
     x_cut: (B, ...). cut: share of the reference steps in [0, 1), or t_cut: the exact time of the states
     (`Rollout.t_cut`). t: (B,) times, default uniform on (t_cut, 1]. noise: shape of x_cut, or the key of
     reproducible noise, default torch.randn. No gradient flows into x_cut and noise.
+    frozen, advantage: of contrast; a model, called without gradients, and (B,).
     reduction: "mean" over everything, or "none" for (B,) means over each sample. Raises InputError.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"objective={objective!r} is unknown; known: {', '.join(OBJECTIVES)}")
     if reduction not in ("mean", "none"):
         raise InputError(f"reduction={reduction!r} is unknown; known: mean, none")
+    if (objective == "contrast") != (frozen is not None and advantage is not None):
+        raise InputError(f"objective={objective!r}: frozen and advantage belong to contrast, which needs both")
     start = _start_time(schedule, cut, t_cut)
     if t is None:
         t = 1.0 - torch.rand(x_cut.shape[0], device=x_cut.device, dtype=torch.float64) * (1.0 - start)
     t = t.to(torch.float64)
-    origin = start if objective == "state" else 0.0
+    origin = 0.0 if objective == "clean" else start
     alpha_cut, sigma_cut = (float(value) for value in schedule.alpha_sigma(origin))
     levels = torch.stack((*schedule.alpha_sigma(t), *target_coefficients(schedule, t, parameterization)), dim=1)
     if isinstance(noise, NoiseKey):
@@ -59,13 +75,23 @@ def pgraft_loss(
         noise = torch.randn_like(x_cut) if noise is None else noise
         x_s, target, weight = partial_noise(x_cut.detach(), levels, alpha_cut, sigma_cut, noise=noise)
     times = t.to(x_cut.dtype)
-    out = model(x_s, times) if condition is None else model(x_s, times, condition)
-    if isinstance(out, Guided):
-        out = out.combined()
-    if out.shape != x_cut.shape:
-        raise InputError(f"the model returned {tuple(out.shape)} for a state of shape {tuple(x_cut.shape)}")
+    if frozen is not None and advantage is not None:
+        with torch.no_grad():
+            before = over_samples(weight, x_cut) * answer_above(frozen, x_s, times, condition)
+            target = (before + over_samples(advantage.to(weight), x_cut) * (target - before)).to(x_cut.dtype)
+    out = answer_above(model, x_s, times, condition)
     per_sample = weighted_mse(out, target, weight)
     return per_sample.mean() if reduction == "mean" else per_sample
+
+
+def answer_above(model: Model, x: Tensor, times: Tensor, condition: Tensor | None) -> Tensor:
+    """A model's answer in training, guidance put together. Raises InputError where it has another shape."""
+    out = model(x, times) if condition is None else model(x, times, condition)
+    if isinstance(out, Guided):
+        out = out.combined()
+    if out.shape != x.shape:
+        raise InputError(f"the model returned {tuple(out.shape)} for a state of shape {tuple(x.shape)}")
+    return out
 
 
 def _start_time(schedule: Schedule, cut: float | None, t_cut: float | None) -> float:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, Stream, uniform
 from pgraft_fast.finetune.identity import sha256_of_tensors, sha256_of_texts
+from pgraft_fast.finetune.kept import Kept, acceptance_advantages, reward_advantages
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.scoring import Scoring
-from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings
+from pgraft_fast.finetune.settings import Advantage, FinetuneSettings, SampleSettings, TrainSettings
 from pgraft_fast.ops import gather_rows
 from pgraft_fast.sampling import GraphCache, Model, Rollout, rollout
 from pgraft_fast.sampling.recorded import Recorded
@@ -53,16 +54,6 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Rows to train on. x: (M, ...) states at t_cut, or x_0. sample_id: (M,). condition: (M, ...) or None."""
-
-    x: Tensor
-    sample_id: Tensor
-    condition: Tensor | None
-    t_cut: float
-
-
-@dataclass(frozen=True)
 class Candidates:
     """All samples of a round, in groups. rewards: (P, N). condition: (P N, ...) or None."""
 
@@ -71,12 +62,39 @@ class Candidates:
     acceptance: Acceptance
     condition: Tensor | None
 
-    def kept(self, cut: float, objective: str) -> Kept:
-        """The accepted rows alone: states at the cut (`state`) or final samples (`clean`)."""
+    def kept(self, cut: float, objective: str, *, strength: float = 1.0, advantage: Advantage = "acceptance") -> Kept:
+        """The rows that an objective trains on: states at the cut (`state`) or final samples (`clean`) of what was
+        accepted, or states at the cut of what was accepted and what was not (`contrast`).
+
+        strength, advantage: of contrast, see `TrainSettings`. A group that teaches nothing gives no row then.
+        """
+        if objective == "contrast":
+            return self._contrast(cut, strength, advantage)
         index = self.acceptance.index
         rows = self.rollout.x_cut[cut] if objective == "state" else self.rollout.x_0
         kept, condition = gather_rows(index, rows, self.condition)
         return Kept(kept, self.rollout.sample_id[index], condition, self.rollout.t_cut[cut])
+
+    def kept_for(self, cut: float, training: TrainSettings) -> Kept:
+        """See `kept`."""
+        return self.kept(cut, training.objective, strength=training.strength, advantage=training.advantage)
+
+    def _contrast(self, cut: float, strength: float, kind: Advantage) -> Kept:
+        mask, rewards = self.acceptance.mask, self.rewards
+        by_side = kind == "acceptance"
+        of_all = acceptance_advantages(mask, rewards, strength) if by_side else reward_advantages(rewards, strength)
+        teaches = (of_all != 0).any(dim=1, keepdim=True) & rewards.isfinite()
+        side = 2 * torch.arange(mask.shape[0], device=mask.device)[:, None] + mask
+        index = teaches.flatten().nonzero().flatten()
+        device = self.rollout.sample_id.device
+        advantage, pairs, index = (
+            value.to(device) for value in (of_all.flatten()[index], side.flatten()[index], index)
+        )  # fmt: skip
+        kept, condition = gather_rows(index, self.rollout.x_cut[cut], self.condition)
+        return Kept(
+            kept, self.rollout.sample_id[index], condition, self.rollout.t_cut[cut], advantage,
+            pairs if by_side else None,
+        )  # fmt: skip
 
 
 def collect(

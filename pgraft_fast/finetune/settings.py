@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
 from pgraft_fast.finetune.identity import lasting
+from pgraft_fast.finetune.nft_settings import NftSettings
 from pgraft_fast.schema import (
     Batch,
     Count,
@@ -22,6 +23,7 @@ from pgraft_fast.schema import (
 
 # Of a round, all of which are in memory at once; of a run, whose samples are numbered below those of evaluations.
 _MOST_IN_A_ROUND, _MOST_IN_A_RUN = 2**24, 2**40
+Advantage = Literal["acceptance", "reward"]
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
 
@@ -56,15 +58,20 @@ class SelectSettings(Settings):
 class TrainSettings(Settings):
     """How the kept rows are trained on.
 
-    cut: share of the steps left to the reference model, 0 is GRAFT. steps: optimiser steps a round of batch_size
-    rows; or epochs: passes over the kept rows, instead of steps. micro_batch: rows at once, whose gradients are added
-    up; halved when memory is full. ema: decay of the averaged weights, which are the result; 0 is off. clip: limit of
-    the gradient's norm. null_prompt: share of rows that are trained without their prompt, for guidance; DDPO trains
-    what it sampled, on both sides of the guidance.
+    cut: share of the steps left to the reference model, 0 is GRAFT. objective: see `pgraft_loss`. Of "contrast":
+    strength, 1 aims at the accepted law and more goes beyond; advantage, whether rows count by "acceptance" or by
+    "reward"; frozen, whether a round starts from the "reference" or from the averaged weights, "ema". steps: optimiser
+    steps a round of batch_size rows; or epochs: passes over the kept rows, instead of steps. micro_batch: rows at once,
+    whose gradients are added up; halved when memory is full. ema: decay of the averaged weights, which are the result;
+    0 is off. clip: limit of the gradient's norm. null_prompt: share of rows that are trained without their prompt, for
+    guidance; DDPO trains what it sampled, on both sides of the guidance.
     """
 
     cut: Part = 0.25
-    objective: Literal["state", "clean"] = "state"
+    objective: Literal["state", "clean", "contrast"] = "state"
+    strength: Positive = 1.0
+    advantage: Advantage = "acceptance"
+    frozen: Literal["reference", "ema"] = "reference"
     rounds: Times = 1
     steps: Times = 200
     epochs: Times | None = None
@@ -75,6 +82,11 @@ class TrainSettings(Settings):
     ema: Part = 0.98
     clip: Positive = 1.0
     null_prompt: Part = 0.0
+
+    @property
+    def calls_of_a_row(self) -> int:
+        """Model calls of a row that is trained on: `contrast` asks the frozen model, too."""
+        return CALLS_OF_A_TRAINED_SAMPLE + (self.objective == "contrast")
 
     def steps_of(self, rows: int) -> int:
         """Optimiser steps of a round that kept so many rows."""
@@ -103,18 +115,20 @@ class BudgetSettings(Settings):
 class FinetuneSettings(Settings):
     """Everything that a `Trainer` needs to know beside the model and the reward.
 
-    method: "pgraft"; "graft", which is the cut at 0 whatever train.cut says; "ddpo", see `finetune.ddpo`.
+    method: "pgraft"; "graft", which is the cut at 0 whatever train.cut says; "ddpo", see `finetune.ddpo`; "nft", see
+    `finetune.nft`.
     mode: "eager"; "compile", the models through torch.compile, which takes a minute and more at the start; "graph", the
     trajectories as CUDA graphs.
     """
 
     seed: Seed = 0
-    method: Literal["pgraft", "graft", "ddpo"] = "pgraft"
+    method: Literal["pgraft", "graft", "ddpo", "nft"] = "pgraft"
     mode: Literal["eager", "compile", "graph"] = "eager"
     sample: SampleSettings = SampleSettings()
     select: SelectSettings = SelectSettings(k=4)
     train: TrainSettings = TrainSettings()
     ddpo: DdpoSettings = DdpoSettings()
+    nft: NftSettings = NftSettings()
     budget: BudgetSettings = BudgetSettings()
 
     @model_validator(mode="after")
@@ -148,8 +162,14 @@ class FinetuneSettings(Settings):
     def most_kept(self) -> int:
         """Rows of a round that are trained on, at most."""
         select, sample = self.select, self.sample
-        known = {"best_of_n": 1, "preference": sample.candidates // 2, "top_k": select.k or 1}
-        return sample.prompts * known.get(select.rule, sample.candidates)
+        n, objective = sample.candidates, self.train.objective
+        known = {"best_of_n": 1, "preference": n // 2, "top_k": select.k or 1}
+        most = known.get(select.rule, n)
+        if objective == "contrast":
+            # As many rejected as accepted ones.
+            balanced = 2 * min(most, n - most) if select.rule in known else n // 2 * 2
+            most = balanced if self.train.advantage == "acceptance" else n
+        return sample.prompts * most
 
     def calls(self, evaluations: int, calls_a_sample: int) -> int:
         """Model calls of a round, at most. evaluations: of the network, a trajectory."""
@@ -158,15 +178,19 @@ class FinetuneSettings(Settings):
 
     def training_calls(self, calls_a_sample: int) -> int:
         """Model calls of a round's training, a backward pass counted as two, at most. calls_a_sample: 2 with guidance,
-        which P-GRAFT trains without.
+        which P-GRAFT and NFT train without.
         """
         if self.method == "ddpo":
             return CALLS_OF_A_TRAINED_SAMPLE * calls_a_sample * self.policy_rows()
-        return CALLS_OF_A_TRAINED_SAMPLE * self.train.steps_of(self.most_kept()) * self.train.batch_size
+        if self.method == "nft":
+            return self.nft.calls_of_a_row * self.policy_rows()
+        return self.train.calls_of_a_row * self.train.steps_of(self.most_kept()) * self.train.batch_size
 
     def policy_rows(self) -> int:
-        """Pairs of sample and step that a round of DDPO trains, at most."""
+        """Pairs of sample and step that a round of DDPO or NFT trains, at most."""
         sample = self.sample
+        if self.method == "nft":
+            return self.nft.most_rows(sample.prompts * sample.candidates, sample.steps)
         return self.ddpo.most_rows(sample.prompts * sample.candidates, max(1, sample.steps - 1))
 
     def future(self) -> dict[str, object]:

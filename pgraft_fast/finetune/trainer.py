@@ -77,8 +77,8 @@ class Trainer:
         }  # fmt: skip
         self.execution = Execution(settings.mode, device)
         self._learner = Learner(model, settings.train) if learner is None else learner
-        self._learner.run = self.execution.of(self._learner.run)  # type: ignore[arg-type]
-        self._learner.sampled = self.execution.of(self._learner.sampled)  # type: ignore[arg-type]
+        for name in ("run", "frozen", "averaged", "sampled"):
+            setattr(self._learner, name, self.execution.of(getattr(self._learner, name)))
         self.ledger = Ledger(self.run / "ledger.jsonl") if ledger is None else ledger
         self.budget = Budget(settings.budget, self.ledger)
         self.ledger.measure(Energy.of(device) if settings.budget.joules is None else Energy(device))
@@ -87,7 +87,7 @@ class Trainer:
             Work(
                 model=model.eval(), schedule=schedule, reward=reward, settings=settings, shape=tuple(shape),
                 prompts=prompts, parameterization=parameterization,
-                learner=self._learner, execution=self.execution, ledger=self.ledger, device=device,
+                learner=self._learner, execution=self.execution, ledger=self.ledger, device=device, log=log,
                 sampling=BatchSize(settings.sample.batch_size, "sampling"), training=BatchSize(training, "training"),
             )
         )  # fmt: skip

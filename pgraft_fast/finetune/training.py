@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
 from pgraft_fast.errors import PgraftError
+from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
 from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of
-from pgraft_fast.finetune.rounds import Kept
-from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, TrainSettings
+from pgraft_fast.finetune.settings import TrainSettings
 from pgraft_fast.sampling import Model
 from pgraft_fast.threads import team_of
 
@@ -26,12 +26,17 @@ class Learner:
     """A model in training: raw weights, averaged weights (`ema`, the result) and the optimiser.
 
     run: what is called in training: the model, or a compiled one with the same weights. sampled: the same weights as
-    they are called in sampling, with guidance where there is some, for losses on what was sampled.
+    they are called in sampling, with guidance where there is some, for losses on what was sampled. frozen: what the
+    contrast objective starts from, called as in training: the reference, or see `freeze`. averaged: the averaged
+    weights, called as in training.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
         self.model = copy.deepcopy(model).requires_grad_(True)
         self.ema = copy.deepcopy(model).requires_grad_(False)
+        self.frozen: Model = model
+        self.averaged: Model = self.ema
+        self._start_of_round: nn.Module | None = None
         self._start(dict(self.model.named_parameters()), dict(self.ema.named_parameters()), settings)
 
     def _start(
@@ -48,6 +53,13 @@ class Learner:
         self.run: Model = self.model
         self.sampled: Model = self.model
 
+    def freeze(self) -> None:
+        """From now on the contrast objective starts from the averaged weights as they are."""
+        if self._start_of_round is None:
+            self._start_of_round = copy.deepcopy(self.ema)
+        self._start_of_round.load_state_dict(self.ema.state_dict())
+        self.frozen = self._start_of_round
+
     def begin(self) -> None:
         """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -56,14 +68,22 @@ class Learner:
         """Add the gradients of a part of the batch."""
         loss.backward()
 
-    def step(self) -> tuple[bool, Tensor]:
-        """One optimiser step and the norm of its gradient; one that is not finite changes nothing: False."""
+    def step(self, follow: bool = True) -> tuple[bool, Tensor]:
+        """One optimiser step and the norm of its gradient; one that is not finite changes nothing: False.
+
+        follow: whether the averaged weights follow.
+        """
         norm = nn.utils.clip_grad_norm_(self._values.values(), self.settings.clip)
         if not torch.isfinite(norm):
             return False, norm
         self.optimizer.step()
-        follow(self._averages.values(), self._values.values(), self.settings.ema)
+        if follow:
+            self.follow(self.settings.ema)
         return True, norm
+
+    def follow(self, decay: float) -> None:
+        """The averaged weights keep this share of themselves and take the rest from the raw ones."""
+        follow(self._averages.values(), self._values.values(), decay)
 
     def update(self, loss: Tensor) -> tuple[bool, Tensor]:
         """`begin`, `backward` and `step`."""
@@ -120,9 +140,10 @@ def train(
 ) -> TrainReport:
     """Regress on the kept rows, and on nothing else, for the settings' steps or until enough() is true.
 
-    Rows come in a drawn order, all of them once before any comes again. null_condition: one row that takes the place
-    of a condition with probability `settings.null_prompt`. memory: rows at once; their gradients add up to those of
-    the batch. check() may raise. Raises PgraftError after three steps in a row whose gradient was not finite.
+    No row, no step: then the report's loss is 0. Rows come in a drawn order, all of them once before any comes again.
+    null_condition: one row that takes the place of a condition with probability `settings.null_prompt`. memory: rows at
+    once; their gradients add up to those of the batch. check() may raise. Raises PgraftError after three steps in a
+    row whose gradient was not finite.
     """
     ledger = Ledger() if ledger is None else ledger
     settings = learner.settings
@@ -131,18 +152,20 @@ def train(
     learner.model.train()
     losses: list[Tensor] = []
     refusals = Refusals()
-    steps = settings.steps_of(kept.sample_id.numel())
+    steps = settings.steps_of(kept.rows) if kept.rows else 0
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
     with ledger.phase("train"), team:
-        for rows, epoch in _batches(kept.sample_id, seed, settings.batch_size, steps):
+        for rows, epoch in _batches(kept, seed, settings.batch_size, steps):
             if losses and enough():
                 break
             batch = make.batch(rows, epoch)
             losses.append(memory.run(partial(_accumulate, learner, make, batch)))
             learner.steps_done += 1
             refusals.note(learner.step()[0])
-            ledger.add_calls(CALLS_OF_A_TRAINED_SAMPLE * rows.numel())
+            ledger.add_calls(settings.calls_of_a_row * rows.numel())
             check()
+    if not losses:
+        return TrainReport(0.0, 0, 0)
     tail = torch.stack(losses[-max(1, len(losses) // 10) :])
     return TrainReport(float(tail.mean()), len(losses), refusals.count)
 
@@ -215,6 +238,8 @@ class _Losses:
             condition=self._condition(batch, ids),
             t=batch.t,
             noise=NoiseKey(self.seed, ids, batch.epoch, Stream.TRAIN_NOISE),
+            frozen=None if kept.advantage is None else self.learner.frozen,
+            advantage=None if kept.advantage is None else kept.advantage[batch.rows],
         )
 
     def _condition(self, batch: _Batch, ids: Tensor) -> Tensor | None:
@@ -228,13 +253,13 @@ class _Losses:
         return torch.where(dropped.view(-1, *[1] * (condition.ndim - 1)), null, condition)
 
 
-def _batches(sample_id: Tensor, seed: int, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(kept: Kept, seed: int, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(rows, epoch), each (size,) int64, of an endless reading of the rows in drawn orders."""
-    rows, epochs = sample_id.new_empty(0), sample_id.new_empty(0)
+    rows, epochs = kept.sample_id.new_empty(0), kept.sample_id.new_empty(0)
     epoch = 0
     for _ in range(steps):
         while rows.numel() < size:
-            order = torch.argsort(uniform(seed, sample_id, epoch, Stream.TRAIN_ORDER), stable=True)
+            order = kept.order(seed, epoch)
             rows = torch.cat((rows, order))
             epochs = torch.cat((epochs, torch.full_like(order, epoch)))
             epoch += 1

@@ -1,6 +1,7 @@
 """What is trained of a denoiser: a LoRA, or all its weights."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from pgraft_fast.finetune.training import Learner
 from pgraft_fast.schema import Name, Positive, Settings
 from pgraft_fast.text_to_image.denoiser import Adapters, Denoiser, named
 
-TUNED, EMA = "tuned", "ema"
+TUNED, EMA, FROZEN = "tuned", "ema", "frozen"
 # Quantised ones are subclasses.
 _LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SHOWN = 4
@@ -30,29 +31,42 @@ class LoraSettings(Settings):
 
 
 class LoraLearner(Learner):
-    """A LoRA in training, another one that follows it (`ema`), on one frozen network. reference: with neither.
+    """A LoRA in training, another one that follows it (`ema`), on one frozen network. reference: with neither. Where
+    rounds start from the averaged weights, a third one keeps these.
 
     seed: of the LoRA's first weights. Raises InputError where no layer has a target's name.
     """
 
     def __init__(self, denoiser: Denoiser, settings: TrainSettings, lora: LoraSettings, seed: int) -> None:
         net: Any = denoiser.net.requires_grad_(False)
-        _inject(net, lora, seed)
+        followers = (EMA, FROZEN) if settings.frozen == "ema" else (EMA,)
+        _inject(net, lora, seed, followers)
         values, averages = named(net, TUNED), named(net, EMA)
         with torch.no_grad():
-            for name, weight in averages.items():
-                # Small weights move by less than 16 bits can tell.
-                weight.data = values[name].data.to(torch.float32).clone()
-                values[name].data = values[name].data.to(torch.float32)
+            # Small weights move by less than 16 bits can tell.
+            for weight in values.values():
+                weight.data = weight.data.to(torch.float32)
+            for one in followers:
+                for name, weight in named(net, one).items():
+                    weight.data = values[name].data.clone()
         adapters = denoiser.adapters = Adapters(net, TUNED)
         self.reference = denoiser.like()
         self.model = denoiser.like(guidance=_unguided(denoiser), adapter=TUNED)
         self.ema = denoiser.like(adapter=EMA)
         self._start(values, averages, settings)
         self.sampled = denoiser.like(adapter=TUNED)
+        self.frozen = denoiser.like(guidance=_unguided(denoiser))
+        self.averaged = denoiser.like(guidance=_unguided(denoiser), adapter=EMA)
         adapters.use(None)
         for weight in averages.values():
             weight.requires_grad_(False)
+
+    def freeze(self) -> None:
+        """See `Learner.freeze`."""
+        with torch.no_grad():
+            for name, weight in named(self.model.net, FROZEN).items():
+                weight.copy_(self._averages[name])
+        self.frozen = self.model.like(adapter=FROZEN)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """See `Learner.weights`; of the LoRAs alone."""
@@ -74,7 +88,16 @@ class FullLearner(Learner):
         super().__init__(denoiser, settings)
         self.reference = denoiser
         model: Any = self.model
+        ema: Any = self.ema
         self.run = model.like(guidance=_unguided(denoiser))
+        self.averaged = ema.like(guidance=_unguided(denoiser))
+        self.frozen = denoiser.like(guidance=_unguided(denoiser))
+
+    def freeze(self) -> None:
+        """See `Learner.freeze`."""
+        super().freeze()
+        start: Any = self._start_of_round
+        self.frozen = start.like(guidance=_unguided(start))
 
 
 def _unguided(denoiser: Denoiser) -> float:
@@ -82,7 +105,7 @@ def _unguided(denoiser: Denoiser) -> float:
     return denoiser.guidance if denoiser.kind.embedded_guidance else 1.0
 
 
-def _inject(net: Any, lora: LoraSettings, seed: int) -> None:
+def _inject(net: Any, lora: LoraSettings, seed: int, followers: Sequence[str]) -> None:
     from peft import LoraConfig
 
     if getattr(net, "peft_config", None):
@@ -103,7 +126,8 @@ def _inject(net: Any, lora: LoraSettings, seed: int) -> None:
     with warnings.catch_warnings():
         # peft warns of a second LoRA, which is meant.
         warnings.simplefilter("ignore", UserWarning)
-        net.add_adapter(config, adapter_name=EMA)
+        for name in followers:
+            net.add_adapter(config, adapter_name=name)
 
 
 def _check_targets(net: nn.Module, targets: list[str]) -> None:

@@ -83,7 +83,9 @@ BAD = ("inf", "-inf", "nan", "-1e40", "1e400", "9" * 40, "-" + "9" * 5000, "true
         "train.micro_batch", "train.learning_rate", "train.weight_decay", "train.ema", "train.clip",
         "train.null_prompt", "budget.wall_seconds", "budget.gpu_hours", "budget.model_calls", "budget.joules",
         "ddpo.clip_range", "ddpo.advantage_clip", "ddpo.buffer_size", "ddpo.min_count", "ddpo.inner_epochs",
-        "ddpo.timestep_fraction", "ddpo.batch_size", "evaluate.samples",
+        "ddpo.timestep_fraction", "ddpo.batch_size", "evaluate.samples", "train.strength", "nft.beta",
+        "nft.advantage_clip",
+        "nft.kl", "nft.timestep_fraction", "nft.batch_size", "nft.inner_epochs", "nft.decay_rate", "nft.decay_limit",
     ],
 )  # fmt: skip
 def test_numbers_of_a_config(tmp_path, key):

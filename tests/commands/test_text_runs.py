@@ -95,6 +95,8 @@ def test_other_pipelines(tmp_path, name):
         # Three of four steps are drawn; each costs three calls, twice with guidance.
         ("ddpo", "", 16 * 4 * 2 + 3 * 2 * 16 * 3),
         ("ddpo", "[ddpo]\nvariant = 'score'\n", 16 * 4 * 2 + 3 * 2 * 16 * 3),
+        # Three of four steps without guidance; the old policy and the reference are asked, too.
+        ("nft", "", 16 * 4 * 2 + 5 * 16 * 3),
     ],
 )
 def test_other_methods(tmp_path, method, more, calls):

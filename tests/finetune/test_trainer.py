@@ -79,6 +79,49 @@ def test_resumed_run_is_bit_identical(tmp_path):
     assert straight.ledger.model_calls == 3 * straight.calls_of_a_round() == 3 * CALLS
 
 
+@pytest.mark.parametrize("frozen", ["reference", "ema"])
+def test_contrast_trains_both_sides_and_goes_on_bit_identical(tmp_path, frozen):
+    def given(rounds):
+        return settings(rounds, train=TrainSettings(
+            steps=6, batch_size=4, learning_rate=1e-2, cut=0.4, rounds=rounds, objective="contrast", frozen=frozen,
+        ))  # fmt: skip
+
+    straight = trainer(tmp_path / "straight", given(3))
+    straight.run_rounds()
+    for rounds in (1, 2, 3):
+        resumed = trainer(tmp_path / "parts", given(rounds))
+        resumed.run_rounds()
+    assert_same(straight, resumed)
+    # A row that is trained on asks the frozen model once.
+    assert straight.ledger.model_calls == 3 * straight.calls_of_a_round() == 3 * (8 * 5 + 4 * 6 * 4)
+    assert straight.history[-1]["steps"] == 6
+
+
+def test_where_contrast_starts_from_matters_from_the_second_round_on(tmp_path):
+    runs = {}
+    for frozen in ("reference", "ema"):
+        train = TrainSettings(steps=6, batch_size=4, learning_rate=1e-2, rounds=2, objective="contrast", frozen=frozen)
+        runs[frozen] = trainer(tmp_path / frozen, settings(train=train))
+        runs[frozen].run_rounds()
+    losses = [[entry["loss"] for entry in run.history] for run in runs.values()]
+    assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
+
+
+def test_contrast_learns_nothing_where_all_are_accepted(tmp_path):
+    lines: list[str] = []
+    everything = {"select": SelectSettings(rule="threshold", threshold=-1e9)}
+    train = TrainSettings(steps=6, batch_size=4, learning_rate=1e-2, cut=0.4, objective="contrast")
+    run = trainer(tmp_path / "contrast", settings(train=train, **everything), log=lines.append)
+    run.run_rounds()
+    assert run.history[0]["steps"] == 0 and run.ledger.model_calls == 8 * 5
+    assert any("no group has accepted and rejected candidates: nothing is learned" in line for line in lines)
+    assert all(torch.equal(a, b) for a, b in zip(run.tuned.parameters(), Net().parameters(), strict=True))
+    # The ordinary loss learns, whatever the reward.
+    run = trainer(tmp_path / "state", settings(1, **everything))
+    run.run_rounds()
+    assert not all(torch.equal(a, b) for a, b in zip(run.tuned.parameters(), Net().parameters(), strict=True))
+
+
 @pytest.mark.parametrize("calls", [5, 60, 150, 200, 290])
 def test_interrupted_run_goes_on_bit_identical(tmp_path, calls):
     straight = trainer(tmp_path / "straight")
