@@ -19,7 +19,7 @@ DETAILS_NOTE = ""
 
 _BUDGETS = (40_000, 80_000, 160_000)
 _KEPT = (2, 1)
-_LEFT_OUT = ("method", "reward_ci", "gain_ci", "categories")
+_LEFT_OUT = ("method", "reward_ci", "gain_ci", "categories", "guidance")
 
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def _budgets(settings: Settings) -> list[Row]:
             "gain_low": row["gain_ci"][0] if row["gain_ci"] else None,
             "gain_high": row["gain_ci"][1] if row["gain_ci"] else None,
             **{f"reward_{name}": reward for name, reward in row["categories"].items()},
+            **{f"reward_at_guidance_{scale}": reward for scale, reward in row["guidance"].items()},
         }
         for row in (one.row() for _, one in compare(given, lambda line: None, lambda: None))
     ]  # fmt: skip

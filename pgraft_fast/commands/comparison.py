@@ -1,12 +1,11 @@
-"""P-GRAFT, GRAFT and DDPO on the shapes world at equal budgets, sampled at the same seeds.
+"""Recipes on the shapes world at equal budgets, sampled at the same seeds, each beside the same run without its reward.
 
-Every method starts from the shipped model, with the settings of configs/shapes.toml. P-GRAFT and GRAFT sample once and
-train on what they keep; DDPO takes as many rounds as the budget has room for.
+Every recipe starts from the shipped model, with the settings of configs/shapes.toml, see `commands.recipes`.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +13,47 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.commands.finetune import trainer_of
+from pgraft_fast.commands.recipes import Uninformed, config_of, label_of
 from pgraft_fast.commands.subjects import Subject, subject_of
-from pgraft_fast.commands.text_config import TextConfig, read_text_config
+from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import mean_interval
-from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Ledger
-from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
+from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, evaluate, quality_of
 
-CONFIG = Path(__file__).parent.parent / "configs" / "shapes.toml"
-METHODS = ("pgraft", "graft", "ddpo")
-# Share of the budget that P-GRAFT and GRAFT sample with; the rest trains.
-_SAMPLING_SHARE = 0.77
-_DDPO_PROMPTS, _DDPO_CANDIDATES = 16, 8
+METHODS = ("pgraft", "pgraft:random", "graft", "graft:random", "graft-clean", "graft-clean:all", "ddpo")
+GUIDANCES = (2.0, 1.0, 3.0, 4.0, 5.0)
 EVALUATED_CANDIDATES = 4
 
 
 @dataclass(frozen=True)
 class ComparisonSettings:
-    """methods: of `METHODS`. budgets: model calls of a run, a backward pass counted as two. seeds: of everything drawn.
-    samples: of held-out prompts, from each model. model, steps: see configs/shapes.toml.
+    """methods: see `commands.recipes`. budgets: model calls of a run, a backward pass counted as two. seeds: of
+    everything drawn. samples: of held-out prompts, from each model. guidances: scales that all are evaluated at, the
+    first of which counts. model, steps: see configs/shapes.toml. more: other settings of all runs, by dotted name.
     """
 
     methods: tuple[str, ...] = METHODS
     budgets: tuple[int, ...] = (80_000,)
     seeds: tuple[int, ...] = (0,)
     samples: int = 512
+    guidances: tuple[float, ...] = GUIDANCES[:1]
     model: str = "sd"
     steps: int = 20
+    more: tuple[tuple[str, Any], ...] = ()
 
     def of(self, method: str, budget: int, seed: int, run: Path) -> TextConfig:
         """The config of one run, sized to its budget. Raises InputError for a budget that is too small."""
-        given = {
-            "run": str(run), "seed": seed, "method": method, "model.shipped": self.model,
-            "budget.model_calls": budget, "sample.steps": self.steps, "evaluate.samples": self.samples,
-        }  # fmt: skip
-        config = read_text_config(CONFIG, given)
-        return _ddpo(config, budget) if method == "ddpo" else _pgraft(config, budget)
+        given = {"model.shipped": self.model, "sample.steps": self.steps, "evaluate.samples": self.samples}
+        return config_of(method, budget, seed, run, given | dict(self.more))
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One model. method: "base" or of `METHODS`. evaluation, quality: on held-out prompts. gain: (prompts,) float64
-    mean reward of each prompt over that of the base at the same seeds. model_calls, seconds, cpu_seconds: of the run
-    without its evaluation. phases: {phase: seconds}.
+    """One model. method: "base" or as asked for. evaluation, quality: on held-out prompts at the first guidance. gain:
+    (prompts,) float64 mean reward of each prompt over that of the base at the same seeds. rewards: {guidance: mean}.
+    model_calls, seconds, cpu_seconds: of the run without its evaluation. phases: {phase: seconds}.
     """
 
     method: str
@@ -67,6 +62,7 @@ class Compared:
     evaluation: Evaluation
     quality: dict[str, Any]
     gain: Tensor
+    rewards: dict[float, float]
     model_calls: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -77,8 +73,10 @@ class Compared:
         reward = self.quality["reward"]
         base = reward - float(self.gain.mean())
         gain = mean_interval(self.gain / base) if self.method != "base" else None
+        best = max(self.rewards, key=self.rewards.__getitem__)
         return {
-            "method": self.method, "budget": self.budget, "seed": self.seed, "reward": reward,
+            "method": self.method, "label": "base" if self.method == "base" else label_of(self.method),
+            "budget": self.budget, "seed": self.seed, "reward": reward,
             "reward_ci": self.quality["reward_ci"], "base": base,
             "gain": None if gain is None else gain.mean,
             "gain_ci": None if gain is None else [gain.low, gain.high],
@@ -88,6 +86,8 @@ class Compared:
             **{f"{phase}_seconds": round(s, 3) for phase, s in (self.phases or {}).items()},
             "categories": {name: one["reward"] for name, one in self.quality["categories"].items()},
             "vendi": self.quality["diversity"]["vendi"],
+            "best_reward": self.rewards[best], "best_guidance": best,
+            "guidance": {str(scale): reward for scale, reward in sorted(self.rewards.items())},
         }  # fmt: skip
 
 
@@ -99,87 +99,86 @@ def compare(
     log: told what the runs tell. check: called often, may raise. Raises InputError.
     """
     for seed in settings.seeds:
-        before: Evaluation | None = None
+        before: list[Evaluation] = []
         for budget in settings.budgets:
             for method in settings.methods:
                 with tempfile.TemporaryDirectory() as folder:
                     subject = subject_of(settings.of(method, budget, seed, Path(folder)), log)
+                    one = _One(settings, method, budget, subject, check)
                     try:
-                        if before is None:
-                            before = _evaluated(subject, None, check)
-                            yield subject.task, _compared("base", 0, seed, subject, before, before)
-                        yield subject.task, _run(subject, budget, before, log, check, keep)
+                        if not before:
+                            before = one.evaluated(None)
+                            yield subject.task, replace(one, method="base", budget=0).compared(before, before)
+                        yield subject.task, one.run(before, log, keep)
                     finally:
                         subject.close()
 
 
-def _run(
-    subject: Subject, budget: int, before: Evaluation, log: Callable[[str], None], check: Callable[[], None],
-    keep: Path | None,
-) -> Compared:  # fmt: skip
-    config, run = subject.config, Path(subject.config.run)
-    ledger = Ledger()
-    trainer = trainer_of(subject, run, ledger, log=log, check=check)
-    trainer.run_rounds()
-    spent: Any = ledger.summary()
-    if keep is not None:
-        folder = keep / f"{config.method}-{budget}-{config.seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        log(f"saved: {subject.save(trainer, folder)}")
-    after = _evaluated(subject, trainer.tuned.eval(), check)
-    return _compared(
-        config.method, budget, config.seed, subject, before, after, model_calls=spent["model_calls"],
-        seconds=spent["total_seconds"], cpu_seconds=spent["cpu_seconds"], phases=spent["seconds"],
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _One:
+    """A run of a comparison."""
 
+    settings: ComparisonSettings
+    method: str
+    budget: int
+    subject: Subject
+    check: Callable[[], None]
 
-def _evaluated(subject: Subject, tuned: nn.Module | None, check: Callable[[], None]) -> Evaluation:
-    """The same prompts and noise for every method."""
-    config: Any = subject.config
-    asked = config.model_copy(update={"sample": config.sample.model_copy(update={"candidates": EVALUATED_CANDIDATES})})
-    return evaluate(
-        subject.task, subject.reward, asked, config.evaluate.samples, tuned=tuned,
-        cut=None if tuned is None else config.cut, ledger=Ledger(), check=check,
-    )  # fmt: skip
+    def run(self, before: list[Evaluation], log: Callable[[str], None], keep: Path | None) -> Compared:
+        """Train, evaluate, and save the adapter where it is to be kept."""
+        subject, config = self.subject, self.subject.config
+        name, _, control = self.method.partition(":")
+        policy = config.method in ("ddpo", "nft")
+        if control == "random" or (control == "all" and policy):
+            subject = replace(subject, reward=Uninformed(control, config.seed))
+        ledger = Ledger()
+        trainer = trainer_of(subject, Path(config.run), ledger, log=log, check=self.check)
+        trainer.run_rounds()
+        spent: Any = ledger.summary()
+        if keep is not None:
+            folder = keep / "-".join((name, *([control] if control else []), str(self.budget), str(config.seed)))
+            folder.mkdir(parents=True, exist_ok=True)
+            log(f"saved: {subject.save(trainer, folder)}")
+        return self.compared(
+            before, self.evaluated(self._tuned()), model_calls=spent["model_calls"],
+            seconds=spent["total_seconds"], cpu_seconds=spent["cpu_seconds"], phases=spent["seconds"],
+        )  # fmt: skip
 
+    def _tuned(self) -> nn.Module:
+        """As `Trainer.tuned`, as it is."""
+        learner: Any = self.subject.learner
+        tuned: nn.Module = learner.model if self.subject.config.method == "ddpo" else learner.ema
+        return tuned.eval()
 
-def _compared(
-    method: str, budget: int, seed: int, subject: Subject, before: Evaluation, after: Evaluation, **spent: Any
-) -> Compared:
-    quality = quality_of(subject.task, after, None, EVALUATED_CANDIDATES)
-    prompts = [one.rewards.view(-1, EVALUATED_CANDIDATES).to(torch.float64).mean(dim=1) for one in (after, before)]
-    return Compared(method, budget, seed, after, quality, prompts[0] - prompts[1], **spent)
+    def evaluated(self, tuned: nn.Module | None) -> list[Evaluation]:
+        """At each guidance: the same prompts and noise for every method."""
+        config, task = self.subject.config, self.subject.task
+        config = config.model_copy(
+            update={"sample": config.sample.model_copy(update={"candidates": EVALUATED_CANDIDATES})}
+        )
+        found = []
+        for scale in self.settings.guidances:
+            reference: Any = task.model
+            above: Any = tuned
+            found.append(
+                evaluate(
+                    replace(task, model=reference.like(guidance=scale)), self.subject.reward, config,
+                    config.evaluate.samples, tuned=None if tuned is None else above.like(guidance=scale),
+                    cut=None if tuned is None else config.cut, ledger=Ledger(), check=self.check,
+                    execution=Execution("eager", next(reference.parameters()).device),
+                )
+            )  # fmt: skip
+        return found
 
-
-def _pgraft(config: TextConfig, budget: int) -> TextConfig:
-    """One round: as many prompts as the sampling share has room for, and steps for what is left."""
-    group = config.sample.candidates * config.sample.steps * _calls_a_sample(config)
-    prompts = int(_SAMPLING_SHARE * budget) // group
-    step = CALLS_OF_A_TRAINED_SAMPLE * config.train.batch_size
-    steps = (budget - prompts * group) // step
-    if prompts < 1 or steps < 1:
-        raise InputError(f"budget of {budget} model calls: too little for a group of {group} and a step of {step}")
-    return _sized(config, {"prompts": prompts}, {"steps": steps, "rounds": 1})
-
-
-def _ddpo(config: TextConfig, budget: int) -> TextConfig:
-    """As many rounds as there is room for."""
-    small = _sized(config, {"prompts": _DDPO_PROMPTS, "candidates": _DDPO_CANDIDATES}, {})
-    rounds = budget // small.calls(config.sample.steps, _calls_a_sample(config))
-    if rounds < 1:
-        raise InputError(f"budget of {budget} model calls: too little for a round of DDPO")
-    return _sized(small, {}, {"rounds": rounds})
-
-
-def _calls_a_sample(config: TextConfig) -> int:
-    """See `calls_of`, for a config without its model."""
-    return 1 if config.sample.guidance <= 1.0 else 2
-
-
-def _sized(config: TextConfig, sample: dict[str, Any], train: dict[str, Any]) -> TextConfig:
-    return config.model_copy(
-        update={
-            "sample": config.sample.model_copy(update=sample),
-            "train": config.train.model_copy(update=train),
+    def compared(self, before: list[Evaluation], after: list[Evaluation], **spent: Any) -> Compared:
+        """after against before, at the first guidance."""
+        quality = quality_of(self.subject.task, after[0], None, EVALUATED_CANDIDATES)
+        prompts = [one[0].rewards.view(-1, EVALUATED_CANDIDATES).to(torch.float64).mean(dim=1)
+                   for one in (after, before)]  # fmt: skip
+        rewards = {
+            scale: float(one.rewards.nanmean()) for scale, one in zip(self.settings.guidances, after, strict=True)
         }
-    )
+        return Compared(
+            self.method, self.budget, self.subject.config.seed, after[0], quality, prompts[0] - prompts[1], rewards,
+            **spent,
+        )  # fmt: skip

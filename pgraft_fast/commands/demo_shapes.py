@@ -1,4 +1,4 @@
-"""`pgraft-fast demo shapes`: P-GRAFT, GRAFT and DDPO on a tiny Stable Diffusion at equal budgets, side by side."""
+"""`pgraft-fast demo shapes`: methods and their controls on a tiny Stable Diffusion at equal budgets, side by side."""
 
 import time
 from pathlib import Path
@@ -47,7 +47,7 @@ def run_shapes_demo(settings: ComparisonSettings, out: Path, terminal: Terminal)
 
 def told(row: dict[str, Any]) -> str:
     """One line."""
-    name = f"seed {row['seed']} {row['method']:7}"
+    name = f"seed {row['seed']} {row['label']:22}"
     if row["gain"] is None:
         return f"{name} reward {row['reward']:.4f}"
     low, high = row["gain_ci"]

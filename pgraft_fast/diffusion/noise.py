@@ -33,6 +33,7 @@ class Stream(IntEnum):
     PROMPT_DROPOUT = 10
     TRAIN_STEPS = 11
     TRAIN_PAIRS = 12
+    REWARD = 13
 
 
 @dataclass(frozen=True)

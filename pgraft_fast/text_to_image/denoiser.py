@@ -76,9 +76,10 @@ class Denoiser(nn.Module):
         return self.guidance > 1.0 and not self.kind.embedded_guidance
 
     def like(self, *, guidance: float | None = None, adapter: str | None = None) -> "Denoiser":
-        """Another on the same network."""
+        """Another on the same network, by default with the same LoRA and guidance."""
         return Denoiser(
-            self.net, self.kind, self.table, self._constants, adapters=self.adapters, adapter=adapter,
+            self.net, self.kind, self.table, self._constants, adapters=self.adapters,
+            adapter=self.adapter if adapter is None else adapter,
             guidance=self.guidance if guidance is None else guidance,
         )  # fmt: skip
 

@@ -31,7 +31,7 @@ def test_rows():
 
 @pytest.mark.parametrize("budget", [40_000, 80_000, 160_000])
 def test_runs_fill_their_budget(budget, tmp_path):
-    for method in ("pgraft", "graft", "ddpo"):
+    for method in ("pgraft", "graft", "graft-clean:all", "ddpo"):
         config = ComparisonSettings().of(method, budget, 0, tmp_path)
         rounds = config.train.rounds
         calls = rounds * config.calls(config.sample.steps, 2)

@@ -12,10 +12,17 @@ from pgraft_fast.cli import main
 from pgraft_fast.commands.comparison import ComparisonSettings, compare
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.demo_shapes import run_shapes_demo
+from pgraft_fast.commands.recipes import Uninformed, config_of
 from pgraft_fast.commands.text_config import TextTrainSettings
+from pgraft_fast.errors import InputError
+from pgraft_fast.report.comparison_report import comparison_table
 from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
 
-SMALL = ComparisonSettings(budgets=(2_000,), samples=16, steps=2)
+METHODS = ("pgraft", "pgraft:random", "graft-clean:all", "ddpo")
+# A fifth of the steps: as many rounds as of DDPO fit into the budget.
+SMALL = ComparisonSettings(
+    methods=METHODS, budgets=(2_000,), samples=16, steps=2, guidances=(2.0, 1.0), more=(("train.rounds", 1),)
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +35,21 @@ def test_rows(demo):
     out, result = demo
     assert result == json.loads((out / "demo.json").read_text())
     rows = result["rows"]
-    assert [row["method"] for row in rows] == ["base", "pgraft", "graft", "ddpo"]
-    for row in rows[1:4]:
+    assert [row["method"] for row in rows] == ["base", *METHODS]
+    for row in rows[1:]:
         assert row["base"] == pytest.approx(rows[0]["reward"]) and row["model_calls"] <= 2_000
         phases = sum(value for name, value in row.items() if name.endswith("_seconds") and name != "cpu_seconds")
         assert phases == pytest.approx(row["seconds"], rel=0.005, abs=0.01)
+        assert set(row["guidance"]) == {"1.0", "2.0"} and row["guidance"]["2.0"] == pytest.approx(row["reward"])
+        assert row["best_reward"] == max(row["guidance"].values()) == row["guidance"][str(row["best_guidance"])]
+    by = {row["method"]: row for row in rows}
+    # The ordinary loss learns where everything is kept.
+    assert by["graft-clean:all"]["vendi"] != by["base"]["vendi"]
+    table = comparison_table(rows)
+    place = table.header.index("beyond its control")
+    told = {cells[0]: cells[place] for cells in table.rows}
+    beyond = 100 * (by["pgraft"]["reward"] - by["pgraft:random"]["reward"])
+    assert told["P-GRAFT"] == f"{beyond:+.1f}" and told["DDPO"] == "-"
 
 
 def test_adapters_load_and_change_pictures(demo):
@@ -49,6 +66,21 @@ def test_adapters_load_and_change_pictures(demo):
 
 def test_report(demo, browse):
     browse(demo[0] / "report" / "index.html", pictures=5)
+
+
+def test_a_random_reward_is_that_of_the_sample_alone():
+    reward, ids = Uninformed("random", 3), torch.arange(20_000)
+    found = reward(torch.zeros(20_000, 1), [""] * 20_000, ids.tolist())
+    assert 0.24 < float(found.mean()) < 0.26
+    assert torch.equal(reward(torch.ones(7, 1), ["a"] * 7, ids[5:12].tolist()), found[5:12])
+    assert not torch.equal(Uninformed("random", 4)(torch.zeros(99, 1), [""] * 99, ids[:99].tolist()), found[:99])
+    assert Uninformed("all", 3)(torch.zeros(2, 1), ["", ""], [0, 1]).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("method", ["grafting", "graft:none", ":all"])
+def test_an_unknown_method_is_refused(method, tmp_path):
+    with pytest.raises(InputError, match=r"is unknown; known: pgraft, graft, .* each with :all or :random"):
+        config_of(method, 80_000, 0, tmp_path, {})
 
 
 def test_no_seed_is_refused(capsys):
