@@ -25,7 +25,8 @@ from pgraft_fast.finetune import (
 )
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.finetune.methods import Ddpo, Work
+from pgraft_fast.finetune.methods import Ddpo
+from pgraft_fast.finetune.work import Work
 from pgraft_fast.sampling import rollout
 from pgraft_fast.sampling.timing import timed
 from pgraft_fast.tasks import Task

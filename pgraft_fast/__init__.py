@@ -23,6 +23,7 @@ _HOME = {
     "invert": "pgraft_fast.inverse_noise",
     "load_adapter": "pgraft_fast.integrations.adapters",
     "pgraft_loss": "pgraft_fast.finetune",
+    "plan_cut": "pgraft_fast.finetune.cut_plan",
     "restore": "pgraft_fast.integrations",
     "rollout": "pgraft_fast.sampling",
     "unload_adapter": "pgraft_fast.integrations.adapters",

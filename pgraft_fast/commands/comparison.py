@@ -140,7 +140,7 @@ class _One:
             folder.mkdir(parents=True, exist_ok=True)
             log(f"saved: {subject.save(trainer, folder)}")
         return self.compared(
-            before, self.evaluated(self._tuned()), model_calls=spent["model_calls"],
+            before, self.evaluated(self._tuned(), trainer.chosen.cut), model_calls=spent["model_calls"],
             seconds=spent["total_seconds"], cpu_seconds=spent["cpu_seconds"], phases=spent["seconds"],
         )  # fmt: skip
 
@@ -150,7 +150,7 @@ class _One:
         tuned: nn.Module = learner.model if self.subject.config.method == "ddpo" else learner.ema
         return tuned.eval()
 
-    def evaluated(self, tuned: nn.Module | None) -> list[Evaluation]:
+    def evaluated(self, tuned: nn.Module | None, cut: float | None = None) -> list[Evaluation]:
         """At each guidance: the same prompts and noise for every method."""
         config, task = self.subject.config, self.subject.task
         config = config.model_copy(
@@ -164,7 +164,7 @@ class _One:
                 evaluate(
                     replace(task, model=reference.like(guidance=scale)), self.subject.reward, config,
                     config.evaluate.samples, tuned=None if tuned is None else above.like(guidance=scale),
-                    cut=None if tuned is None else config.cut, ledger=Ledger(), check=self.check,
+                    cut=cut, ledger=Ledger(), check=self.check,
                     execution=Execution("eager", next(reference.parameters()).device),
                 )
             )  # fmt: skip

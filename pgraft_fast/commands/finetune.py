@@ -80,6 +80,7 @@ class _Run:
             trainer.run_rounds()
             if trainer.rounds_done == 0:
                 raise InputError("budget: the time is up before the first round; raise [budget]")
+            self.config = trainer.chosen
             after = self._evaluation("after")
         with self.ledger.phase("save"):
             saved = self.subject.save(trainer, self.run)
@@ -150,6 +151,7 @@ class _Run:
             "before": quality_of(self.task, before, accepted, n),
             "after": quality_of(self.task, after, accepted, n),
             "rounds": self.trainer.history,
+            "cut_plan": self.trainer.plan,
             "spent": self.ledger.summary(),
             "config": self.config.model_dump(),
             "torch": torch.__version__,
@@ -171,4 +173,4 @@ def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
     # It may have been edited: sampling and evaluation follow it.
     source = str(run / CONFIG)
     config: Config = checked(TextConfig, given, source) if of_text else checked(RunConfig, given, source)
-    return run, result, config
+    return run, result, config.with_cut(result["cut_plan"]["cut"]) if config.plans_cut else config

@@ -56,7 +56,7 @@ def prompts_that_fit(subject: Subject) -> int:
     fits: list[Callable[[Config], bool]] = []
     if calls is not None:
         each = calls_of(task.model)
-        fits.append(lambda one: config.train.rounds * one.calls(evaluations, each) <= calls)
+        fits.append(lambda one: one.run_calls(evaluations, each) <= calls)
     if seconds is not None:
         # As many as fill a batch, or the cost of a batch would be guessed from that of a few samples.
         cost = probe_of(subject, with_prompts(config, -(-config.sample.batch_size // config.sample.candidates)))

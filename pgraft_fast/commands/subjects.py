@@ -69,7 +69,7 @@ def handover_of(task: Task, cut: float) -> dict[str, Any]:
 
 def _save_weights(trainer: Trainer, run: Path, config: RunConfig, task: Task) -> Path:
     metadata = {
-        **handover_of(task, config.cut),
+        **handover_of(task, trainer.chosen.cut),
         "task": {"name": config.task.name, "variant": config.task.variant},
         "reward": Path(config.task.reward).name,
         **task.identity,

@@ -174,12 +174,12 @@ def _save(
     net = kind_of(pipe).net(pipe)
     if config.lora.rank == 0:
         tuned: Any = trainer.tuned
-        metadata = {**handover_of(task, config.cut), "reward": reward, "base": fingerprint}
+        metadata = {**handover_of(task, trainer.chosen.cut), "reward": reward, "base": fingerprint}
         write_file(run / MODEL, tensor_bytes(tuned.net.state_dict(), json.dumps(metadata)))
         return run / MODEL
     name = TUNED if config.method == "ddpo" else EMA
     told = AdapterMetadata.of(
-        net, cut=config.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
+        net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
         extra={"method": config.method, "seed": config.seed, "shipped": config.model.shipped}, adapter_name=name,
     )  # fmt: skip
     return save_adapter(run / ADAPTER, net, told, adapter_name=name)

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     TRAIN_STEPS = 11
     TRAIN_PAIRS = 12
     REWARD = 13
+    PILOT = 14
 
 
 @dataclass(frozen=True)

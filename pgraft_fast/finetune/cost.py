@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.diffusion import Schedule
+from pgraft_fast.finetune.borrowed import Borrowed
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.rounds import Prompts
-from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, FinetuneSettings, TrainSettings
+from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, FinetuneSettings
 from pgraft_fast.finetune.training import Learner, train
 from pgraft_fast.rewards import score
 from pgraft_fast.sampling import calls_of, make_steps, model_evaluations, rollout
@@ -168,39 +169,21 @@ def probe(
         scored.append((size, seconds))
     for size in train_sizes:
         given = settings.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None, "batch_size": size})
-        trained_one = _Borrowed(Learner(model, given) if learner is None else learner, given, run)
+        trained_one = Borrowed(Learner(model, given) if learner is None else learner, given, run)
         ids = torch.arange(max(size, x_0.shape[0]), device=device)
         condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)]
         kept = Kept(
             x_0[ids % x_0.shape[0]],
             ids,
             condition,
-            0.0 if given.cut == 0.0 else float(schedule.t_of_share(given.cut)),
+            0.0 if given.cut in (0.0, "auto") else float(schedule.t_of_share(given.cut)),
             torch.ones(ids.numel(), device=device) if given.objective == "contrast" else None,
         )
 
-        def learn(one: _Borrowed = trained_one, kept: Kept = kept) -> object:
+        def learn(one: Borrowed = trained_one, kept: Kept = kept) -> object:
             return train(one.learner, kept, schedule, parameterization=parameterization, seed=0)
 
         seconds, _ = median_time(learn, device)
         trained_one.give_back()
         trained.append((size, seconds / _PROBE_STEPS))
     return CostModel(Line.fit(called), Line.fit(trained), Line.fit(scored), calls_of(model))
-
-
-class _Borrowed:
-    """A learner for a trial: with other settings, and all as it was once it is given back."""
-
-    def __init__(self, learner: Learner, settings: TrainSettings, run: Execution) -> None:
-        self.learner, self._before = learner, (learner.settings, learner.run, learner.steps_done)
-        self._tensors = {
-            name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()
-        }
-        learner.settings = settings
-        learner.run = run.of(learner.run)  # type: ignore[arg-type]
-
-    def give_back(self) -> None:
-        """Undo everything."""
-        learner = self.learner
-        learner.settings, learner.run, steps = self._before
-        learner.load(self._tensors, steps)

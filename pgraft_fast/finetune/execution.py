@@ -29,7 +29,9 @@ class Execution:
         self._found: dict[int, tuple[nn.Module, Model]] = {}
 
     def of(self, module: nn.Module) -> Model:
-        """What to call instead of the module; its weights may change in place."""
+        """What to call instead of the module, itself where it is such a one; its weights may change in place."""
+        if any(module is made for _, made in self._found.values()):
+            return module
         found = self._found.get(id(module))
         if found is None:
             run: Any = _Twin(module) if self._twins else module

@@ -22,6 +22,16 @@ class Kept:
     advantage: Tensor | None = None
     pairs: Tensor | None = None
 
+    def where(self, mask: Tensor) -> "Kept":
+        """The rows of a mask (M,)."""
+        chosen = mask.to(self.x.device).nonzero().flatten()
+        x, ids, condition, advantage, pairs = (
+            None if value is None else value[chosen]
+            for value in (self.x, self.sample_id, self.condition, self.advantage, self.pairs)
+        )
+        assert x is not None and ids is not None
+        return Kept(x, ids, condition, self.t_cut, advantage, pairs)
+
     @property
     def rows(self) -> int:
         """How many rows a pass reads."""

@@ -8,44 +8,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import evaluations_of
+from pgraft_fast.finetune.cut_plan import CUTS, plan_from
 from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
-from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.ledger import Ledger
-from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.nft import nft_advantages, train_nft
-from pgraft_fast.finetune.rounds import Asked, Prompts, collect, draw_and_score
+from pgraft_fast.finetune.rounds import Asked, collect, draw_and_score
 from pgraft_fast.finetune.settings import FinetuneSettings
-from pgraft_fast.finetune.training import Learner, TrainReport, train
+from pgraft_fast.finetune.training import TrainReport, train
+from pgraft_fast.finetune.work import Work
 from pgraft_fast.sampling import calls_of, rollout
 from pgraft_fast.sampling.recorded import Recorded, record
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a round works with. sampling, training: rows at once. log: of lines for people."""
-
-    model: nn.Module
-    schedule: Schedule
-    reward: Callable[..., object]
-    prompts: Prompts
-    settings: FinetuneSettings
-    shape: Sequence[int]
-    parameterization: str
-    learner: Learner
-    execution: Execution
-    ledger: Ledger
-    sampling: BatchSize
-    training: BatchSize
-    device: torch.device
-    log: Callable[[str], None]
-
-    def calls(self) -> int:
-        """Model calls of a round, at most."""
-        evaluations = evaluations_of(self.schedule, self.settings, self.parameterization)
-        return self.settings.calls(evaluations, calls_of(self.model))
 
 
 @dataclass(frozen=True)
@@ -64,6 +37,11 @@ class Method(Protocol):
     @property
     def tuned(self) -> nn.Module:
         """The result."""
+        ...
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        """Those of the run, with the cut where it was left open and has been chosen."""
         ...
 
     def calls(self) -> int:
@@ -93,26 +71,38 @@ def method_of(work: Work) -> Method:
 
 
 class PGraft:
-    """Accept candidates by their rewards, train on their states at the cut; GRAFT is the cut at 0."""
+    """Accept candidates by their rewards, train on their states at the cut; GRAFT is the cut at 0.
+
+    With train.cut="auto" the first round chooses the cut, from the states of its own candidates.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._plan: dict[str, Any] | None = None
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        return self._work.settings if self._plan is None else self._work.settings.with_cut(self._plan["cut"])
 
     @property
     def tuned(self) -> nn.Module:
         return self._work.learner.ema
 
     def calls(self) -> int:
-        return self._work.calls()
+        work = self._work
+        evaluations = evaluations_of(work.schedule, work.settings, work.parameterization)
+        plan = work.settings.run_calls(evaluations, calls_of(work.model)) - work.settings.train.rounds * work.calls()
+        return work.calls() + (plan if self._plan is None else 0)
 
     def round(
         self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
     ) -> Round:
         work, run = self._work, self._work.execution
-        settings, cut = work.settings, work.settings.cut
+        pending = self.settings.plans_cut
+        cuts = (0.0, *CUTS) if pending else (self.settings.cut,)
         found = collect(
-            run.of(work.model), work.schedule, work.reward, work.prompts, settings, shape=work.shape,
-            parameterization=work.parameterization, round_=number, cuts=(cut,),
+            run.of(work.model), work.schedule, work.reward, work.prompts, self.settings, shape=work.shape,
+            parameterization=work.parameterization, round_=number, cuts=cuts,
             # The first round samples the reference itself: the tuned model still equals it.
             tuned=run.of(work.learner.ema.eval()) if number else None,
             memory=work.sampling, ledger=work.ledger, check=check_sampling, device=work.device, graphs=run.graphs,
@@ -120,9 +110,15 @@ class PGraft:
         accepted = int(found.acceptance.count)
         if accepted == 0:
             raise InputError(
-                f"round {number + 1}: no candidate was accepted by rule {settings.select.rule!r}; "
+                f"round {number + 1}: no candidate was accepted by rule {work.settings.select.rule!r}; "
                 "loosen [select] or set select.empty='best'"
             )
+        if pending:
+            with work.ledger.phase("plan"):
+                plan = plan_from(work, found, check=check_sampling)
+            self._plan = plan.to_dict()
+            work.log(plan.told)
+        settings, cut = self.settings, self.settings.cut
         if number and settings.train.frozen == "ema":
             work.learner.freeze()
             work.learner.frozen = run.of(work.learner.frozen)  # type: ignore[arg-type]
@@ -134,15 +130,15 @@ class PGraft:
             parameterization=work.parameterization, null_condition=work.prompts.null, memory=work.training,
             ledger=work.ledger, check=check, enough=enough,
         )  # fmt: skip
-        kept = found.rewards[found.acceptance.mask]
-        entry = {"reward_accepted": float(kept.mean()), "accepted": accepted, "t_cut": found.rollout.t_cut[cut]}
+        rewards = found.rewards[found.acceptance.mask]
+        entry = {"reward_accepted": float(rewards.mean()), "accepted": accepted, "t_cut": found.rollout.t_cut[cut]}
         return Round(found.rewards, found.acceptance.mask, report, entry)
 
     def state(self) -> dict[str, Any]:
-        return {}
+        return {} if self._plan is None else {"plan": self._plan}
 
     def load(self, state: dict[str, Any]) -> None:
-        pass
+        self._plan = state.get("plan")
 
 
 class Ddpo:
@@ -156,6 +152,10 @@ class Ddpo:
     def tuned(self) -> nn.Module:
         sampled: Any = self._work.learner.sampled
         return sampled
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        return self._work.settings
 
     def calls(self) -> int:
         return self._work.calls()
@@ -206,6 +206,10 @@ class Nft:
     @property
     def tuned(self) -> nn.Module:
         return self._work.learner.ema
+
+    @property
+    def settings(self) -> FinetuneSettings:
+        return self._work.settings
 
     def calls(self) -> int:
         return self._work.calls()

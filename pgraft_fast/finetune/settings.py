@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
 from pgraft_fast.finetune.identity import lasting
 from pgraft_fast.finetune.nft_settings import NftSettings
@@ -26,6 +27,8 @@ _MOST_IN_A_ROUND, _MOST_IN_A_RUN = 2**24, 2**40
 Advantage = Literal["acceptance", "reward"]
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
+# Of a round's model calls, that choosing the cut may cost at most.
+PLAN_SHARE = 0.15
 
 
 class SampleSettings(Settings):
@@ -58,16 +61,16 @@ class SelectSettings(Settings):
 class TrainSettings(Settings):
     """How the kept rows are trained on.
 
-    cut: share of the steps left to the reference model, 0 is GRAFT. objective: see `pgraft_loss`. Of "contrast":
-    strength, 1 aims at the accepted law and more goes beyond; advantage, whether rows count by "acceptance" or by
-    "reward"; frozen, whether a round starts from the "reference" or from the averaged weights, "ema". steps: optimiser
-    steps a round of batch_size rows; or epochs: passes over the kept rows, instead of steps. micro_batch: rows at once,
-    whose gradients are added up; halved when memory is full. ema: decay of the averaged weights, which are the result;
-    0 is off. clip: limit of the gradient's norm. null_prompt: share of rows that are trained without their prompt, for
-    guidance; DDPO trains what it sampled, on both sides of the guidance.
+    cut: share of the steps left to the reference model, 0 is GRAFT; or "auto", see `finetune.cut_plan`. objective: see
+    `pgraft_loss`. Of "contrast": strength, 1 aims at the accepted law and more goes beyond; advantage, whether rows
+    count by "acceptance" or by "reward"; frozen, whether a round starts from the "reference" or from the averaged
+    weights, "ema". steps: optimiser steps a round of batch_size rows; or epochs: passes over the kept rows, instead of
+    steps. micro_batch: rows at once, whose gradients are added up; halved when memory is full. ema: decay of the
+    averaged weights, which are the result; 0 is off. clip: limit of the gradient's norm. null_prompt: share of rows
+    that are trained without their prompt, for guidance; DDPO trains what it sampled, on both sides of the guidance.
     """
 
-    cut: Part = 0.25
+    cut: Part | Literal["auto"] = 0.25
     objective: Literal["state", "clean", "contrast"] = "state"
     strength: Positive = 1.0
     advantage: Advantage = "acceptance"
@@ -155,9 +158,24 @@ class FinetuneSettings(Settings):
         return self
 
     @property
+    def plans_cut(self) -> bool:
+        """Whether the first round chooses the cut."""
+        return self.method == "pgraft" and self.train.cut == "auto"
+
+    @property
     def cut(self) -> float:
-        """Share of the steps left to the reference: train.cut for P-GRAFT, else 0."""
-        return self.train.cut if self.method == "pgraft" else 0.0
+        """Share of the steps left to the reference: train.cut for P-GRAFT, else 0. Raises InputError where it has not
+        been chosen yet.
+        """
+        if self.method != "pgraft":
+            return 0.0
+        if self.train.cut == "auto":
+            raise InputError("train.cut='auto' is chosen in the first round, and is not known before")
+        return self.train.cut
+
+    def with_cut(self, cut: float) -> Self:
+        """The same with a cut that was chosen."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"cut": cut})})
 
     def most_kept(self) -> int:
         """Rows of a round that are trained on, at most."""
@@ -175,6 +193,11 @@ class FinetuneSettings(Settings):
         """Model calls of a round, at most. evaluations: of the network, a trajectory."""
         samples = self.sample.prompts * self.sample.candidates
         return samples * evaluations * calls_a_sample + self.training_calls(calls_a_sample)
+
+    def run_calls(self, evaluations: int, calls_a_sample: int) -> int:
+        """Model calls of all rounds and of the choice of the cut, at most."""
+        one = self.calls(evaluations, calls_a_sample)
+        return self.train.rounds * one + (int(PLAN_SHARE * one) if self.plans_cut else 0)
 
     def training_calls(self, calls_a_sample: int) -> int:
         """Model calls of a round's training, a backward pass counted as two, at most. calls_a_sample: 2 with guidance,

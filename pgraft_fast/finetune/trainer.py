@@ -18,10 +18,11 @@ from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.finetune.methods import Method, Work, method_of
+from pgraft_fast.finetune.methods import Method, method_of
 from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import Learner
+from pgraft_fast.finetune.work import Work
 
 
 class Trainer:
@@ -35,7 +36,7 @@ class Trainer:
 
         trainer = Trainer(model, schedule, reward, settings, shape=(1, 8, 8), parameterization="v", run="runs/a")
         trainer.run_rounds()
-        tuned = trainer.tuned    # above settings.cut; the reference model below it
+        tuned = trainer.tuned    # above chosen.cut; the reference model below it
 
     Raises InputError, RewardError, CheckpointError, StorageError, StoppedError; a finished round is never lost.
     """
@@ -97,6 +98,16 @@ class Trainer:
     def tuned(self) -> nn.Module:
         """The result: averaged weights, of DDPO the raw ones; for noise levels above the cut."""
         return self._method.tuned
+
+    @property
+    def chosen(self) -> FinetuneSettings:
+        """The settings, with the cut that the first round chose where it was left to it."""
+        return self._method.settings
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """Of the cut, see `CutPlan.to_dict`; None where it was given."""
+        return self._method.state().get("plan")
 
     @property
     def rounds_done(self) -> int:

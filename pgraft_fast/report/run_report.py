@@ -12,6 +12,7 @@ from pgraft_fast.amounts import duration, energy
 from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
 from pgraft_fast.report.page import Picture, Section, Table, interval, write_page
+from pgraft_fast.report.plan_report import plan_section
 from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
 from pgraft_fast.report.text_report import category_sections, prompts_section
 from pgraft_fast.tasks import Task
@@ -40,6 +41,7 @@ def write_run_report(
     both = {"before": result["before"], "after": result["after"]}
     sections = [
         quality_section(both),
+        *([plan_section(result["cut_plan"])] if result.get("cut_plan") else []),
         *category_sections(both),
         *_samples(task, before, after, settings.sample.candidates),
         _rewards_section(result, before, after, candidates),

@@ -1,0 +1,25 @@
+"""A learner lent for a trial."""
+
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.settings import TrainSettings
+from pgraft_fast.finetune.training import Learner
+
+
+class Borrowed:
+    """A learner for a trial: with other settings, and all as it was once it is given back."""
+
+    def __init__(self, learner: Learner, settings: TrainSettings, run: Execution) -> None:
+        self.learner = learner
+        self._before = learner.settings, learner.run, learner.frozen, learner.averaged, learner.steps_done
+        self._tensors = {
+            name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()
+        }
+        learner.settings = settings
+        for name in ("run", "frozen", "averaged"):
+            setattr(learner, name, run.of(getattr(learner, name)))
+
+    def give_back(self) -> None:
+        """Undo everything."""
+        learner = self.learner
+        learner.settings, learner.run, learner.frozen, learner.averaged, steps = self._before
+        learner.load(self._tensors, steps)

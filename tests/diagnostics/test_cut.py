@@ -1,0 +1,148 @@
+"""What is left of an acceptance at a noise level: against closed forms, brute force, and drawn cases."""
+
+import math
+
+import pytest
+import torch
+from exact import Mixture
+
+from pgraft_fast.diagnostics.cut import base_rewards, grown_gain, kept_gain, learned_levels, within_share
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.errors import InputError
+from pgraft_fast.sampling import rollout
+from pgraft_fast.selection import accept
+
+FLOW = Schedule.linear_flow()
+RULES = {"top_k": {"k": 2}, "best_of_n": {}, "threshold": {"threshold": 0.8}, "preference": {}}
+
+
+def drawn(seed, groups, n, keep, spread=0.0, fresh=1):
+    """Rewards and `fresh` redraws, normal with correlation keep (what the state knows), prompts of their own means."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    prompt, state = spread * normal(groups, 1), normal(groups, n)
+    r = prompt + keep**0.5 * state + (1 - keep) ** 0.5 * normal(groups, n)
+    again = prompt[..., None] + keep**0.5 * state[..., None] + (1 - keep) ** 0.5 * normal(groups, n, fresh)
+    return r, again
+
+
+def measured(rewards, again, rule, **options):
+    mask = accept(rewards, rule, **options).mask
+    group = torch.arange(rewards.shape[0])[:, None].expand_as(rewards)
+    return kept_gain(rewards[mask], again[mask], base_rewards(rewards, rule)[mask], group[mask])
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("spread", [0.0, 0.7])
+def test_the_share_is_that_of_the_state(rule, spread):
+    """Of normal rewards a state that knows the share `keep` of the variance keeps just that share of the gain."""
+    rewards, again = drawn(1, 40_000, 4, 0.6, spread)
+    found = measured(rewards, again[..., 0], rule, **RULES[rule])
+    assert found.share == pytest.approx(0.6, abs=4 * found.error) and found.error < 0.02
+    # The gain itself: acceptance over what the prompt gives.
+    mask = accept(rewards, rule, **RULES[rule]).mask
+    chance = torch.distributions.Normal(0.0, 1.0)
+    if rule == "preference":
+        assert found.gain == pytest.approx(1 / math.pi**0.5, abs=0.02)
+    if rule == "threshold" and spread == 0.0:
+        aim = float(chance.log_prob(torch.tensor(0.8)).exp() / (1 - chance.cdf(torch.tensor(0.8))))
+        assert found.gain == pytest.approx(aim, abs=0.02)
+    assert found.rows == int(mask.sum()) and found.groups == int(mask.any(dim=1).sum())
+
+
+def test_a_group_s_mean_would_be_wrong_for_a_threshold():
+    """Lucky groups have more accepted rows: the mean of the group takes a part of the gain away."""
+    rewards, _ = drawn(2, 40_000, 4, 0.6)
+    mask = accept(rewards, "threshold", threshold=0.8).mask
+    wrong = (rewards - base_rewards(rewards, "top_k"))[mask].mean()
+    right = (rewards - base_rewards(rewards, "threshold"))[mask].mean()
+    assert right - wrong > 0.2
+
+
+def test_intervals_cover():
+    """Of 1,000 drawn cases, each of some 200 accepted rows, 93 to 97 % hold the truth."""
+    inside = 0
+    for seed in range(1000):
+        keep = 0.1 + 0.8 * (seed % 9) / 8
+        rule = ("top_k", "threshold")[seed % 2]
+        rewards, again = drawn(seed + 10, 120, 4, keep, spread=0.5)
+        found = measured(rewards, again[..., 0], rule, **({"k": 2} if rule == "top_k" else {"threshold": 0.3}))
+        inside += found.low <= keep <= found.high
+    assert 930 <= inside <= 970
+
+
+@pytest.mark.parametrize("cut", [0.25, 0.6])
+def test_against_brute_force_on_an_exact_mixture(cut):
+    """One continuation a state, unbiased: 64 a state give the same share. The reward is x_0 itself."""
+    model = Mixture().model(FLOW, "velocity")
+    common = {"shape": (1,), "steps": 40, "solver": "ddpm", "parameterization": "velocity", "batch_size": 100_000}
+    rolled = rollout(model, FLOW, n=8_000, cuts=(cut,), seed=1, **common)
+    rewards = rolled.x_0.view(-1, 4).double()
+    mask = accept(rewards, "top_k", k=1).mask
+    states = rolled.x_cut[cut][mask.flatten()]
+
+    def continued(times):
+        again = states.repeat_interleave(times, dim=0)
+        ids = torch.arange(again.shape[0]) + (1 << 30) * times
+        done = rollout(model, FLOW, sample_ids=ids, x_start=again, start=cut, seed=1, **common)
+        return done.x_0.view(-1, times).double()
+
+    base, group = base_rewards(rewards, "top_k")[mask], torch.arange(rewards.shape[0])
+    one = kept_gain(rewards[mask], continued(1)[:, 0], base, group)
+    many = kept_gain(rewards[mask], continued(64).mean(dim=1), base, group)
+    assert abs(one.share - many.share) < 3 * math.hypot(one.error, many.error)
+    # 1 - E Var(r | x_t) / Var(r), which predicts it.
+    within = float(continued(64).var(dim=1).mean() / rewards.var())
+    assert many.share == pytest.approx(1 - within, abs=0.12)
+    assert many.error < one.error
+
+
+def test_share_of_variance_within_prompts():
+    rewards, _ = drawn(3, 4_000, 6, 0.5, spread=1.0)
+    assert within_share(rewards) == pytest.approx(0.5, abs=0.02)
+    assert within_share(rewards.mean(dim=1, keepdim=True).expand(-1, 6)) == pytest.approx(0.0, abs=1e-9)
+    assert within_share(drawn(4, 4_000, 6, 0.5)[0]) == pytest.approx(1.0, abs=0.02)
+    assert math.isnan(within_share(torch.ones(5, 3)))
+
+
+def test_the_level_above_which_training_helps():
+    edges = torch.linspace(0, 1, 11).tolist()
+    curve = torch.tensor([0.5, 0.2, -0.1, 0.05, -0.2, -0.4, -0.5, -0.5, -0.4, -0.2])
+    noise = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
+    found = learned_levels(curve + 0.2 * noise, edges)
+    # From 0.2 on: the small loss at 0.3 to 0.4 is less than what 0.2 to 0.3 brings.
+    assert found.lowest == pytest.approx(0.2) and found.error < 0.1
+    assert found.change == pytest.approx(curve.tolist(), abs=0.04) and max(found.errors) < 0.015
+    assert learned_levels(-curve.abs() + 0.01 * noise, edges).lowest == 0.0
+    assert learned_levels(curve.abs() + 0.01 * noise, edges).lowest == 1.0
+    assert learned_levels(curve + 20 * noise[:20], edges).error > 0.1
+
+
+def test_a_longer_training_gains_more_up_to_its_limit():
+    exact = {"share": 0.8, "share_error": 0.0, "limit": 0.1}
+    same = grown_gain(0.02, 0.0, longer=1.0, **exact)
+    assert same.mean == same.low == same.high == pytest.approx(0.016)
+    more = grown_gain(0.02, 0.0, longer=10.0, **exact)
+    assert more.mean == pytest.approx(0.08 * (1 - 0.8 ** (10**0.55)))
+    assert same.mean < more.low < more.mean < more.high < 0.08
+    assert grown_gain(0.02, 0.0, longer=1e6, **exact).mean == pytest.approx(0.08)
+    assert grown_gain(-0.02, 0.0, longer=10.0, **exact).mean == pytest.approx(-more.mean)
+    wide = grown_gain(0.02, 0.01, longer=1.0, share=0.8, share_error=0.1, limit=0.1)
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 * math.hypot(0.8 * 0.01, 0.02 * 0.1), rel=0.1)
+
+
+def test_what_cannot_be_told():
+    one = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(InputError, match=r"1 group\(s\) with accepted rows"):
+        kept_gain(one, one, 0 * one, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(InputError, match="no better than what their prompts give anyway"):
+        kept_gain(one, one, one, torch.arange(3))
+    with pytest.raises(InputError, match="at least 2 rows"):
+        learned_levels(torch.zeros(1, 2), [0.0, 0.5, 1.0])
+    # Rewards that failed are left out.
+    lost = torch.tensor([1.0, torch.nan, 2.0, 3.0])
+    assert kept_gain(lost, lost, 0 * lost, torch.arange(4)).rows == 3
+    assert base_rewards(torch.tensor([[1.0, torch.nan, 3.0]]), "threshold").tolist()[0][::2] == [3.0, 1.0]
