@@ -123,6 +123,25 @@ def reward_per_budget(rows: Sequence[Row], figure: Figure) -> bool:
     return True
 
 
+def cut_prediction(rows: Sequence[Row], figure: Figure) -> bool:
+    """Reached reward against the predicted one, a point a world and cut, with the predicted intervals."""
+    found = [row for row in newest(rows, "cut") if row.get("predicted") is not None]
+    if not found:
+        return False
+    axis = figure.subplots()
+    for name, mine in _grouped(found, lambda row: str(row["case"])).items():
+        # Gains, in units of the base's reward: worlds have rewards of their own.
+        x, y = ([row[key] / row["base"] - 1.0 for row in mine] for key in ("predicted", "reached"))
+        ends = [[(row["predicted"] - row["predicted_low"]) / row["base"] for row in mine],
+                [(row["predicted_high"] - row["predicted"]) / row["base"] for row in mine]]  # fmt: skip
+        axis.errorbar(x, y, xerr=ends, fmt="o", capsize=2, markersize=4, linewidth=1, label=name)
+    limits = axis.get_ylim()
+    axis.plot(limits, limits, color="grey", linewidth=1)
+    axis.set(xlabel="predicted gain over the base, with its 95 % interval", ylabel="reached gain over the base")
+    axis.legend(fontsize=7)
+    return True
+
+
 def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
     """Frechet distance to the data against the FLOPs of an image: mean, least and greatest of the seeds."""
     found = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
@@ -154,6 +173,7 @@ PLOTS: dict[str, Callable[[Sequence[Row], Figure], bool]] = {
     "bandwidth": bandwidth,
     "reward-per-hour": reward_per_hour,
     "reward-per-budget": reward_per_budget,
+    "cut-prediction": cut_prediction,
     "distance-per-flop": distance_per_flop,
 }
 

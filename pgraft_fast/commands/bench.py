@@ -13,10 +13,10 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.ops import use_backend
 from pgraft_fast.report import Table
 
-BENCHES = ("ops", "sampling", "round", "invert", "quality", "methods")
+BENCHES = ("ops", "sampling", "round", "invert", "quality", "methods", "cut")
 KNOWN = (*BENCHES, "scaling", "all", "plot")
 SIZES = ("full", "quick", "smoke")
-_NEED_DIFFUSERS = ("sampling", "methods")
+_NEED_DIFFUSERS = ("sampling", "methods", "cut")
 _TIMES = (
     "Medians; the other columns say how many times as long a provider takes, the median over rounds. skipped: it could "
     "not run here; fail: its result was wrong, so it has no time."

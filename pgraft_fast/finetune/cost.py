@@ -176,7 +176,7 @@ def probe(
             x_0[ids % x_0.shape[0]],
             ids,
             condition,
-            0.0 if given.cut in (0.0, "auto") else float(schedule.t_of_share(given.cut)),
+            float(schedule.t_of_share(given.cut)) if isinstance(given.cut, float) and given.cut > 0.0 else 0.0,
             torch.ones(ids.numel(), device=device) if given.objective == "contrast" else None,
         )
 

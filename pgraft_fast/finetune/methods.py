@@ -67,7 +67,8 @@ def method_of(work: Work) -> Method:
     share = work.settings.train.null_prompt
     if share > 0 and (work.prompts.condition is None or work.prompts.null is None):
         raise InputError(f"train.null_prompt={share}: this model is trained without prompts; set it to 0")
-    return {"ddpo": Ddpo, "nft": Nft}.get(work.settings.method, PGraft)(work)
+    makers: dict[str, Callable[[Work], Method]] = {"ddpo": Ddpo, "nft": Nft}
+    return makers.get(work.settings.method, PGraft)(work)
 
 
 class PGraft:

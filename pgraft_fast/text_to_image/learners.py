@@ -63,10 +63,11 @@ class LoraLearner(Learner):
 
     def freeze(self) -> None:
         """See `Learner.freeze`."""
+        model: Any = self.model
         with torch.no_grad():
-            for name, weight in named(self.model.net, FROZEN).items():
+            for name, weight in named(model.net, FROZEN).items():
                 weight.copy_(self._averages[name])
-        self.frozen = self.model.like(adapter=FROZEN)
+        self.frozen = model.like(adapter=FROZEN)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """See `Learner.weights`; of the LoRAs alone."""

@@ -1,0 +1,165 @@
+"""Predicted against reached: the plan of a cut beside a training at each cut, on digits and on shapes.
+
+A cell is a world, a reward and a cut. One round of candidates serves the plan and every training; all models are sampled
+at the same seeds. Rewards are told as those of the evaluation's base plus what is gained.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgraft_fast.commands.recipes import config_of
+from pgraft_fast.commands.subjects import subject_of
+from pgraft_fast.diagnostics import mean_interval
+from pgraft_fast.finetune import (
+    FinetuneSettings,
+    Learner,
+    Ledger,
+    SampleSettings,
+    SelectSettings,
+    TrainSettings,
+    collect,
+    train,
+)
+from pgraft_fast.finetune.cut_plan import CutPlan, plan_from
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.work import Work
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.digits import DigitsSettings, digits_task
+from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate
+from pgraft_fast_benchmarks.goal_kinds import Goal
+from pgraft_fast_benchmarks.harness import Each, Row, Settings, run_parts
+
+GOALS: tuple[Goal, ...] = ()
+SHOWN: tuple[str, ...] = ()
+DETAILS: dict[str, str] = {}
+DETAILS_NOTE = ""
+
+CUTS = (0.1, 0.25, 0.5, 0.75, 0.9)
+_REWARDS = ("symmetry", "stroke_mass", "digit_3")
+_SHAPES_BUDGET = 80_000
+
+
+@dataclass(frozen=True)
+class _World:
+    """settings: of the run, whatever its cut. samples: of an evaluation; of the accepted law four times as many."""
+
+    name: str
+    task: Task
+    reward: Callable[..., object]
+    settings: FinetuneSettings
+    learner: Learner
+    samples: int
+
+
+def run(settings: Settings, each: Each) -> dict[str, Any]:
+    """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
+    parts: list[tuple[str, Callable[[], list[Row]]]] = [
+        (f"digits {reward}{few}", partial(_digits, settings, reward, bool(few)))
+        for few in ("", " few") for reward in _REWARDS
+    ]  # fmt: skip
+    parts += [(f"shapes {model}", partial(_shapes, settings, model)) for model in ("sd", "sd3")]
+    return run_parts(parts, settings, each)
+
+
+def _digits(settings: Settings, reward: str, few: bool) -> list[Row]:
+    """few: 32 accepted samples, read often."""
+    task = digits_task(DigitsSettings(reward=reward))
+    prompts, steps, samples = settings.by_size((100, 200, 1000), (50, 100, 400), (8, 4, 16))
+    given = FinetuneSettings(
+        sample=SampleSettings(prompts=8 if few else prompts, candidates=16, steps=settings.by_size(25, 25, 12)),
+        select=SelectSettings(k=4),
+        train=TrainSettings(steps=2 * steps if few else steps, batch_size=64, learning_rate=1e-3),
+    )  # fmt: skip
+    world = _World(
+        f"digits {reward}{' few' if few else ''}", task, task.reward(reward), given, Learner(task.model, given.train),
+        samples,
+    )  # fmt: skip
+    return _rows(world)
+
+
+def _shapes(settings: Settings, model: str) -> list[Row]:
+    budget, samples, steps = settings.by_size((_SHAPES_BUDGET, 512, 20), (20_000, 128, 20), (4_000, 16, 8))
+    with tempfile.TemporaryDirectory() as folder:
+        more = {"model.shipped": model, "sample.steps": steps}
+        subject = subject_of(config_of("pgraft", budget, 0, Path(folder), more), lambda line: None)
+        try:
+            assert subject.learner is not None
+            world = _World(f"shapes {model}", subject.task, subject.reward, subject.config, subject.learner, samples)
+            return _rows(world)
+        finally:
+            subject.close()
+
+
+def _rows(world: _World) -> list[Row]:
+    """Of every cut: what was predicted, and what a training there reached."""
+    task, settings, learner = world.task, world.settings, world.learner
+    device = next(task.model.parameters()).device
+    execution, ledger = Execution("eager", device), Ledger()
+    for name in ("run", "frozen", "averaged"):
+        setattr(learner, name, execution.of(getattr(learner, name)))
+    work = Work(
+        model=task.model, schedule=task.schedule, reward=world.reward, settings=settings, shape=task.shape,
+        prompts=task.prompts, parameterization=task.parameterization, learner=learner, execution=execution,
+        ledger=ledger, device=device, sampling=BatchSize(settings.sample.batch_size, "sampling"),
+        training=BatchSize(settings.train.micro_batch or settings.train.batch_size, "training"), log=lambda line: None,
+    )  # fmt: skip
+    found = collect(
+        execution.of(task.model), task.schedule, world.reward, task.prompts, settings, shape=task.shape,
+        parameterization=task.parameterization, cuts=(0.0, *CUTS), memory=work.sampling, ledger=ledger,
+    )  # fmt: skip
+    plan = plan_from(work, found, cuts=CUTS)
+    before, law = _evaluated(world, execution), _evaluated(world, execution, law=True)
+    accepted = task.features(law.samples[accepted_of(law, settings)])
+    first = {name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()}
+    rows = []
+    for cut in (0.0, *CUTS):
+        learner.load(first, 0)
+        task.prompts.prepare(torch.arange(len(task.prompts.text)))
+        kept = found.kept_for(cut, settings.train)
+        train(
+            learner, kept, task.schedule, parameterization=task.parameterization, seed=settings.seed,
+            null_condition=task.prompts.null,
+        )  # fmt: skip
+        after = _evaluated(world, execution, tuned=learner.ema.eval(), cut=cut)
+        rows.append(_row(world, plan, cut, before, after, accepted))
+    return rows
+
+
+def _row(
+    world: _World, plan: CutPlan, cut: float, before: Evaluation, after: Evaluation, accepted: torch.Tensor
+) -> Row:
+    base = float(before.rewards.nanmean())
+    one = next((one for one in plan.outlooks if one.cut == cut), None)
+    reached = mean_interval(after.rewards)
+    quality = world.task.quality(after.samples, after.rewards, accepted)
+    # What was predicted of the training prompts, from the base of the prompts that are evaluated on.
+    low, predicted, high = (
+        None if one is None or value is None else value - plan.base + base
+        for value in ((None,) * 3 if one is None else (one.low, one.predicted, one.high))
+    )
+    return {
+        "op": "cut", "case": world.name, "provider": f"cut {cut:g}", "gate": "ok", "cut": cut,
+        "planned": plan.cut == cut, "accepted": plan.accepted, "base": base,
+        "share_kept": 1.0 if cut == 0.0 else None if one is None or one.kept is None else one.kept.share,
+        "share_error": None if one is None or one.kept is None else one.kept.error,
+        "predicted": predicted, "predicted_low": low, "predicted_high": high,
+        "reached": reached.mean, "reached_low": reached.low, "reached_high": reached.high,
+        "inside": None if low is None or high is None else low <= reached.mean <= high,
+        "recall": quality["recall"], "fd_accepted": quality["fd_accepted"], "lowest_level": plan.lowest,
+        "plan_calls": plan.model_calls, "plan_share": plan.share,
+    }  # fmt: skip
+
+
+def _evaluated(world: _World, execution: Execution, *, law: bool = False, **model: Any) -> Evaluation:
+    """law: other and more samples of the base, that no model is compared on."""
+    return evaluate(
+        world.task, world.reward, world.settings, 4 * world.samples if law else world.samples, ledger=Ledger(),
+        execution=execution, first_id=EVALUATION_IDS << 1 if law else EVALUATION_IDS, **model,
+    )  # fmt: skip
