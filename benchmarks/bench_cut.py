@@ -1,7 +1,7 @@
 """Predicted against reached: the plan of a cut beside a training at each cut, on digits and on shapes.
 
-A cell is a world, a reward and a cut. One round of candidates serves the plan and every training; all models are sampled
-at the same seeds. Rewards are told as those of the evaluation's base plus what is gained.
+A cell is a world, a reward and a cut. One round of candidates serves the plan and every training; all models are
+sampled at the same seeds. Rewards are told as those of the base that is evaluated plus what is gained.
 """
 
 import tempfile

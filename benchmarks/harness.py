@@ -123,9 +123,15 @@ def run_cases(cases: Iterable[Case], settings: Settings, each: Each, bandwidth: 
 
 
 def run_parts(parts: Iterable[tuple[str, Callable[[], list[Row]]]], settings: Settings, each: Each) -> dict[str, Any]:
-    """The rows of all parts, and what they were made on. each: told the name and the rows of a part when it is done."""
+    """The rows of the parts with `settings.only` in their names, and what they were made on. each: told the name and
+    the rows of a part when it is done. Raises InputError where there are none.
+    """
     rows: list[Row] = []
-    for name, part in parts:
+    known = list(parts)
+    chosen = [(name, part) for name, part in known if settings.only in name]
+    if not chosen:
+        raise InputError(f"--only {settings.only!r}: in no part; known: {'; '.join(name for name, _ in known)}")
+    for name, part in chosen:
         found = part()
         each(name, found)
         rows += found

@@ -95,9 +95,31 @@ def methods(rows: Sequence[Row]) -> str:
     return _markdown(table.header, table.rows)
 
 
+def cuts(rows: Sequence[Row]) -> str:
+    """Of each world: the planned cut, and what a training at it and at the others reached."""
+    lines = []
+    for mine in _cases([row for row in newest(rows, "cut") if row.get("reached") is not None]):
+        planned = next((row for row in mine if row["planned"]), None)
+        graft, best = mine[0], max(mine, key=lambda row: row["reached"])
+        told = [row for row in mine if row.get("inside") is not None]
+        level = graft.get("lowest_level")
+        lines.append([
+            str(graft["case"]), str(graft["accepted"]), "-" if planned is None else f"{planned['cut']:g}",
+            "-" if level is None else f"{level:.2g}", f"{sum(bool(row['inside']) for row in told)} of {len(told)}",
+            "-" if planned is None else f"{planned['reached']:.4f}", f"{best['reached']:.4f} at {best['cut']:g}",
+            "-" if planned is None else f"{planned['recall']:.2f}", f"{graft['recall']:.2f}",
+            f"{100 * graft['plan_share']:.1f} %",
+        ])  # fmt: skip
+    header = [
+        "world", "accepted", "planned cut", "t*", "inside the prediction", "reward there", "best of the cuts",
+        "recall there", "recall of cut 0", "calls of the plan",
+    ]  # fmt: skip
+    return _markdown(header, lines)
+
+
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
     "demo": demo, "ops": ops, "sampling": sampling, "round": rounds, "correction": correction,
-    "methods": methods,
+    "methods": methods, "cut": cuts,
 }  # fmt: skip
 
 

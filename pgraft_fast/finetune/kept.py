@@ -1,6 +1,6 @@
 """Rows of a round to train on, and the order in which training reads them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from pgraft_fast.diffusion import Stream, uniform
 class Kept:
     """Rows to train on. x: (M, ...) states at t_cut, or x_0. sample_id: (M,). condition: (M, ...) or None.
 
-    advantage: (M,) float32 of the contrast objective, or None. pairs: (M,) int64, see `balanced_order`, or None.
+    For the contrast objective, or None: advantage, (M,) float32. side: (M,) int64, twice the number of the group, and 1
+    more for an accepted row; a pass takes as many of both sides of a group, in pairs. group: (M,) int64, where a pass
+    takes all rows.
     """
 
     x: Tensor
@@ -20,49 +22,63 @@ class Kept:
     condition: Tensor | None
     t_cut: float
     advantage: Tensor | None = None
-    pairs: Tensor | None = None
+    side: Tensor | None = None
+    group: Tensor | None = None
 
     def where(self, mask: Tensor) -> "Kept":
         """The rows of a mask (M,)."""
         chosen = mask.to(self.x.device).nonzero().flatten()
-        x, ids, condition, advantage, pairs = (
-            None if value is None else value[chosen]
-            for value in (self.x, self.sample_id, self.condition, self.advantage, self.pairs)
-        )
-        assert x is not None and ids is not None
-        return Kept(x, ids, condition, self.t_cut, advantage, pairs)
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Kept(**{name: one[chosen] if isinstance(one, Tensor) else one for name, one in told.items()})
 
     @property
     def rows(self) -> int:
         """How many rows a pass reads."""
-        if self.pairs is None:
-            return self.sample_id.numel()
-        return int(self._taken().sum())
+        return self.sample_id.numel() if self.side is None else int(self._taken().sum())
 
-    def order(self, seed: int, epoch: int) -> Tensor:
-        """(rows,) int64: the rows of a pass in a drawn order, a function of (seed, sample ids, epoch)."""
+    def order(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """(rows,) int64 the rows of a pass in a drawn order, and (rows,) int64 the sample id whose noise each takes; a
+        function of (seed, sample ids, epoch).
+
+        Rows that are contrasted with each other lie side by side and take the same noise, of which little is left in
+        their difference.
+        """
         draw = uniform(seed, self.sample_id, epoch, Stream.TRAIN_ORDER)
         order = torch.argsort(draw, stable=True)
-        if self.pairs is None:
-            return order
-        # Place of each row among those of its side, in the drawn order.
-        side = self.pairs[order]
+        if self.side is not None:
+            return self._pairs(order, seed, epoch)
+        if self.group is None:
+            return order, self.sample_id[order]
+        # Whole groups, in the order of their first rows.
+        first = torch.zeros_like(order).scatter_reduce_(
+            0, self.group, torch.argsort(order), "amin", include_self=False
+        )[self.group]
+        order = order[torch.argsort(first[order], stable=True)]
+        leader = torch.zeros_like(order).scatter_reduce_(0, self.group, self.sample_id, "amin", include_self=False)
+        return order, leader[self.group[order]]
+
+    def _pairs(self, order: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Pairs of an accepted and a rejected row of a group, in a drawn order."""
+        assert self.side is not None
+        side = self.side[order]
         by_side = torch.argsort(side, stable=True)
         counts = torch.bincount(side)
-        first = counts.cumsum(0) - counts
-        place = torch.empty_like(by_side)
-        place[by_side] = torch.arange(side.numel(), device=side.device) - first[side[by_side]]
-        kept = order[place < self._taken()[side]]
-        # Those of large sides have small draws: they would all come first.
-        again = uniform(seed, self.sample_id[kept], epoch, Stream.TRAIN_PAIRS)
-        return kept[torch.argsort(again, stable=True)]
+        place = torch.arange(side.numel(), device=side.device) - (counts.cumsum(0) - counts)[side[by_side]]
+        taken = place < self._taken()[side[by_side]]
+        rows, side, place = order[by_side][taken], side[by_side][taken], place[taken]
+        # By group and place, the accepted one first.
+        both = torch.argsort(2 * (place + (side // 2) * side.numel()) + (1 - side % 2), stable=True)
+        pairs = rows[both].view(-1, 2)
+        leader = self.sample_id[pairs[:, 0]]
+        drawn = torch.argsort(uniform(seed, leader, epoch, Stream.TRAIN_PAIRS), stable=True)
+        return pairs[drawn].flatten(), leader[drawn].repeat_interleave(2)
 
     def _taken(self) -> Tensor:
         """Rows that a pass takes of each side: as many as the smaller one of the two has."""
-        assert self.pairs is not None
-        if self.pairs.numel() == 0:
-            return self.pairs
-        counts = torch.bincount(self.pairs, minlength=2 * (int(self.pairs.max()) // 2 + 1)).view(-1, 2)
+        assert self.side is not None
+        if self.side.numel() == 0:
+            return self.side
+        counts = torch.bincount(self.side, minlength=2 * (int(self.side.max()) // 2 + 1)).view(-1, 2)
         return counts.amin(dim=1, keepdim=True).expand(-1, 2).flatten()
 
 

@@ -48,6 +48,7 @@ def run_pilot(trials: Trials, allowed: float, run: FinetuneSettings) -> Pilot | 
     if groups.numel() < _LEAST_GROUPS:
         return None
     order = torch.argsort(uniform(work.settings.seed, groups, 1, Stream.PILOT), stable=True)
+    # Of rows that are contrasted with each other all or none.
     held = torch.isin(group, order[: max(_LEAST_HELD_OUT, round(_HELD_OUT * groups.numel()))])
     out, rest = kept.where(held), kept.where(~held)
     # Of a round of the run, which keeps more rows where it draws more prompts.

@@ -84,16 +84,17 @@ class Candidates:
         by_side = kind == "acceptance"
         of_all = acceptance_advantages(mask, rewards, strength) if by_side else reward_advantages(rewards, strength)
         teaches = (of_all != 0).any(dim=1, keepdim=True) & rewards.isfinite()
-        side = 2 * torch.arange(mask.shape[0], device=mask.device)[:, None] + mask
+        group = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)
         index = teaches.flatten().nonzero().flatten()
         device = self.rollout.sample_id.device
-        advantage, pairs, index = (
-            value.to(device) for value in (of_all.flatten()[index], side.flatten()[index], index)
-        )  # fmt: skip
+        advantage, place, index = (
+            value.to(device)
+            for value in (of_all.flatten()[index], (2 * group + mask if by_side else group).flatten()[index], index)
+        )
         kept, condition = gather_rows(index, self.rollout.x_cut[cut], self.condition)
         return Kept(
             kept, self.rollout.sample_id[index], condition, self.rollout.t_cut[cut], advantage,
-            pairs if by_side else None,
+            **{"side" if by_side else "group": place},
         )  # fmt: skip
 
 

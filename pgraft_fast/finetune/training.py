@@ -155,10 +155,10 @@ def train(
     steps = settings.steps_of(kept.rows) if kept.rows else 0
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
     with ledger.phase("train"), team:
-        for rows, epoch in _batches(kept, seed, settings.batch_size, steps):
+        for rows, key, epoch in _batches(kept, seed, settings.batch_size, steps):
             if losses and enough():
                 break
-            batch = make.batch(rows, epoch)
+            batch = make.batch(rows, key, epoch)
             losses.append(memory.run(partial(_accumulate, learner, make, batch)))
             learner.steps_done += 1
             refusals.note(learner.step()[0])
@@ -200,14 +200,15 @@ def _accumulate(learner: Learner, make: "_Losses", batch: "_Batch", size: int) -
 
 @dataclass(frozen=True)
 class _Batch:
-    """rows, epoch: (B,) int64. t: (B,) times."""
+    """rows, key, epoch: (B,) int64, key and epoch those of the noise. t: (B,) times."""
 
     rows: Tensor
+    key: Tensor
     epoch: Tensor
     t: Tensor
 
     def part(self, low: int, high: int) -> "_Batch":
-        return _Batch(self.rows[low:high], self.epoch[low:high], self.t[low:high])
+        return _Batch(self.rows[low:high], self.key[low:high], self.epoch[low:high], self.t[low:high])
 
 
 @dataclass(frozen=True)
@@ -219,12 +220,15 @@ class _Losses:
     seed: int
     null_condition: Tensor | None
 
-    def batch(self, rows: Tensor, epoch: Tensor) -> _Batch:
-        # One draw a step, spread evenly over the batch: every batch sees every noise level.
+    def batch(self, rows: Tensor, key: Tensor, epoch: Tensor) -> _Batch:
+        # One draw a step, spread evenly over the batch: every batch sees every noise level. Rows with the same noise
+        # have the same level, too.
         device = self.kept.x.device
         offset = uniform(self.seed, torch.tensor([self.learner.steps_done], device=device), 0, Stream.TRAIN_TIME)
-        share = (offset + torch.arange(rows.numel(), device=device) / rows.numel()) % 1.0
-        return _Batch(rows, epoch, 1.0 - share * (1.0 - self.kept.t_cut))
+        another = (key[1:] != key[:-1]) | (epoch[1:] != epoch[:-1])
+        number = torch.cat((another.new_zeros(1), another)).cumsum(0)
+        share = (offset + number / (number[-1] + 1)) % 1.0
+        return _Batch(rows, key, epoch, 1.0 - share * (1.0 - self.kept.t_cut))
 
     def loss(self, batch: _Batch) -> Tensor:
         kept, ids = self.kept, self.kept.sample_id[batch.rows]
@@ -237,7 +241,7 @@ class _Losses:
             parameterization=self.parameterization,
             condition=self._condition(batch, ids),
             t=batch.t,
-            noise=NoiseKey(self.seed, ids, batch.epoch, Stream.TRAIN_NOISE),
+            noise=NoiseKey(self.seed, batch.key, batch.epoch, Stream.TRAIN_NOISE),
             frozen=None if kept.advantage is None else self.learner.frozen,
             advantage=None if kept.advantage is None else kept.advantage[batch.rows],
         )
@@ -253,15 +257,15 @@ class _Losses:
         return torch.where(dropped.view(-1, *[1] * (condition.ndim - 1)), null, condition)
 
 
-def _batches(kept: Kept, seed: int, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(rows, epoch), each (size,) int64, of an endless reading of the rows in drawn orders."""
-    rows, epochs = kept.sample_id.new_empty(0), kept.sample_id.new_empty(0)
+def _batches(kept: Kept, seed: int, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(rows, key, epoch), each (size,) int64, of an endless reading of the rows in drawn orders."""
+    read = kept.sample_id.new_empty(3, 0)
     epoch = 0
     for _ in range(steps):
-        while rows.numel() < size:
-            order = kept.order(seed, epoch)
-            rows = torch.cat((rows, order))
-            epochs = torch.cat((epochs, torch.full_like(order, epoch)))
+        while read.shape[1] < size:
+            rows, key = kept.order(seed, epoch)
+            read = torch.cat((read, torch.stack((rows, key, torch.full_like(rows, epoch)))), dim=1)
             epoch += 1
-        yield rows[:size], epochs[:size]
-        rows, epochs = rows[size:], epochs[size:]
+        rows, key, epochs = read[:, :size]
+        yield rows, key, epochs
+        read = read[:, size:]

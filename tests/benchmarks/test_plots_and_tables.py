@@ -50,9 +50,21 @@ ROWS = [
         {**RUN, "bench": "methods", "op": "methods", "case": "shapes", "provider": method, "budget": budget,
          "seed": seed, "reward": 0.5 * (1.0 + gain) if budget else 0.5, "model_calls": budget,
          "seconds": 50.0, "cpu_seconds": 40.0, "gain_per_cpu_second": 0.0025, "vendi": 2.5, "sample_seconds": 30.0,
-         "score_seconds": 1.0, "accept_seconds": 0.0, "train_seconds": 19.0,
+         "score_seconds": 1.0, "accept_seconds": 0.0, "train_seconds": 19.0, "label": label,
+         "best_reward": 0.7, "best_guidance": 3.0 + seed,
          **({"gain": gain + 0.02 * seed, "gain_low": gain - 0.1, "gain_high": gain + 0.1} if budget else {})}
-        for method, budget, gain in (("base", 0, 0.0), ("ddpo", 4000, 0.1), ("pgraft", 4000, 0.2)) for seed in (0, 1)
+        for method, label, budget, gain in (
+            ("base", "base", 0, 0.0), ("pgraft", "P-GRAFT", 4000, 0.2),
+            ("pgraft:random", "P-GRAFT, random", 4000, 0.05), ("ddpo", "DDPO", 4000, 0.1),
+        ) for seed in (0, 1)
+    ],
+    *[
+        {**RUN, "bench": "cut", "op": "cut", "case": case, "provider": f"cut {cut:g}", "cut": cut,
+         "planned": cut == 0.1, "base": 0.5, "predicted": 0.6 - 0.1 * cut, "predicted_low": 0.55 - 0.1 * cut,
+         "predicted_high": 0.65, "reached": 0.61 - 0.1 * cut, "inside": cut < 0.5, "share_kept": 1 - cut,
+         "share_error": 0.05, "recall": 0.5,
+         "fd_accepted": 1.0, "accepted": 32, "plan_share": 0.12, "lowest_level": 0.2}
+        for case in ("digits symmetry", "shapes sd") for cut in (0.0, 0.1, 0.5)
     ],
 ]  # fmt: skip
 
@@ -91,10 +103,15 @@ def test_tables():
     ]
 
     assert readme_tables.methods(ROWS).splitlines()[2:] == [
-        "| base | - | 0.5000 | - | - | - | - | 2.50 |",
-        "| P-GRAFT | 4,000 | 0.6000 | +21.0 % (+8.3 to +33.7) | 50 | 40 | 25.0 | 2.50 |",
-        "| DDPO | 4,000 | 0.5500 | +11.0 % (-1.7 to +23.7) | 50 | 40 | 25.0 | 2.50 |",
+        "| base | - | 0.5000 | - | - | 0.7000, 3 to 4 | - | 2.50 |",
+        "| P-GRAFT | 4,000 | 0.6000 | +21.0 % (+8.3 to +33.7) | +7.5 (+7.5 to +7.5) | 0.7000, 3 to 4 | 50 | 2.50 |",
+        "| P-GRAFT, random | 4,000 | 0.5250 | +6.0 % (-6.7 to +18.7) | - | 0.7000, 3 to 4 | 50 | 2.50 |",
+        "| DDPO | 4,000 | 0.5500 | +11.0 % (-1.7 to +23.7) | - | 0.7000, 3 to 4 | 50 | 2.50 |",
     ]
+
+    assert readme_tables.cuts(ROWS).splitlines()[2] == (
+        "| digits symmetry | 32 | 0.1 | 0.2 | 2 of 3 | 0.6000 | 0.6100 at 0 | 0.50 | 0.50 | 12.0 % |"
+    )
 
     assert readme_tables.correction(ROWS).splitlines()[2:] == [
         "| base | 5 |  | 5 | 2.10 (2.00 to 2.20) | 0.050 (0.050 to 0.050) | 3.00 (3.00 to 3.00) |",

@@ -62,7 +62,7 @@ def balanced(x, accepted, strength):
     groups, ids = accepted.view(-1, 1000), torch.arange(x.shape[0])
     advantage = acceptance_advantages(groups, torch.zeros(groups.shape), strength).flatten().double()
     side = 2 * torch.arange(groups.shape[0])[:, None] + groups
-    rows = Kept(x, ids, None, 0.0, advantage, side.flatten()).order(seed=0, epoch=0)
+    rows, _ = Kept(x, ids, None, 0.0, advantage, side.flatten()).order(seed=0, epoch=0)
     return x[rows], advantage[rows]
 
 
@@ -153,16 +153,59 @@ def test_a_pass_takes_as_many_of_both_sides_and_all_in_turn():
     seen = torch.zeros(side.numel(), dtype=torch.int64)
     firsts = set()
     for epoch in range(40):
-        rows = kept.order(5, epoch)
+        rows, key = kept.order(5, epoch)
+        # Side by side: the accepted one, a rejected one of its group, and the noise of the first for both.
+        pairs = rows.view(-1, 2)
+        assert torch.equal(side[pairs[:, 0]], side[pairs[:, 1]] + 1) and bool((side[pairs[:, 0]] % 2 == 1).all())
+        assert torch.equal(key.view(-1, 2), ids[pairs[:, :1]].expand(-1, 2))
         assert rows.unique().numel() == rows.numel() == kept.rows
         counts = torch.bincount(side[rows], minlength=8).view(-1, 2)
         assert counts.tolist() == [[1, 1], [1, 1], [2, 2], [2, 2]]
         seen[rows] += 1
         firsts.add(int(side[rows[0]]) // 2)
-        assert torch.equal(rows, kept.order(5, epoch))
+        assert torch.equal(rows, kept.order(5, epoch)[0])
     assert int(seen.min()) >= 5
     assert firsts == {0, 1, 2, 3}
     assert Kept(kept.x[:0], ids[:0], None, 0.0, torch.ones(0), side[:0]).rows == 0
+
+
+def test_a_pass_over_rewards_takes_whole_groups():
+    group = torch.tensor([0, 1, 1, 3, 0, 3, 3])
+    ids = torch.tensor([5, 9, 8, 20, 4, 22, 21])
+    kept = Kept(torch.zeros(7, 1), ids, None, 0.2, torch.ones(7), group=group)
+    firsts = set()
+    for epoch in range(30):
+        rows, key = kept.order(5, epoch)
+        assert sorted(rows.tolist()) == list(range(7))
+        assert len(group[rows].unique_consecutive()) == 3
+        assert torch.equal(key, torch.tensor([4, 8, 0, 20])[group[rows]])
+        firsts.add(int(group[rows[0]]))
+    assert firsts == {0, 1, 3} and kept.rows == 7
+    part = kept.where(group != 1)
+    assert part.rows == 5 and part.group.tolist() == [0, 3, 0, 3, 3] and part.side is None
+
+
+def test_noise_that_is_shared_leaves_less_in_the_difference():
+    """Labels drawn at random: what the gradient of a batch is then, is noise alone."""
+    x, _ = drawn(20_000)
+    accepted = uniform(7, torch.arange(x.shape[0]), 0, Stream.PROMPTS) < 0.25
+    rows, advantage = balanced(x, accepted, 1.0)
+    out = torch.zeros(1, 1, dtype=torch.float64)
+    sizes = []
+    for shared in (True, False):
+        found = []
+        for start in range(0, 4096, 64):
+            part = slice(start, start + 64)
+            noise = torch.randn(32, 1, dtype=torch.float64).repeat_interleave(2, 0) if shared else torch.randn(64, 1)
+            t = torch.linspace(0.6, 1.0, 32, dtype=torch.float64).repeat_interleave(2)
+            found.append(gradient(
+                lambda one, part=part, noise=noise, t=t: pgraft_loss(
+                    lambda x, t: one.expand_as(x), FLOW, rows[part], cut=0.0, objective="contrast", t=t, noise=noise,
+                    parameterization="epsilon", frozen=lambda x, t: torch.zeros_like(x), advantage=advantage[part],
+                ), out,
+            ))  # fmt: skip
+        sizes.append(float(torch.cat(found).std()))
+    assert sizes[0] < 0.05 * sizes[1]
 
 
 def test_advantages_of_acceptance():

@@ -101,11 +101,12 @@ def rows_of(ids, **more):
 def test_batches_read_all_rows_before_any_again():
     ids = torch.arange(10) + 50
     batches = list(_batches(rows_of(ids), seed=1, size=4, steps=5))
-    rows, epochs = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    rows, key, epochs = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert torch.equal(key, ids[rows])
     assert sorted(rows[:10].tolist()) == sorted(rows[10:].tolist()) == list(range(10))
     assert epochs.tolist() == [0] * 10 + [1] * 10
     assert rows[:10].tolist() != rows[10:].tolist()
-    rows, epochs = next(_batches(rows_of(ids[:2]), seed=1, size=5, steps=1))
+    rows, _, epochs = next(_batches(rows_of(ids[:2]), seed=1, size=5, steps=1))
     assert sorted(rows[:4].tolist()) == [0, 0, 1, 1]
     assert epochs.tolist() == [0, 0, 1, 1, 2]
 

@@ -183,3 +183,28 @@ def test_what_cannot_be_tuned_is_refused():
     LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
     with pytest.raises(InputError, match=r"has a LoRA already \(tuned, ema\)"):
         LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+
+
+@pytest.mark.parametrize("all_weights", [False, True])
+def test_contrast_starts_from_the_reference_or_from_the_averaged_weights(all_weights):
+    pipe = build("sd")
+    model = denoiser(pipe, 3.0)
+    before = answer(model.like(guidance=1.0))
+    given = SETTINGS.model_copy(update={"frozen": "ema"})
+    learner = FullLearner(model, given) if all_weights else LoraLearner(model, given, LoraSettings(rank=2), seed=1)
+    # Called as in training: without guidance.
+    for one in (learner.frozen, learner.averaged):
+        assert torch.allclose(answer(one), before, atol=1e-6)
+    learn(learner, pipe)
+    assert torch.allclose(answer(learner.frozen), before, atol=1e-6)
+    averaged = answer(learner.averaged)
+    assert not torch.allclose(averaged, before, atol=1e-5)
+    learner.freeze()
+    assert torch.allclose(answer(learner.frozen), averaged, atol=1e-6)
+    learn(learner, pipe)
+    # What was frozen stays while the average goes on, and is no part of what is saved.
+    assert torch.allclose(answer(learner.frozen), averaged, atol=1e-6)
+    assert not torch.allclose(answer(learner.averaged), averaged, atol=1e-5)
+    assert not any("frozen" in name for group in learner.weights().values() for name in group)
+    learner.freeze()
+    assert torch.allclose(answer(learner.frozen), answer(learner.averaged), atol=1e-6)
