@@ -1,12 +1,13 @@
-"""P-GRAFT, GRAFT and DDPO at three equal budgets on the shapes world, and what half of the kept rows costs."""
+"""Methods beside their controls at an equal budget on the shapes world, and what half of the kept rows costs."""
 
 import statistics
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.commands.comparison import METHODS, ComparisonSettings, compare
+from pgraft_fast.commands.comparison import ComparisonSettings, compare
 from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.finetune import Ledger, collect, train
 from pgraft_fast_benchmarks.goal_kinds import Goal
@@ -17,22 +18,30 @@ SHOWN: tuple[str, ...] = ()
 DETAILS: dict[str, str] = {}
 DETAILS_NOTE = ""
 
-_BUDGETS = (40_000, 80_000, 160_000)
+_BUDGET = 80_000
+_SEEDS = (0, 1, 2)
+_METHODS = (
+    "pgraft", "pgraft:random", "graft", "graft:random", "graft-clean", "graft-clean:all", "ddpo", "ddpo:random", "nft",
+    "nft:random",
+)  # fmt: skip
 _KEPT = (2, 1)
 _LEFT_OUT = ("method", "reward_ci", "gain_ci", "categories", "guidance")
 
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
-    parts = (("kept", _kept), ("budgets", _budgets))
-    return run_parts([(name, partial(part, settings)) for name, part in parts], settings, each)
+    parts: list[tuple[str, Callable[[], list[Row]]]] = [("kept", partial(_kept, settings))]
+    parts += [
+        (f"seed {seed}", partial(_compared, settings, seed)) for seed in (_SEEDS if settings.size == "full" else (0,))
+    ]
+    return run_parts(parts, settings, each)
 
 
-def _budgets(settings: Settings) -> list[Row]:
-    """Every method at every budget and seed."""
+def _compared(settings: Settings, seed: int) -> list[Row]:
+    """Every method at the same budget."""
     given = settings.by_size(
-        ComparisonSettings(budgets=_BUDGETS, seeds=(0, 1, 2)),
-        ComparisonSettings(budgets=_BUDGETS[:1]),
+        ComparisonSettings(methods=_METHODS, budgets=(_BUDGET,), seeds=(seed,), guidances=(2.0, 3.0, 5.0)),
+        ComparisonSettings(budgets=(_BUDGET // 2,)),
         ComparisonSettings(methods=("pgraft", "ddpo"), budgets=(2_000,), samples=8, steps=2),
     )
     return [
@@ -55,7 +64,7 @@ def _kept(settings: Settings) -> list[Row]:
     seconds: dict[int, list[float]] = {kept: [] for kept in _KEPT}
     steps: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        given = ComparisonSettings(steps=2).of(METHODS[0], 100_000, 0, Path(folder))
+        given = ComparisonSettings(steps=2).of("pgraft-state", 100_000, 0, Path(folder))
         for turn in range(times + 1):
             for kept in _KEPT:
                 config = given.model_copy(

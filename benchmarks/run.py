@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("what", choices=("ops", "sampling", "round", "invert", "quality", "methods", "cut", "scaling"))
     parser.add_argument("--size", choices=("full", "quick", "smoke"), default="full")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
-    parser.add_argument("--only", default="", help="the cases with this in their label")
+    parser.add_argument("--run", help="time stamp of the run, where several processes make its parts")
+    parser.add_argument("--only", default="", help="the cases or parts with this in their name")
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
     parser.add_argument("--backend", help="of our operations, in place of the choice by device")
     given = parser.parse_args(arguments)
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             told = {**environment(device), "run": began, "size": given.size, "backend": given.backend or "by device"}
             records.append(given.csv, records.rows_of({**told, "bench": given.what, "rows": found}))
 
-    began = records.now()
+    began = given.run or records.now()
     module.run(Settings(device, given.backend, given.size, given.only), each)
     return int(any(row["gate"] == "fail" for row in rows))
 

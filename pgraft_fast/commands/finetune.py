@@ -80,7 +80,7 @@ class _Run:
             trainer.run_rounds()
             if trainer.rounds_done == 0:
                 raise InputError("budget: the time is up before the first round; raise [budget]")
-            self.config = config.with_cut(trainer.chosen.cut) if config.plans_cut else config
+            config = self.config = config.with_cut(trainer.chosen.cut) if config.plans_cut else config
             after = self._evaluation("after")
         with self.ledger.phase("save"):
             saved = self.subject.save(trainer, self.run)

@@ -81,7 +81,7 @@ def test_an_adapter_knows_the_cut_that_was_chosen(tmp_path):
     [
         ('"best"', "pgraft", "train.cut"),
         ("0.3", "ddpo", "method='ddpo' has no cut to plan; set it to 'pgraft' or 'graft'"),
-        ("0.3", "pgraft", "plan: 15% of a run of 208 model calls have no room for two prompts; plan a larger run"),
+        ("0.3", "pgraft", "plan: 15% of a run of 416 model calls have no room for two prompts; plan a larger run"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, capsys, cut, method, message):
