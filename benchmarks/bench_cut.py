@@ -70,7 +70,8 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
 
 def _digits(settings: Settings, reward: str, few: bool) -> list[Row]:
     """few: 32 accepted samples, read often."""
-    task = digits_task(DigitsSettings(reward=reward))
+    # Given its digit, a model has nothing to learn of a class.
+    task = digits_task(DigitsSettings(reward=reward, conditional=not reward.startswith("digit_")))
     prompts, steps, samples = settings.by_size((100, 200, 1000), (50, 100, 400), (8, 4, 16))
     given = FinetuneSettings(
         sample=SampleSettings(prompts=8 if few else prompts, candidates=16, steps=settings.by_size(25, 25, 12)),

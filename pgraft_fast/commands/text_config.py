@@ -68,12 +68,13 @@ class PromptSettings(Settings):
 
 class TextSampleSettings(SampleSettings):
     """See `SampleSettings`. prompts: default as many as fill the budget. guidance: scale of classifier-free guidance, 1
-    and less is none.
+    and less is none. guidance_tuned: that of the tuned model, above the cut; default guidance.
     """
 
     prompts: Count | None = None  # type: ignore[assignment]
     candidates: Count = 4
     guidance: Scale = 5.0
+    guidance_tuned: Scale | None = None
     solver: Literal["auto", "ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"] = "auto"  # type: ignore[assignment]
     batch_size: Batch = 16
     overlap: bool = True
@@ -119,6 +120,18 @@ class TextConfig(FinetuneSettings):
     train: TextTrainSettings = TextTrainSettings()
     evaluate: TextEvaluateSettings = TextEvaluateSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _guidance_fits(self) -> Self:
+        sample = self.sample
+        if sample.guidance_tuned is None:
+            return self
+        told = f"sample.guidance_tuned={sample.guidance_tuned}"
+        if self.method == "ddpo":
+            raise ValueError(f"{told}: DDPO trains the guided answer at sample.guidance; leave it out")
+        if sample.guidance_tuned > 1.0 >= sample.guidance:
+            raise ValueError(f"{told}: the candidates are drawn without guidance (sample.guidance={sample.guidance})")
+        return self
 
     @model_validator(mode="after")
     def _has_prompts(self) -> Self:

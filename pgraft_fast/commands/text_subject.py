@@ -148,7 +148,8 @@ def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Ca
     found, model = _found(config, device, dtype, log), config.model
     return Parts(
         pipe=found.pipe, train=found.train, held_out=found.held_out, height=_size(found.pipe, model.height, 0),
-        width=_size(found.pipe, model.width, 1), guidance=config.sample.guidance, dtype=dtype,
+        width=_size(found.pipe, model.width, 1), guidance=config.sample.guidance,
+        guidance_tuned=config.sample.guidance_tuned, dtype=dtype,
         negative_prompt=model.negative_prompt, max_sequence_length=text_length(config),
         vae_slice=model.vae_slice, features=found.features, reference=found.reference(), rewards=found.rewards,
         lora=config.lora, seed=config.seed, checkpointing=config.train.checkpointing,

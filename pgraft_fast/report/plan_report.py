@@ -73,4 +73,5 @@ def plan_section(plan: Mapping[str, Any]) -> Section:
 
 def write_plan_report(out: Path, name: str, plan: Mapping[str, Any]) -> Path:
     """Write out/index.html."""
-    return write_page(out, f"Where to cut: {name}", plan["told"], [plan_section(plan)])
+    lead = "What a run would keep and reach at each cut, measured before it."
+    return write_page(out, f"Where to cut: {name}", lead, [plan_section(plan)])

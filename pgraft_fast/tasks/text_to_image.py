@@ -35,8 +35,9 @@ _REFERENCE = 10_000
 class Parts:
     """What a text-to-image task is made of.
 
-    pipe: frozen, on its device. train, held_out: prompts. height, width: of pictures. features(pictures) -> (n, d).
-    reference: features of pictures to compare with, or None. rewards: of the task's own, by name.
+    pipe: frozen, on its device. train, held_out: prompts. height, width: of pictures. guidance_tuned: of the tuned
+    model, default guidance. features(pictures) -> (n, d). reference: features of pictures to compare with, or None.
+    rewards: of the task's own, by name.
     """
 
     pipe: Any
@@ -45,6 +46,7 @@ class Parts:
     height: int
     width: int
     guidance: float
+    guidance_tuned: float | None = None
     negative_prompt: str | None = None
     max_sequence_length: int = 256
     vae_slice: int = 8
@@ -143,8 +145,8 @@ def _prompts(text: Sequence[str], first: int, table: PromptTable) -> Prompts:
 
 def _learner(denoiser: Denoiser, settings: TrainSettings, parts: Parts) -> Learner:
     if parts.lora.rank == 0:
-        return FullLearner(denoiser, settings)
-    return LoraLearner(denoiser, settings, parts.lora, parts.seed)
+        return FullLearner(denoiser, settings, parts.guidance_tuned)
+    return LoraLearner(denoiser, settings, parts.lora, parts.seed, parts.guidance_tuned)
 
 
 def _in_batches(features: Callable[[Tensor], Tensor], decoder: Decoder, latents: Tensor) -> Tensor:

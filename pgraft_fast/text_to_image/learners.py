@@ -34,10 +34,13 @@ class LoraLearner(Learner):
     """A LoRA in training, another one that follows it (`ema`), on one frozen network. reference: with neither. Where
     rounds start from the averaged weights, a third one keeps these.
 
-    seed: of the LoRA's first weights. Raises InputError where no layer has a target's name.
+    seed: of the LoRA's first weights. guidance: of the averaged weights in sampling, default the denoiser's. Raises
+    InputError where no layer has a target's name.
     """
 
-    def __init__(self, denoiser: Denoiser, settings: TrainSettings, lora: LoraSettings, seed: int) -> None:
+    def __init__(
+        self, denoiser: Denoiser, settings: TrainSettings, lora: LoraSettings, seed: int, guidance: float | None = None
+    ) -> None:
         net: Any = denoiser.net.requires_grad_(False)
         followers = (EMA, FROZEN) if settings.frozen == "ema" else (EMA,)
         _inject(net, lora, seed, followers)
@@ -52,7 +55,7 @@ class LoraLearner(Learner):
         adapters = denoiser.adapters = Adapters(net, TUNED)
         self.reference = denoiser.like()
         self.model = denoiser.like(guidance=_unguided(denoiser), adapter=TUNED)
-        self.ema = denoiser.like(adapter=EMA)
+        self.ema = denoiser.like(adapter=EMA, guidance=guidance)
         self._start(values, averages, settings)
         self.sampled = denoiser.like(adapter=TUNED)
         self.frozen = denoiser.like(guidance=_unguided(denoiser))
@@ -82,9 +85,9 @@ class LoraLearner(Learner):
 
 
 class FullLearner(Learner):
-    """All weights of the denoiser in training."""
+    """All weights of the denoiser in training. guidance: see `LoraLearner`."""
 
-    def __init__(self, denoiser: Denoiser, settings: TrainSettings) -> None:
+    def __init__(self, denoiser: Denoiser, settings: TrainSettings, guidance: float | None = None) -> None:
         denoiser.net.requires_grad_(False)
         super().__init__(denoiser, settings)
         self.reference = denoiser
@@ -92,6 +95,7 @@ class FullLearner(Learner):
         ema: Any = self.ema
         self.run = model.like(guidance=_unguided(denoiser))
         self.averaged = ema.like(guidance=_unguided(denoiser))
+        self.ema = ema.like(guidance=guidance)
         self.frozen = denoiser.like(guidance=_unguided(denoiser))
 
     def freeze(self) -> None:

@@ -125,3 +125,57 @@ def test_eta_of_a_digits_run(tmp_path):
         (run / "result.json").write_text("{}")
         found[eta] = drawn(run)
     assert torch.equal(found[None], found[0.0]) and not torch.allclose(found[1.0], found[0.0], atol=0.1)
+
+
+def test_the_tuned_model_has_a_guidance_of_its_own(tmp_path, capsys):
+    """Plain diffusers: the LoRA and its scale for two of four steps, then the base and the run's scale."""
+    path = text_config(tmp_path, rounds=1)
+    path.write_text(path.read_text().replace("guidance = 3.0", "guidance = 3.0\nguidance_tuned = 1.5")
+                    .replace("[train]\n", "[train]\ncut = 0.5\n"))  # fmt: skip
+    assert main(["finetune", str(path)]) == 0
+    run, out = tmp_path / "run", tmp_path / "out.safetensors"
+
+    def ours(*options):
+        assert (
+            main(["sample", str(run), "--n", "2", "--seed", "5", "--prompt", "a cat", "--out", str(out), *options]) == 0
+        )
+        return load_file(out)["samples"]
+
+    def plain(above, below):
+        pipe = build("sd")
+        pipe.load_lora_weights(run / "adapter")
+
+        def callback(pipe, step, timestep, kwargs):
+            if step == 1:
+                pipe._guidance_scale = below
+                pipe.unet.disable_adapters()
+            return kwargs
+
+        generators = [torch.Generator().manual_seed(5 + number) for number in range(2)]
+        found = pipe(["a cat"] * 2, height=16, width=16, num_inference_steps=4, guidance_scale=above, output_type="pt",
+                     generator=generators, callback_on_step_end=callback)  # fmt: skip
+        return found.images * 2.0 - 1.0
+
+    assert torch.allclose(ours(), plain(1.5, 3.0), atol=1e-4)
+    assert torch.allclose(ours("--guidance", "2.0"), plain(2.0, 2.0), atol=1e-4)
+    assert not torch.allclose(ours(), ours("--guidance", "3.0"), atol=1e-3)
+    told = json.loads((run / "config.json").read_text())
+    told["sample"]["guidance_tuned"] = 1.0
+    (run / "config.json").write_bytes(to_json(told))
+    capsys.readouterr()
+    assert main(["sample", str(run), "--out", str(out)]) == 2
+    assert "do not turn guidance on or off within a call" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("guidance = 3.0\nguidance_tuned = 2.0", "DDPO trains the guided answer"),
+        ("guidance = 1.0\nguidance_tuned = 2.0", "the candidates are drawn without guidance"),
+    ],
+)
+def test_guidance_that_does_not_fit(tmp_path, capsys, text, message):
+    path = text_config(tmp_path, top="method = 'ddpo'" if "DDPO" in message else "")
+    path.write_text(path.read_text().replace("guidance = 3.0", text))
+    assert main(["finetune", str(path)]) == 2
+    assert f"sample.guidance_tuned=2.0: {message}" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Kept, TrainSettings, train
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.sampling import calls_of
 from pgraft_fast.text_to_image import FullLearner, LoraLearner, LoraSettings, kind_of
 
 SETTINGS = TrainSettings(steps=2, batch_size=4, learning_rate=1e-2, ema=0.5)
@@ -208,3 +209,24 @@ def test_contrast_starts_from_the_reference_or_from_the_averaged_weights(all_wei
     assert not any("frozen" in name for group in learner.weights().values() for name in group)
     learner.freeze()
     assert torch.allclose(answer(learner.frozen), answer(learner.averaged), atol=1e-6)
+
+
+@pytest.mark.parametrize("all_weights", [False, True])
+def test_the_averaged_weights_have_a_guidance_of_their_own(all_weights):
+    pipe = build("sd")
+    model = denoiser(pipe, 3.0)
+    before = {scale: answer(model.like(guidance=scale)) for scale in (1.0, 2.0, 3.0)}
+    for scale in (1.0, 2.0):
+        model = denoiser(build("sd"), 3.0)
+        learner = (
+            FullLearner(model, SETTINGS, scale)
+            if all_weights
+            else LoraLearner(model, SETTINGS, LoraSettings(), 1, scale)
+        )
+        assert torch.allclose(answer(learner.ema), before[scale], atol=1e-6)
+        assert torch.allclose(answer(learner.reference), before[3.0], atol=1e-6)
+        assert torch.allclose(answer(learner.averaged), before[1.0], atol=1e-6)
+        assert calls_of(learner.ema) == (2 if scale > 1.0 else 1)
+        learn(learner, pipe)
+        # It follows what is trained, as ever.
+        assert not torch.allclose(answer(learner.ema), before[scale], atol=1e-5)
