@@ -20,10 +20,7 @@ DETAILS_NOTE = ""
 
 _BUDGET = 80_000
 _SEEDS = (0, 1, 2)
-_METHODS = (
-    "pgraft", "pgraft:random", "graft", "graft:random", "graft-clean", "graft-clean:all", "ddpo", "ddpo:random", "nft",
-    "nft:random",
-)  # fmt: skip
+_METHODS = ("pgraft", "graft", "graft:random", "graft-clean", "graft-clean:all", "ddpo", "nft")
 _KEPT = (2, 1)
 _LEFT_OUT = ("method", "reward_ci", "gain_ci", "categories", "guidance")
 

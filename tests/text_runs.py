@@ -28,6 +28,7 @@ batch_size = 8
 [select]
 k = 2
 [train]
+objective = "state"
 rounds = {rounds}
 epochs = 2
 batch_size = 4

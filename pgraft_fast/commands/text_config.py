@@ -10,7 +10,7 @@ from pgraft_fast.commands.reward_settings import RewardSettings
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings, TrainSettings
 from pgraft_fast.rewards import Policy
-from pgraft_fast.schema import Batch, Count, Name, Part, Rate, Scale, Settings, Size, Times
+from pgraft_fast.schema import Batch, Count, Name, Part, Positive, Rate, Scale, Settings, Size, Times
 from pgraft_fast.text_to_image.learners import LoraSettings
 
 # What a preset sets where the config says nothing, for a model of Stable Diffusion 1 or 2's size in 8 GB; larger models
@@ -81,8 +81,14 @@ class TextSampleSettings(SampleSettings):
 
 
 class TextTrainSettings(TrainSettings):
-    """See `TrainSettings`; without steps, two epochs. checkpointing: of activations, slower and smaller."""
+    """See `TrainSettings`; without steps, two epochs. checkpointing: of activations, slower and smaller.
 
+    The candidates are those of the guided sampler: `contrast` does not learn guidance from them, the others do. Its
+    strength is the one that was best on shapes.
+    """
+
+    objective: Literal["state", "clean", "contrast"] = "contrast"
+    strength: Positive = 8.0
     epochs: Times | None = 2
     batch_size: Batch = 16
     learning_rate: Rate = 1e-4

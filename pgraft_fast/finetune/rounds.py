@@ -83,7 +83,10 @@ class Candidates:
         mask, rewards = self.acceptance.mask, self.rewards
         by_side = kind == "acceptance"
         of_all = acceptance_advantages(mask, rewards, strength) if by_side else reward_advantages(rewards, strength)
-        teaches = (of_all != 0).any(dim=1, keepdim=True) & rewards.isfinite()
+        # Of a group that is all accepted or all rejected the rule has nothing to say.
+        count, valid = (mask & rewards.isfinite()).sum(dim=1, keepdim=True), rewards.isfinite()
+        mixed = (count > 0) & (count < valid.sum(dim=1, keepdim=True))
+        teaches = mixed & (of_all != 0).any(dim=1, keepdim=True) & valid
         group = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)
         index = teaches.flatten().nonzero().flatten()
         device = self.rollout.sample_id.device

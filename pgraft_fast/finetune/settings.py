@@ -62,12 +62,13 @@ class TrainSettings(Settings):
     """How the kept rows are trained on.
 
     cut: share of the steps left to the reference model, 0 is GRAFT; or "auto", see `finetune.cut_plan`. objective: see
-    `pgraft_loss`. Of "contrast": strength, 1 aims at the accepted law and more goes beyond; advantage, whether rows
-    count by "acceptance" or by "reward"; frozen, whether a round starts from the "reference" or from the averaged
-    weights, "ema". steps: optimiser steps a round of batch_size rows; or epochs: passes over the kept rows, instead of
-    steps. micro_batch: rows at once, whose gradients are added up; halved when memory is full. ema: decay of the
-    averaged weights, which are the result; 0 is off. clip: limit of the gradient's norm. null_prompt: share of rows
-    that are trained without their prompt, for guidance; DDPO trains what it sampled, on both sides of the guidance.
+    `pgraft_loss`. Of "contrast", which trains on groups with accepted and rejected candidates: strength, 1 aims at the
+    accepted law and more goes beyond; advantage, whether the rows of such a group count by "acceptance" or by "reward";
+    frozen, whether a round starts from the "reference" or from the averaged weights, "ema". steps: optimiser steps a
+    round of batch_size rows; or epochs: passes over the kept rows, instead of steps. micro_batch: rows at once, whose
+    gradients are added up; halved when memory is full. ema: decay of the averaged weights, which are the result; 0 is
+    off. clip: limit of the gradient's norm. null_prompt: share of rows that are trained without their prompt, for
+    guidance; DDPO trains what it sampled, on both sides of the guidance.
     """
 
     cut: Part | Literal["auto"] = 0.25

@@ -231,7 +231,7 @@ class _Losses:
         return _Batch(rows, key, epoch, 1.0 - share * (1.0 - self.kept.t_cut))
 
     def loss(self, batch: _Batch) -> Tensor:
-        kept, ids = self.kept, self.kept.sample_id[batch.rows]
+        kept = self.kept
         return pgraft_loss(
             self.learner.run,
             self.schedule,
@@ -239,20 +239,20 @@ class _Losses:
             t_cut=kept.t_cut,
             objective=self.learner.settings.objective,
             parameterization=self.parameterization,
-            condition=self._condition(batch, ids),
+            condition=self._condition(batch),
             t=batch.t,
             noise=NoiseKey(self.seed, batch.key, batch.epoch, Stream.TRAIN_NOISE),
             frozen=None if kept.advantage is None else self.learner.frozen,
             advantage=None if kept.advantage is None else kept.advantage[batch.rows],
         )
 
-    def _condition(self, batch: _Batch, ids: Tensor) -> Tensor | None:
+    def _condition(self, batch: _Batch) -> Tensor | None:
         if self.kept.condition is None:
             return None
         condition, share = self.kept.condition[batch.rows], self.learner.settings.null_prompt
         if share == 0.0 or self.null_condition is None:
             return condition
-        dropped = uniform(self.seed, ids, batch.epoch, Stream.PROMPT_DROPOUT) < share
+        dropped = uniform(self.seed, batch.key, batch.epoch, Stream.PROMPT_DROPOUT) < share
         null = self.null_condition.to(condition)
         return torch.where(dropped.view(-1, *[1] * (condition.ndim - 1)), null, condition)
 
