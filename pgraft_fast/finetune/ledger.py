@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pgraft_fast.files import storage_error
 
-PHASES = ("start", "plan", "sample", "score", "accept", "train", "evaluate", "save", "lost")
+PHASES = ("start", "sample", "score", "accept", "plan", "train", "evaluate", "save", "lost")
 _HEARTBEAT_SECONDS = 1.0
 
 

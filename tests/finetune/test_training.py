@@ -66,6 +66,35 @@ def test_kept_rows_are_the_best_of_their_group():
     assert ledger.model_calls == 12 * 5
 
 
+@pytest.mark.parametrize("kind", ["acceptance", "reward"])
+def test_contrast_takes_the_rows_of_mixed_groups(kind):
+    """Of three groups one is all accepted and one all rejected: what the rule does not tell apart teaches nothing."""
+    given = settings(select=SelectSettings(rule="threshold", threshold=0.0))
+
+    def reward(x, prompts):
+        return x.sum(1) + torch.tensor([{"a": 0.0, "b": 100.0, "c": -100.0}[prompt] for prompt in prompts])
+
+    found = collect(Net(), FLOW, reward, Prompts(["a", "b", "c"], torch.arange(3.0)), given, shape=(4,),
+                    parameterization="velocity", cuts=(0.0, 0.4))  # fmt: skip
+    (mixed,) = ((found.acceptance.group_count > 0) & (found.acceptance.group_count < 4)).nonzero().flatten().tolist()
+    kept = found.kept(0.4, "contrast", strength=2.0, advantage=kind)
+    rows = slice(4 * mixed, 4 * mixed + 4)
+    assert torch.equal(kept.x, found.rollout.x_cut[0.4][rows]) and kept.t_cut == found.rollout.t_cut[0.4]
+    assert torch.equal(kept.sample_id, found.rollout.sample_id[rows])
+    assert torch.equal(kept.condition, found.condition[rows])
+    accepted = found.acceptance.mask[mixed]
+    share = float(accepted.float().mean())
+    if kind == "acceptance":
+        assert kept.advantage.tolist() == pytest.approx([4 * (1 - share) * (1 if one else -1) for one in accepted])
+        assert kept.rows == 2 * min(int(accepted.sum()), 4 - int(accepted.sum()))
+    else:
+        rest = found.rewards[mixed] - found.rewards[mixed].mean()
+        assert torch.allclose(kept.advantage / kept.advantage.abs().max(), rest / rest.abs().max(), atol=1e-5)
+        assert kept.rows == 4
+    # Cut 0: final samples.
+    assert torch.equal(found.kept(0.0, "contrast", advantage=kind).x, found.rollout.x_0[rows])
+
+
 def test_prompts_come_in_turn_and_depend_on_the_round_alone():
     prompts = Prompts(list("abcdefg"))
     rounds = [prompts.of_round(3, number, 5) for number in range(7)]
