@@ -122,9 +122,12 @@ def run_cases(cases: Iterable[Case], settings: Settings, each: Each, bandwidth: 
     return run_parts([(case.label, partial(measure, case, settings, bandwidth)) for case in chosen], settings, each)
 
 
-def run_parts(parts: Iterable[tuple[str, Callable[[], list[Row]]]], settings: Settings, each: Each) -> dict[str, Any]:
+def run_parts(
+    parts: Iterable[tuple[str, Callable[[], Iterable[Row]]]], settings: Settings, each: Each
+) -> dict[str, Any]:
     """The rows of the parts with `settings.only` in their names, and what they were made on. each: told the name and
-    the rows of a part when it is done. Raises InputError where there are none.
+    the rows of a part when it is done, or each row where a part does not give them as a list. Raises InputError where
+    there are none.
     """
     rows: list[Row] = []
     known = list(parts)
@@ -133,10 +136,11 @@ def run_parts(parts: Iterable[tuple[str, Callable[[], list[Row]]]], settings: Se
         raise InputError(f"--only {settings.only!r}: in no part; known: {'; '.join(name for name, _ in known)}")
     for name, part in chosen:
         found = part()
-        each(name, found)
-        rows += found
-    told = {"backend": settings.backend or "by device", "size": settings.size}
-    return {**environment(settings.device), **told, "rows": rows}
+        for told in [found] if isinstance(found, list) else ([row] for row in found):
+            each(name, told)
+            rows += told
+    of_run = {"backend": settings.backend or "by device", "size": settings.size}
+    return {**environment(settings.device), **of_run, "rows": rows}
 
 
 def measure(case: Case, settings: Settings, bandwidth: float | None = None) -> list[Row]:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pgraft_fast.commands.config import LogSettings, RunConfig, checked, override, read_config, read_toml
 from pgraft_fast.commands.reward_settings import RewardSettings
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.settings import FinetuneSettings, SampleSettings, TrainSettings
+from pgraft_fast.finetune.settings import Advantage, FinetuneSettings, SampleSettings, TrainSettings
 from pgraft_fast.rewards import Policy
 from pgraft_fast.schema import Batch, Count, Name, Part, Positive, Rate, Scale, Settings, Size, Times
 from pgraft_fast.text_to_image.learners import LoraSettings
@@ -83,12 +83,13 @@ class TextSampleSettings(SampleSettings):
 class TextTrainSettings(TrainSettings):
     """See `TrainSettings`; without steps, two epochs. checkpointing: of activations, slower and smaller.
 
-    The candidates are those of the guided sampler: `contrast` does not learn guidance from them, the others do. Its
-    strength is the one that was best on shapes.
+    The candidates are those of the guided sampler: `contrast` does not learn guidance from them, the others do. What
+    its rows count by, and its strength, are what was best on shapes.
     """
 
     objective: Literal["state", "clean", "contrast"] = "contrast"
     strength: Positive = 8.0
+    advantage: Advantage = "reward"
     epochs: Times | None = 2
     batch_size: Batch = 16
     learning_rate: Rate = 1e-4

@@ -1,6 +1,7 @@
 """Rows of a round to train on, and the order in which training reads them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,9 @@ class Kept:
     def where(self, mask: Tensor) -> "Kept":
         """The rows of a mask (M,)."""
         chosen = mask.to(self.x.device).nonzero().flatten()
-        told = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Kept(**{name: one[chosen] if isinstance(one, Tensor) else one for name, one in told.items()})
+        told: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen_rows: dict[str, Any] = {name: one[chosen] for name, one in told.items() if isinstance(one, Tensor)}
+        return replace(self, **chosen_rows)
 
     @property
     def rows(self) -> int:
