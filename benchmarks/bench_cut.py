@@ -88,7 +88,9 @@ def _digits(settings: Settings, reward: str, few: bool) -> list[Row]:
 def _shapes(settings: Settings, model: str) -> list[Row]:
     budget, samples, steps = settings.by_size((_SHAPES_BUDGET, 512, 20), (20_000, 128, 20), (4_000, 16, 8))
     with tempfile.TemporaryDirectory() as folder:
-        more = {"model.shipped": model, "sample.steps": steps}
+        more: dict[str, Any] = {"model.shipped": model, "sample.steps": steps}
+        if model == "sd3":
+            more["lora.targets"] = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
         subject = subject_of(config_of("pgraft", budget, 0, Path(folder), more), lambda line: None)
         try:
             assert subject.learner is not None

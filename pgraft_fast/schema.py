@@ -3,9 +3,9 @@
 A number has an upper bound where a larger one would only end in an overflow or in memory that no machine has.
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WrapValidator
 
 
 class Settings(BaseModel):
@@ -38,6 +38,21 @@ Decay = Annotated[float, Field(ge=0, le=1e3)]
 Scale = Annotated[float, Field(ge=0, le=1e4)]
 # Of a cut, an average, rows that are held out.
 Part = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _share_or_auto(value: Any, check: Any) -> Any:
+    if value == "auto":
+        return value
+    if isinstance(value, str):
+        raise ValueError('input should be a share of the steps in [0, 1), or "auto"')
+    return check(value)
+
+
+# A union would tell of a wrong value once for each of its sides.
+if TYPE_CHECKING:
+    Cut = float | Literal["auto"]
+else:
+    Cut = Annotated[Part, WrapValidator(_share_or_auto), PlainSerializer(lambda value: value, return_type=Any)]
 # Of a wait: what a system's clocks take is 24 days.
 Seconds = Annotated[float, Field(gt=0, le=1e6)]
 

@@ -51,7 +51,7 @@ def of(beginning: str) -> list[str]:
 
 def test_every_block_is_known():
     fences = re.findall(r"^```(\w*)$", README, re.M)
-    assert fences == ["python", ""] * len(PYTHON) and len(PYTHON) == 6
+    assert fences == ["python", ""] * len(PYTHON) and len(PYTHON) == 7
     indented = re.findall(r"^    (\S+) ", TEXT, re.M)
     assert set(indented) == {"make", ".venv/bin/pgraft-fast"} and len(indented) == len(COMMANDS) > 15
 
@@ -167,6 +167,13 @@ def test_a_corrected_flow():
 
     exec(code, names | {"SHORT": FitSettings(steps=20, batch_size=16)}, names)
     assert bool(names["inv"].converged.all()) and names["latents"].shape == (16, 2, 3)
+
+
+def test_a_planned_cut():
+    names: dict[str, object] = {}
+    exec(block("plan_cut"), names)
+    assert names["settings"].cut == names["plan"].cut in (0.0, 0.1, 0.25, 0.5)
+    assert 0.0 < names["plan"].share <= 0.15 and names["plan"].outlooks[1].kept.share > 0.8
 
 
 def test_a_fused_step():

@@ -52,12 +52,12 @@ class Kept:
         if self.group is None:
             return order, self.sample_id[order]
         # Whole groups, in the order of their first rows.
-        first = torch.zeros_like(order).scatter_reduce_(
-            0, self.group, torch.argsort(order), "amin", include_self=False
-        )[self.group]
-        order = order[torch.argsort(first[order], stable=True)]
-        leader = torch.zeros_like(order).scatter_reduce_(0, self.group, self.sample_id, "amin", include_self=False)
-        return order, leader[self.group[order]]
+        _, group = self.group.unique(return_inverse=True)
+        first, leader = torch.zeros_like(order), torch.zeros_like(order)
+        first.scatter_reduce_(0, group, torch.argsort(order), "amin", include_self=False)
+        leader.scatter_reduce_(0, group, self.sample_id, "amin", include_self=False)
+        order = order[torch.argsort(first[group[order]], stable=True)]
+        return order, leader[group[order]]
 
     def _pairs(self, order: Tensor, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Pairs of an accepted and a rejected row of a group, in a drawn order."""

@@ -11,6 +11,7 @@ from pgraft_fast.finetune.nft_settings import NftSettings
 from pgraft_fast.schema import (
     Batch,
     Count,
+    Cut,
     Decay,
     Part,
     Positive,
@@ -71,7 +72,7 @@ class TrainSettings(Settings):
     guidance; DDPO trains what it sampled, on both sides of the guidance.
     """
 
-    cut: Part | Literal["auto"] = 0.25
+    cut: Cut = 0.25
     objective: Literal["state", "clean", "contrast"] = "state"
     strength: Positive = 1.0
     advantage: Advantage = "acceptance"

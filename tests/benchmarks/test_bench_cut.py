@@ -20,7 +20,7 @@ def test_rows(world):
     assert [row["cut"] for row in rows] == [0.0, *bench_cut.CUTS]
     for row in rows:
         assert 0.0 <= row["reached"] <= 1.0 and row["reached_low"] <= row["reached"] <= row["reached_high"]
-        assert math.isfinite(row["fd_accepted"]) and row["plan_share"] <= 0.15 and row["plan_calls"] > 0
+        assert math.isfinite(row["fd_accepted"]) and row["plan_share"] <= 0.15
         if row["predicted"] is not None:
             assert row["inside"] == (row["predicted_low"] <= row["reached"] <= row["predicted_high"])
     assert rows[0]["share_kept"] == 1.0 and sum(row["planned"] for row in rows) <= 1

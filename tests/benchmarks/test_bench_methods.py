@@ -16,7 +16,8 @@ def test_rows():
     rows = bench_methods.run(Settings(torch.device("cpu"), None, "smoke"), lambda name, found: told.append(name))[
         "rows"
     ]
-    assert told == ["kept", "seed 0"]
+    # The base and both methods, each as soon as it is done.
+    assert told == ["kept", "seed 0", "seed 0", "seed 0"]
     kept = {row["kept"]: row for row in rows if row["op"] == "kept"}
     assert kept[2]["optimizer_steps"] == 1 and kept[1]["optimizer_steps"] == 1 and kept[2]["share_of_time"] == 1.0
     methods = {row["provider"]: row for row in rows if row["op"] == "methods"}

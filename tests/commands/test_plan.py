@@ -79,7 +79,7 @@ def test_an_adapter_knows_the_cut_that_was_chosen(tmp_path):
 @pytest.mark.parametrize(
     ("cut", "method", "message"),
     [
-        ('"best"', "pgraft", "train.cut"),
+        ('"best"', "pgraft", "train.cut = 'best': input should be a share of the steps in [0, 1), or \"auto\""),
         ("0.3", "ddpo", "method='ddpo' has no cut to plan; set it to 'pgraft' or 'graft'"),
         ("0.3", "pgraft", "plan: 15% of a run of 416 model calls have no room for two prompts; plan a larger run"),
     ],
