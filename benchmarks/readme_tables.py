@@ -85,8 +85,8 @@ def correction(rows: Sequence[Row]) -> str:
 
 
 def methods(rows: Sequence[Row]) -> str:
-    """P-GRAFT, GRAFT and DDPO at equal budgets."""
-    found = [row for row in newest(rows, "methods") if row.get("op") == "methods"]
+    """Methods and their controls at equal budgets. Rows without a label are of other recipes under the same names."""
+    found = [row for row in newest(rows, "methods") if row.get("op") == "methods" and row.get("label")]
     if not found:
         return ""
     table = comparison_table(
