@@ -19,7 +19,7 @@ test-faults: $(READY)
 test-gpu: $(READY)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu
 
-# Three quarters of an hour on two cores; rows go to benchmarks/results/<device>.csv.
+# Hours on two cores; rows go to benchmarks/results/<device>.csv.
 bench: $(READY)
 	$(BIN)/pgraft-fast bench all
 

@@ -22,8 +22,7 @@ from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, evaluate, quality_of
 
-METHODS = ("pgraft", "pgraft:random", "graft", "graft:random", "graft-clean", "graft-clean:all", "ddpo")
-GUIDANCES = (2.0, 1.0, 3.0, 4.0, 5.0)
+METHODS = ("pgraft", "graft", "graft-clean", "graft-clean:all", "ddpo")
 EVALUATED_CANDIDATES = 4
 
 
@@ -38,7 +37,7 @@ class ComparisonSettings:
     budgets: tuple[int, ...] = (80_000,)
     seeds: tuple[int, ...] = (0,)
     samples: int = 512
-    guidances: tuple[float, ...] = GUIDANCES[:1]
+    guidances: tuple[float, ...] = (2.0,)
     model: str = "sd"
     steps: int = 20
     more: tuple[tuple[str, Any], ...] = ()
