@@ -13,7 +13,7 @@ from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.cut_plan import CUTS, plan_from
 from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
 from pgraft_fast.finetune.nft import nft_advantages, train_nft
-from pgraft_fast.finetune.rounds import Asked, collect, draw_and_score
+from pgraft_fast.finetune.rounds import Asked, Drawn, collect, draw_and_score
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import TrainReport, train
 from pgraft_fast.finetune.work import Work
@@ -142,17 +142,11 @@ class PGraft:
         self._plan = state.get("plan")
 
 
-class Ddpo:
-    """Policy gradients on all recorded steps; see `finetune.ddpo`. The raw weights are the result."""
+class _AllSamples:
+    """What methods without a cut have in common: they draw a round's samples and train on all of them."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._statistics = PromptStatistics(work.settings.ddpo.buffer_size)
-
-    @property
-    def tuned(self) -> nn.Module:
-        sampled: Any = self._work.learner.sampled
-        return sampled
 
     @property
     def settings(self) -> FinetuneSettings:
@@ -160,6 +154,27 @@ class Ddpo:
 
     def calls(self) -> int:
         return self._work.calls()
+
+    def _scored(
+        self, draw: Callable[..., Drawn], asked: Asked, check: Callable[[], None]
+    ) -> tuple[list[Drawn], Tensor]:
+        """The batches of a round and their rewards (P, N)."""
+        work, sample = self._work, self._work.settings.sample
+        parts, flat = draw_and_score(draw, work.reward, asked, sample, work.sampling, work.ledger, check)
+        return parts, flat.view(sample.prompts, sample.candidates)
+
+
+class Ddpo(_AllSamples):
+    """Policy gradients on all recorded steps; see `finetune.ddpo`. The raw weights are the result."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._statistics = PromptStatistics(work.settings.ddpo.buffer_size)
+
+    @property
+    def tuned(self) -> nn.Module:
+        sampled: Any = self._work.learner.sampled
+        return sampled
 
     def round(
         self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
@@ -173,10 +188,7 @@ class Ddpo:
             solver=settings.sample.solver, eta=settings.sample.eta, parameterization=work.parameterization,
             seed=settings.seed, device=work.device,
         )  # fmt: skip
-        parts, flat = draw_and_score(
-            draw, work.reward, asked, settings.sample, work.sampling, work.ledger, check_sampling
-        )
-        rewards = flat.view(settings.sample.prompts, settings.sample.candidates)
+        parts, rewards = self._scored(draw, asked, check_sampling)
         with work.ledger.phase("accept"):
             groups = asked.prompt.view_as(rewards)[:, 0]
             weight = advantages(rewards, groups, self._statistics, settings.ddpo)
@@ -185,10 +197,7 @@ class Ddpo:
             memory=work.training, ledger=work.ledger, check=check, enough=enough,
         )  # fmt: skip
         used = weight != 0
-        entry = {
-            "reward_accepted": float(rewards[used].mean()) if bool(used.any()) else float(rewards.nanmean()),
-            "accepted": int(used.sum()), "t_cut": 0.0, "clipped": report.clipped, "kl": report.kl,
-        }  # fmt: skip
+        entry = {**_entry(rewards, used), "clipped": report.clipped, "kl": report.kl}
         return Round(rewards, used, report, entry)
 
     def state(self) -> dict[str, Any]:
@@ -198,22 +207,12 @@ class Ddpo:
         self._statistics.load(state["statistics"])
 
 
-class Nft:
+class Nft(_AllSamples):
     """Rewards contrasted on the forward process at all steps' noise levels; see `finetune.nft`."""
-
-    def __init__(self, work: Work) -> None:
-        self._work = work
 
     @property
     def tuned(self) -> nn.Module:
         return self._work.learner.ema
-
-    @property
-    def settings(self) -> FinetuneSettings:
-        return self._work.settings
-
-    def calls(self) -> int:
-        return self._work.calls()
 
     def round(
         self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
@@ -225,10 +224,7 @@ class Nft:
             solver=settings.sample.solver, eta=settings.sample.eta, parameterization=work.parameterization,
             seed=settings.seed, device=work.device, graphs=run.graphs,
         )  # fmt: skip
-        parts, flat = draw_and_score(
-            draw, work.reward, asked, settings.sample, work.sampling, work.ledger, check_sampling
-        )
-        rewards = flat.view(settings.sample.prompts, settings.sample.candidates)
+        parts, rewards = self._scored(draw, asked, check_sampling)
         with work.ledger.phase("accept"):
             weight = nft_advantages(rewards)
         times = work.schedule.grid(settings.sample.steps, work.parameterization)[:-1]
@@ -239,17 +235,19 @@ class Nft:
             check=check, enough=enough,
         )  # fmt: skip
         better = weight > 0
-        entry = {
-            "reward_accepted": float(rewards[better].mean()) if bool(better.any()) else float(rewards.nanmean()),
-            "accepted": int(better.sum()), "t_cut": 0.0,
-        }  # fmt: skip
-        return Round(rewards, better, report, entry)
+        return Round(rewards, better, report, _entry(rewards, better))
 
     def state(self) -> dict[str, Any]:
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _entry(rewards: Tensor, used: Tensor) -> dict[str, Any]:
+    """For the history: rewards (P, N), and which of them were learned from."""
+    mean = float(rewards[used].mean()) if bool(used.any()) else float(rewards.nanmean())
+    return {"reward_accepted": mean, "accepted": int(used.sum()), "t_cut": 0.0}
 
 
 def _joined(parts: Sequence[Recorded]) -> Recorded:
