@@ -92,10 +92,15 @@ def acceptance_advantages(accepted: Tensor, rewards: Tensor, strength: float) ->
     accepted: (P, N) bool. rewards: (P, N).
     """
     valid = rewards.isfinite()
-    count, kept = valid.sum(dim=1, keepdim=True), (accepted & valid).sum(dim=1, keepdim=True)
-    size = 2.0 * strength * (count - kept) / count.clamp(min=1)
-    signed = torch.where(accepted, size, -size)
-    return torch.where(valid & (kept > 0) & (kept < count), signed, 0.0).to(torch.float32)
+    count, rejected = valid.sum(dim=1, keepdim=True), (valid & ~accepted).sum(dim=1, keepdim=True)
+    size = 2.0 * strength * rejected / count.clamp(min=1)
+    return torch.where(of_mixed_groups(accepted, rewards), torch.where(accepted, size, -size), 0.0).to(torch.float32)
+
+
+def of_mixed_groups(accepted: Tensor, rewards: Tensor) -> Tensor:
+    """(P, N) bool: candidates with a finite reward in groups of which some are accepted and some rejected."""
+    valid = rewards.isfinite()
+    return valid & (valid & accepted).any(dim=1, keepdim=True) & (valid & ~accepted).any(dim=1, keepdim=True)
 
 
 def reward_advantages(rewards: Tensor, strength: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, Stream, uniform
 from pgraft_fast.finetune.identity import sha256_of_tensors, sha256_of_texts
-from pgraft_fast.finetune.kept import Kept, acceptance_advantages, reward_advantages
+from pgraft_fast.finetune.kept import Kept, acceptance_advantages, of_mixed_groups, reward_advantages
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.scoring import Scoring
@@ -84,9 +84,7 @@ class Candidates:
         by_side = kind == "acceptance"
         of_all = acceptance_advantages(mask, rewards, strength) if by_side else reward_advantages(rewards, strength)
         # Of a group that is all accepted or all rejected the rule has nothing to say.
-        count, valid = (mask & rewards.isfinite()).sum(dim=1, keepdim=True), rewards.isfinite()
-        mixed = (count > 0) & (count < valid.sum(dim=1, keepdim=True))
-        teaches = mixed & (of_all != 0).any(dim=1, keepdim=True) & valid
+        teaches = of_mixed_groups(mask, rewards) & (of_all != 0).any(dim=1, keepdim=True)
         group = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)
         index = teaches.flatten().nonzero().flatten()
         device = self.rollout.sample_id.device
