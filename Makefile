@@ -23,9 +23,10 @@ test-gpu: $(READY)
 bench: $(READY)
 	$(BIN)/pgraft-fast bench all
 
-# On a machine as it is, without a network: PYTHON=... has torch. At most nine minutes; files go to OUT.
+# On a machine as it is, without a network: PYTHON=... has torch. PART: tests, ops, pipelines, finetune, at most eight
+# minutes each, or all, nine. Files go to OUT.
 gpu-check:
-	OUT="$(OUT)" $(PYTHON) benchmarks/gpu_check.py
+	OUT="$(OUT)" PART="$(PART)" $(PYTHON) benchmarks/gpu_check.py
 
 bench-compare: $(READY)
 	@test -n "$(BASE)" || { echo "give a commit to compare with: make bench-compare BASE=<commit>"; exit 2; }

@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pgraft_fast.commands.comparison import ComparisonSettings, compare
 from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.finetune import Ledger, collect, train
+from pgraft_fast.tasks.evaluation import Evaluation
 from pgraft_fast_benchmarks.goal_kinds import Goal
 from pgraft_fast_benchmarks.harness import Each, Row, Settings, run_parts
 
@@ -18,30 +20,36 @@ SHOWN: tuple[str, ...] = ()
 DETAILS: dict[str, str] = {}
 DETAILS_NOTE = ""
 
-_BUDGET = 80_000
 _SEEDS = (0, 1, 2)
-_METHODS = ("pgraft", "graft", "graft:random", "graft-clean", "graft-clean:all", "ddpo", "nft")
+_AT_LEAST = ("pgraft", "graft", "graft-clean", "ddpo", "nft")
+_METHODS = {
+    80_000: (*_AT_LEAST, "pgraft:random", "graft:random", "graft-clean:all"),
+    160_000: _AT_LEAST,
+}  # fmt: skip
 _KEPT = (2, 1)
 _LEFT_OUT = ("method", "reward_ci", "gain_ci", "categories", "guidance")
 
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
-    # A run takes minutes: each is told as soon as it is done.
-    seeds = _SEEDS if settings.size == "full" else _SEEDS[:1]
+    # A run takes minutes: each is a part, and told as soon as it is done.
+    methods: dict[int, tuple[str, ...]] = settings.by_size(_METHODS, {40_000: _AT_LEAST}, {2_000: ("pgraft", "ddpo")})
+    base = settings.by_size(
+        ComparisonSettings(guidances=(2.0, 3.0, 5.0)), ComparisonSettings(), ComparisonSettings(samples=8, steps=2)
+    )
+    bases: dict[int, list[Evaluation]] = {}
     parts: list[tuple[str, Callable[[], Iterable[Row]]]] = [("kept", partial(_kept, settings))]
-    parts += [(f"seed {seed}", partial(_compared, settings, seed)) for seed in seeds]
+    for budget, named in methods.items():
+        for seed in _SEEDS if settings.size == "full" else _SEEDS[:1]:
+            for method in named:
+                given = replace(base, methods=(method,), budgets=(budget,), seeds=(seed,))
+                parts.append((f"seed {seed} {method} {budget}", partial(_compared, given, bases)))
     return run_parts(parts, settings, each)
 
 
-def _compared(settings: Settings, seed: int) -> Iterator[Row]:
-    """Every method at the same budget."""
-    given = settings.by_size(
-        ComparisonSettings(methods=_METHODS, budgets=(_BUDGET,), seeds=(seed,), guidances=(2.0, 3.0, 5.0)),
-        ComparisonSettings(budgets=(_BUDGET // 2,)),
-        ComparisonSettings(methods=("pgraft", "ddpo"), budgets=(2_000,), samples=8, steps=2),
-    )
-    for row in (one.row() for _, one in compare(given, lambda line: None, lambda: None)):
+def _compared(given: ComparisonSettings, bases: dict[int, list[Evaluation]]) -> Iterator[Row]:
+    """One run, after its base where that is not known yet."""
+    for row in (one.row() for _, one in compare(given, lambda line: None, lambda: None, bases=bases)):
         yield {
             "op": "methods", "case": "shapes", "provider": row["method"], "gate": "ok",
             **{name: value for name, value in row.items() if name not in _LEFT_OUT},

@@ -106,6 +106,7 @@ class DdpoRound:
             settings=given.model_copy(update={"method": "ddpo", "sample": sample}), shape=task.shape,
             parameterization=task.parameterization, learner=learner, execution=execution, ledger=Ledger(),
             sampling=BatchSize(sample.batch_size), training=BatchSize(sample.batch_size), device=device,
+            log=lambda line: None,
         )  # fmt: skip
         self._method = Ddpo(self._work)
         self.seconds: list[dict[str, float]] = []

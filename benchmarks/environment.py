@@ -1,6 +1,7 @@
 """Where and of what a result was measured."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -17,7 +18,8 @@ _PACKAGES = ("torch", "triton", "diffusers", "transformers", "xformers")
 def environment(device: torch.device) -> dict[str, Any]:
     """run (when), device, driver, threads, versions, commit of the checkout and whether it was changed.
 
-    commit and dirty are None outside of a checkout; results that were only added to do not count as a change.
+    Outside of a checkout the commit is what PGRAFT_FAST_COMMIT says, or None, and dirty is None; results that were only
+    added to do not count as a change.
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {
@@ -26,7 +28,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "driver": Board.of(device).driver(),
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "commit": commit,
+        "commit": commit or os.environ.get("PGRAFT_FAST_COMMIT"),
         "dirty": None if commit is None else bool(changes),
     }
 

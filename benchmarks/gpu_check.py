@@ -1,14 +1,18 @@
-"""Everything that a GPU machine should be asked, in one command of at most nine minutes: make gpu-check OUT=folder.
+"""What a GPU machine should be asked, in parts of at most eight minutes: make gpu-check PART=tests OUT=folder.
 
-Needs torch and no network; what else is missing is skipped and said. The pieces stand in the order of their worth, each
-has its own time limit, and each writes its files at once, so that a run that is cut off leaves results:
-<piece>.log, results.csv (rows of the benchmarks), check.json (what ran, how it ended, how long it took).
+Needs torch and no network. What else is missing is said first, with the command that fetches it elsewhere; packages
+that are carried along on PYTHONPATH count. The parts stand in the order of their worth; PART=all runs of them what
+fits into nine minutes. Each piece has its own time limit and writes at once, so that a run that is cut off leaves
+results, in three files: check.log (all that the pieces print), results.csv (rows of the benchmarks), check.json (how
+each ended).
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,9 +28,14 @@ from code_path import make  # noqa: E402
 
 from pgraft_fast.waiting import passive_environment  # noqa: E402
 
-MINUTES = 9.0
+PARTS = ("tests", "ops", "pipelines", "finetune")
+MINUTES, MINUTES_OF_ALL = 8.0, 9.0
 _MODULE = [sys.executable, "-m"]
 _RUN = [*_MODULE, "pgraft_fast_benchmarks.run"]
+_MOST_WORKERS = 8
+_MISSING = 3
+# What a piece needs, by the name that a registry knows it under.
+_REGISTRY = {"sklearn": "scikit-learn", "pydantic": "pydantic pydantic-core annotated-types typing-inspection"}
 
 
 @dataclass(frozen=True)
@@ -40,25 +49,37 @@ class Piece:
     gpu: bool = True
 
 
-def pieces(out: Path) -> list[Piece]:
-    """In the order of their worth."""
+def pieces(part: str, out: Path) -> list[Piece]:
+    """Of a part, or of all, in the order of their worth."""
     csv = ["--size", "quick", "--csv", str(out / "results.csv")]
+    workers = ["-n", str(min(_MOST_WORKERS, os.cpu_count() or 1))] if _has("xdist") else []
+    # Each test is named as it ends, so that a run that is cut off tells how far it came.
     tests = [
-        *_MODULE, "pytest", "--noconftest", "-p", "no:cacheprovider", "-q", "--tb=short", "-rs",
-        str(ROOT / "tests" / "gpu"),
+        *_MODULE, "pytest", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "-v", "--tb=short", "-rfEs",
+        *workers, str(ROOT / "tests" / "gpu"),
     ]  # fmt: skip
     smoke = ["--tool", "memcheck", "--error-exitcode", "1", *_RUN, "ops", "--size", "smoke"]
-    return [
-        Piece("versions", 30, [sys.executable, "-c", _VERSIONS], gpu=False),
-        Piece("build", 90, [sys.executable, "-c", _BUILD], gpu=False),
-        Piece("tests", 150, tests, ("pytest",)),
-        Piece("sanitizer", 90, ["compute-sanitizer", *smoke], ("$compute-sanitizer",)),
-        Piece("bench-ops", 120, [*_RUN, "ops", *csv], gpu=False),
-        Piece("bench-round", 90, [*_RUN, "round", *csv], ("sklearn", "pydantic"), gpu=False),
-        Piece("bench-invert", 40, [*_RUN, "invert", *csv], ("sklearn",), gpu=False),
-        Piece("bench-sampling", 180, [*_RUN, "sampling", *csv], ("diffusers",), gpu=False),
-        Piece("bench-quality", 90, [*_RUN, "quality", *csv], ("sklearn", "pydantic", "rich", "matplotlib"), gpu=False),
-    ]
+    of = {
+        "tests": [
+            Piece("versions", 30, [sys.executable, "-c", _VERSIONS], gpu=False),
+            Piece("build", 90, [sys.executable, "-c", _BUILD], gpu=False),
+            Piece("tests", 260, tests, ("pytest",)),
+            Piece("sanitizer", 90, ["compute-sanitizer", *smoke], ("$compute-sanitizer",)),
+        ],
+        "ops": [
+            Piece("bench-ops", 360, [*_RUN, "ops", *csv], gpu=False),
+            Piece("bench-invert", 90, [*_RUN, "invert", *csv], ("sklearn",), gpu=False),
+        ],
+        "pipelines": [
+            Piece("bench-sampling", 470, [*_RUN, "sampling", *csv], ("diffusers", "transformers"), gpu=False),
+        ],
+        "finetune": [
+            Piece("bench-round", 240, [*_RUN, "round", *csv], ("sklearn", "pydantic"), gpu=False),
+            Piece("bench-quality", 120, [*_RUN, "quality", *csv], ("sklearn", "pydantic", "rich", "matplotlib"),
+                  gpu=False),
+        ],
+    }  # fmt: skip
+    return of[part] if part in of else [piece for found in of.values() for piece in found]
 
 
 _VERSIONS = """
@@ -87,23 +108,38 @@ raise SystemExit(len(failed))
 
 
 def main() -> int:
-    """Exit status 1 where a piece failed; skipped and cut-off pieces are no failures."""
+    """Exit status 1 where a piece failed or was cut off, 2 for an unknown part; skipped pieces are no failures."""
+    part = os.environ.get("PART") or "all"
+    if part not in (*PARTS, "all"):
+        print(f"PART={part!r} is unknown; known: {', '.join(PARTS)}, all", file=sys.stderr)
+        return 2
     out = Path(os.environ.get("OUT") or "gpu-check").absolute()
     out.mkdir(parents=True, exist_ok=True)
     began, gpu = time.monotonic(), _has_gpu()
+    minutes = MINUTES_OF_ALL if part == "all" else MINUTES
+    chosen = pieces(part, out)
+    _tell_missing(chosen)
     told: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        environment = {
-            **passive_environment(), "PYTHONPATH": f"{make(Path(folder) / 'code', ROOT)}{os.pathsep}{ROOT / 'tests'}",
-            "PGRAFT_FAST_CACHE": os.environ.get("PGRAFT_FAST_CACHE") or str(Path(folder) / "cache"),
-            "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1",
-        }  # fmt: skip
-        for piece in pieces(out):
-            left = 60.0 * MINUTES - (time.monotonic() - began)
+        environment = _environment(Path(folder))
+        for piece in chosen:
+            left = 60.0 * minutes - (time.monotonic() - began)
             told.append(_one(piece, left, gpu, out, environment))
             print(f"{piece.name}: {told[-1]['end']} ({told[-1]['seconds']} s)", flush=True)
-            (out / "check.json").write_text(json.dumps({"gpu": gpu, "pieces": told}, indent=1) + "\n")
-    return int(any(str(one["end"]).startswith("failed") for one in told))
+            (out / "check.json").write_text(json.dumps({"part": part, "gpu": gpu, "pieces": told}, indent=1) + "\n")
+    _print_table(told)
+    return int(any(str(one["end"]).startswith(("failed", "cut off")) for one in told))
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Of the pieces: the checkout as packages, before what the caller has on the path."""
+    own = [str(make(folder / "code", ROOT)), str(ROOT / "tests")]
+    carried = [place for place in (os.environ.get("PYTHONPATH") or "").split(os.pathsep) if place]
+    return {
+        **passive_environment(), "PYTHONPATH": os.pathsep.join((*own, *carried)),
+        "PGRAFT_FAST_CACHE": os.environ.get("PGRAFT_FAST_CACHE") or str(folder / "cache"),
+        "TRITON_INTERPRET": "0", "PYTHONUNBUFFERED": "1",
+    }  # fmt: skip
 
 
 def _one(piece: Piece, left: float, gpu: bool, out: Path, environment: dict[str, str]) -> dict[str, object]:
@@ -111,17 +147,24 @@ def _one(piece: Piece, left: float, gpu: bool, out: Path, environment: dict[str,
     if why is not None:
         return {"piece": piece.name, "end": f"skipped: {why}", "seconds": 0.0}
     began = time.monotonic()
-    with open(out / f"{piece.name}.log", "w") as log:
+    with open(out / "check.log", "a") as log:
+        log.write(f"== {piece.name}\n")
+        log.flush()
+        # In a session of its own: what it starts ends with it.
+        process = subprocess.Popen(
+            piece.command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=out, start_new_session=True
+        )
         try:
-            status = subprocess.run(
-                piece.command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=out, check=False,
-                timeout=min(piece.seconds, left),
-            ).returncode  # fmt: skip
-            end = {0: "done", 3: "skipped: a package is missing, see its log"}.get(
-                status, f"failed with status {status}"
-            )
+            status = process.wait(min(piece.seconds, left))
+            end = "done" if status == 0 else f"failed with status {status}"
+            if status == _MISSING:
+                end = "skipped: a package is missing, see the log"
         except subprocess.TimeoutExpired:
             end = f"cut off after {min(piece.seconds, left):.0f} s; what it wrote stays"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return {"piece": piece.name, "end": end, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -130,11 +173,39 @@ def _why_not(piece: Piece, left: float, gpu: bool) -> str | None:
         return "the time is up"
     if piece.gpu and not gpu:
         return "no CUDA device"
-    for name in piece.needs:
-        program = name.startswith("$")
-        if (shutil.which(name[1:]) if program else importlib.util.find_spec(name)) is None:
-            return f"{name.lstrip('$')} is not installed"
-    return None
+    missing = _missing(piece)
+    return f"{missing[0].lstrip('$')} is not installed" if missing else None
+
+
+def _missing(piece: Piece) -> list[str]:
+    return [name for name in piece.needs if not _has(name)]
+
+
+def _has(name: str) -> bool:
+    found = shutil.which(name[1:]) if name.startswith("$") else importlib.util.find_spec(name)
+    return found is not None
+
+
+def _tell_missing(chosen: list[Piece]) -> None:
+    """What is not here, and how to bring it from a machine with a network."""
+    names = {name: None for piece in chosen for name in _missing(piece)}
+    for piece in chosen:
+        if _missing(piece):
+            print(f"{piece.name} is skipped: {', '.join(name.lstrip('$') for name in _missing(piece))} is not here")
+    modules = [_REGISTRY.get(name, name) for name in names if not name.startswith("$")]
+    if modules:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        print(
+            f"to bring them: pip download --no-deps --only-binary=:all: --python-version {version} -d wheels "
+            f"{' '.join(modules)}; there: pip install --no-index --no-deps --target site wheels/*.whl; PYTHONPATH=site",
+            flush=True,
+        )
+
+
+def _print_table(told: list[dict[str, object]]) -> None:
+    width = max(len(str(one["piece"])) for one in told)
+    for one in told:
+        print(f"{one['piece']:<{width}}  {one['seconds']:>6} s  {one['end']}")
 
 
 def _has_gpu() -> bool:

@@ -42,7 +42,10 @@ def cases(settings: Settings) -> Iterator[Case]:
 def providers(
     name: str, large: Large, batch: int, steps: int, settings: Settings, **smaller: Any
 ) -> Sequence[Provider]:
-    """Diffusers with torch's attention, compiled, with xformers; ours as it chooses, and without graphs or compiler."""
+    """Diffusers with torch's attention, compiled, with xformers; ours as it chooses, and without graphs or compiler.
+
+    In a short run nothing is compiled: ours is a graph then.
+    """
     release()
     torch.compiler.reset()
     device = settings.device
@@ -51,13 +54,16 @@ def providers(
         denoiser = large.denoiser(**smaller)
     denoiser.to(device, torch.bfloat16)
     pipe, arguments = large.pipe(denoiser), large.arguments(denoiser, batch, steps)
+    mode = "trajectory_graph" if settings.short and device.type == "cuda" else "auto"
     ways: dict[str, Callable[[], Any]] = {
         "diffusers": lambda: pipe,
         "diffusers compile": lambda: twin(pipe, torch.compile(denoiser)),
         "diffusers xformers": lambda: twin(pipe, _with_xformers(denoiser)),
-        "ours": lambda: accelerate(twin(pipe)),
+        "ours": lambda: accelerate(twin(pipe), mode=mode),
         "ours eager": lambda: accelerate(twin(pipe), mode="eager"),
     }
+    if settings.short:
+        del ways["diffusers compile"]
     calls = {way: PipelineCall(make, arguments, device, batch, steps) for way, make in ways.items()}
     errors: dict[str, float] = {}
 

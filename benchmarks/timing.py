@@ -85,4 +85,4 @@ def launches(run: Run) -> int:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
         torch.cuda.synchronize()
-    return sum(event.device_type is torch.autograd.DeviceType.CUDA for event in profile.events() or [])
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or [])

@@ -91,14 +91,17 @@ class Compared:
 
 
 def compare(
-    settings: ComparisonSettings, log: Callable[[str], None], check: Callable[[], None], keep: Path | None = None
-) -> Iterator[tuple[Task, Compared]]:
+    settings: ComparisonSettings, log: Callable[[str], None], check: Callable[[], None], keep: Path | None = None,
+    bases: dict[int, list[Evaluation]] | None = None,
+) -> Iterator[tuple[Task, Compared]]:  # fmt: skip
     """The base and then each run of a seed, for all seeds. keep: folder of the adapters.
 
-    log: told what the runs tell. check: called often, may raise. Raises InputError.
+    log: told what the runs tell. check: called often, may raise. bases: the base's evaluations by seed, which are
+    filled in, and neither made nor given again where they are there. Raises InputError.
     """
+    bases = {} if bases is None else bases
     for seed in settings.seeds:
-        before: list[Evaluation] = []
+        before = bases.setdefault(seed, [])
         for budget in settings.budgets:
             for method in settings.methods:
                 with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +109,7 @@ def compare(
                     one = _One(settings, method, budget, subject, check)
                     try:
                         if not before:
-                            before = one.evaluated(None)
+                            before += one.evaluated(None)
                             yield subject.task, replace(one, method="base", budget=0).compared(before, before)
                         yield subject.task, one.run(before, log, keep)
                     finally:

@@ -93,6 +93,8 @@ class Runner:
         finally:
             trajectory.options = options
             torch.cuda.set_rng_state(default, x.device)
+            # Those of the ways that lost hold as much memory as that of the one that won, which is captured again.
+            self._graphs.clear()
 
     def _run(self, mode: str, trajectory: Trajectory, x: Tensor, first: int, last: int) -> Tensor:
         module = self._compile(trajectory.denoiser) if mode.startswith("compile") else trajectory.denoiser

@@ -1,8 +1,9 @@
 """CUDA graphs: a function of tensors is captured once and replayed.
 
-A captured function is found by its key and the shapes of its inputs; its weights may change in place. Graphs share one
-memory pool; beyond the memory limit the one unused for longest goes. Where memory ends during a capture the caller is
-told and runs the function plainly.
+A captured function is found by its key and the shapes of its inputs; its weights may change in place. Each graph has a
+memory pool of its own, so that dropping it frees its memory; beyond the memory limit the one unused for longest goes.
+Where memory ends during a capture the caller is told and runs the function plainly. After a capture that failed for
+another reason torch's allocator is no longer known to be whole: this process captures nothing more.
 """
 
 import logging
@@ -18,6 +19,9 @@ from pgraft_fast.errors import is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
 _WARM_UP_RUNS = 2
+# One a device: torch gives memory back to a capture on the stream that it was taken on.
+_side_streams: dict[torch.device, torch.cuda.Stream] = {}
+_failed: list[str] = []
 
 Function = Callable[[list[Tensor], list[torch.Generator]], list[Tensor]]
 
@@ -52,7 +56,6 @@ class GraphCache:
     memory_limit: int | None = None
     _held: "OrderedDict[Hashable, Captured]" = field(default_factory=OrderedDict)
     _refused: set[Hashable] = field(default_factory=set)
-    _pool: Any = None
 
     def run(
         self,
@@ -62,19 +65,23 @@ class GraphCache:
         generators: Sequence[torch.Generator] = (),
         keep: Callable[[], Any] = lambda: None,
     ) -> list[Tensor] | None:
-        """function(inputs, generators) by replaying its graph; None where memory did not suffice to capture it.
+        """function(inputs, generators) by replaying its graph; None where it could not be captured, which is logged.
 
         The function must be the same for the same key, read nothing back, and draw only from the default generator of
         the device or from `generators`. keep(): what the graph reads besides its inputs and weights, asked after the
         first run and held as long as the graph.
         """
         whole = (key, tuple((tuple(value.shape), value.dtype, value.stride(), value.device) for value in inputs))
-        if whole in self._refused:
-            return None
         found = self._held.get(whole)
         if found is None:
+            if _failed or whole in self._refused:
+                return None
             try:
                 found = self._capture(function, inputs, generators)
+            except CaptureError as error:
+                _failed.append(str(error))
+                _LOG.warning(f"{error}; this process goes on without CUDA graphs")
+                return None
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -91,7 +98,6 @@ class GraphCache:
     def clear(self) -> None:
         """Drop every graph."""
         self._held.clear()
-        self._pool = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -108,36 +114,56 @@ class GraphCache:
             self._held.popitem(last=False)
 
     def _capture(self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Captured:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        return capture(function, inputs, generators, self._pool)
+        return capture(function, inputs, generators)
 
 
-def capture(
-    function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator], pool: Any = None
-) -> Captured:
-    """Warm up and capture function(inputs, generators) on copies of both; nothing of the caller's changes."""
+class CaptureError(Exception):
+    """A function that runs could not be captured, for another reason than memory."""
+
+
+def capture(function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Captured:
+    """Warm up and capture function(inputs, generators) on copies of both; nothing of the caller's changes.
+
+    Raises CaptureError, and what the function raises when it runs.
+    """
     device = inputs[0].device
     buffers = [value.clone() for value in inputs]
     own = [clone_generator(generator) for generator in generators]
     default = torch.cuda.get_rng_state(device)
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
+    outer, side = torch.cuda.current_stream(device), _side_stream(device)
+    side.wait_stream(outer)
     try:
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP_RUNS):
                 function(buffers, own)
-        torch.cuda.current_stream(device).wait_stream(side)
+        outer.wait_stream(side)
         torch.cuda.synchronize(device)
+        # torch empties its cache when a capture begins, too: what that frees is not the graph's.
+        torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(device)
         graph = torch.cuda.CUDAGraph()
         for generator in own:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool=pool, stream=side):
-            outputs = function(buffers, own)
+        try:
+            # Other threads, of a reward say, may use the device meanwhile.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                outputs = function(buffers, own)
+        except Exception as error:
+            # Where the end of a capture raises, torch leaves its stream the current one.
+            torch.cuda.set_stream(outer)
+            if is_out_of_memory(error):
+                raise
+            why = str(error.__context__ or error).partition("\n")[0]
+            raise CaptureError(f"a CUDA graph could not be captured: {why}") from error
     finally:
         torch.cuda.set_rng_state(default, device)
     return Captured(graph, buffers, outputs, own, max(0, torch.cuda.memory_reserved(device) - before))
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _side_streams:
+        _side_streams[device] = torch.cuda.Stream(device)
+    return _side_streams[device]
 
 
 def clone_generator(generator: torch.Generator) -> torch.Generator:
@@ -157,8 +183,8 @@ def weights_key(module: Any) -> tuple[Any, ...]:
     switches: list[Any] = []
     for one in module.modules():
         own = vars(one)
-        if "graph_key" in own:
-            switches.append(own["graph_key"])
+        # Asked before the switches of what lies within: a model that shares its network sets them here.
+        switches.append(getattr(one, "graph_key", None))
         for held in (own["_parameters"], own["_buffers"]):
             places.extend(weight.data_ptr() for weight in held.values() if weight is not None)
         # diffusers' models have a method of this name.

@@ -207,7 +207,7 @@ class _Trajectories:
             tuple(value is None for value in optional),
         )  # fmt: skip
         inputs = [x, given.sample_id, *(value for value in optional if value is not None)]
-        done = self.graphs.run(key, function, inputs, keep=lambda: given)
+        done = self.graphs.run(key, function, inputs, keep=lambda: (given, net))
         if done is None:
             return self._steps(net, low, high, x, x_0, given)
         states = dict(zip(places, done[len(done) - len(places) :], strict=True))

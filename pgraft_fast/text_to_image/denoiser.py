@@ -63,8 +63,12 @@ class Denoiser(nn.Module):
         self._constants = {name: value.to(device) for name, value in constants.items()}
         if kind.embedded_guidance:
             self._constants["guidance"] = torch.tensor([guidance], device=device)
-        # What a captured graph must not be shared over.
-        self.graph_key = (adapter, guidance)
+
+    @property
+    def graph_key(self) -> tuple[Any, ...]:
+        """What a captured graph must not be shared over. The LoRA is switched on: others share the network."""
+        self._switch()
+        return self.adapter, self.guidance, *self.table.graph_key
 
     @property
     def calls_a_sample(self) -> int:
@@ -92,10 +96,13 @@ class Denoiser(nn.Module):
         return Guided(out, out_null, self.guidance)
 
     def _call(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        if self.adapters is not None:
-            self.adapters.use(self.adapter)
+        self._switch()
         # Of weights in 8 bits the dtype says nothing: diffusers' models know what they compute in.
         dtype = getattr(self.net, "dtype", x.dtype)
         rows = {name: value.to(dtype) for name, value in self.table.rows(condition).items()}
         out = self.kind.call(self.net, x.to(dtype), t.to(torch.float32), rows, self._constants)
         return out.to(x.dtype)
+
+    def _switch(self) -> None:
+        if self.adapters is not None:
+            self.adapters.use(self.adapter)

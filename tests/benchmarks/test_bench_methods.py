@@ -17,7 +17,7 @@ def test_rows():
         "rows"
     ]
     # The base and both methods, each as soon as it is done.
-    assert told == ["kept", "seed 0", "seed 0", "seed 0"]
+    assert told == ["kept", "seed 0 pgraft 2000", "seed 0 pgraft 2000", "seed 0 ddpo 2000"]
     kept = {row["kept"]: row for row in rows if row["op"] == "kept"}
     assert kept[2]["optimizer_steps"] == 1 and kept[1]["optimizer_steps"] == 1 and kept[2]["share_of_time"] == 1.0
     methods = {row["provider"]: row for row in rows if row["op"] == "methods"}

@@ -189,7 +189,7 @@ def test_gates_see_small_errors():
     [
         (
             ["everything"],
-            "bench 'everything' is unknown; known: ops, sampling, round, invert, quality, methods, scaling, all, plot",
+            "bench 'everything' is unknown; known: ops, sampling, round, invert, quality, methods, cut, scaling, all",
         ),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
         (["ops", "--threads", "0"], "--threads 0: input should be greater than or equal to 1"),

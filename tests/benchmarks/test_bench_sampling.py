@@ -158,12 +158,12 @@ def test_gpu_cases_at_a_small_size(name, monkeypatch):
     (case,) = (case for case in sampling_gpu.cases(SMOKE) if case.case == name)
 
     def build(settings):
-        every = sampling_gpu.providers(name, models.LARGE[name], 2, 3, settings, **SMALL[name])
-        return [provider for provider in every if provider.name != "diffusers compile"]
+        return sampling_gpu.providers(name, models.LARGE[name], 2, 3, settings, **SMALL[name])
 
     rows = {row["provider"]: row for row in measure(replace(case, build=build, least=2, budget=0.0), SMOKE)}
     xformers = rows.pop("diffusers xformers")
     assert xformers["gate"] == "skipped" and "xformers" in xformers["note"]
+    # A short run compiles nothing.
     assert set(rows) == {"diffusers", "ours", "ours eager"}
     for row in rows.values():
         assert (row["gate"], row["readings"], row["model_calls"]) == ("ok", 2, 3), row

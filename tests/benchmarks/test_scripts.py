@@ -28,34 +28,64 @@ def test_pieces_end_in_their_own_ways(tmp_path, monkeypatch, capsys):
         piece("waits", "import os; print(os.environ['OMP_WAIT_POLICY'])"),
         piece("packages", "import pgraft_fast, pgraft_fast_kernels, pgraft_fast_csrc, pgraft_fast_benchmarks"),
     ]  # fmt: skip
-    monkeypatch.setattr(gpu_check, "pieces", lambda out: given)
-    monkeypatch.setattr(gpu_check, "_has_gpu", lambda: False)
-    for name in waiting.NAMES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OUT", str(tmp_path / "out"))
-    assert gpu_check.main() == 1
-    told = json.loads((tmp_path / "out" / "check.json").read_text())
-    ends = [one["end"] for one in told["pieces"]]
-    assert ends == [
-        "done", "failed with status 4", "skipped: a package is missing, see its log",
+    found, log = checked(given, tmp_path, monkeypatch)
+    assert found == 1
+    assert ends(tmp_path) == [
+        "done", "failed with status 4", "skipped: a package is missing, see the log",
         "cut off after 1 s; what it wrote stays", "skipped: no CUDA device", "skipped: no_such_module is not installed",
         "skipped: no-such-program is not installed", "done", "done",
     ]  # fmt: skip
-    assert (tmp_path / "out" / "fine.log").read_text() == "ok\n"
-    assert (tmp_path / "out" / "long.log").read_text() == "begun\n"
-    assert (tmp_path / "out" / "waits.log").read_text() == "PASSIVE\n"
-    assert "fine: done" in capsys.readouterr().out
-    monkeypatch.setattr(gpu_check, "MINUTES", 0.0)
-    assert gpu_check.main() == 0
-    told = json.loads((tmp_path / "out" / "check.json").read_text())
-    assert {one["end"] for one in told["pieces"]} == {"skipped: the time is up"}
+    for lines in ("== fine\nok\n", "== long\nbegun\n", "== waits\nPASSIVE\n"):
+        assert lines in log
+    told = capsys.readouterr().out
+    assert "fine: done" in told and "pip download" in told and "no_such_module" in told
+    # A table last.
+    assert [line.split()[0] for line in told.rstrip().splitlines()[-9:]] == [one.name for one in given]
+    monkeypatch.setattr(gpu_check, "MINUTES_OF_ALL", 0.0)
+    assert checked(given, tmp_path, monkeypatch)[0] == 0
+    assert set(ends(tmp_path)) == {"skipped: the time is up"}
 
 
-def test_the_limits_fit_into_nine_minutes_in_the_order_of_worth(tmp_path):
-    found = gpu_check.pieces(tmp_path)
-    assert [one.name for one in found[:4]] == ["versions", "build", "tests", "sanitizer"]
-    assert sum(one.seconds for one in found[:5]) <= 60 * gpu_check.MINUTES
-    assert all(one.seconds <= 180 for one in found)
+def checked(given, folder, monkeypatch):
+    """The exit status, and all that the pieces printed."""
+    monkeypatch.setattr(gpu_check, "pieces", lambda part, out: given)
+    monkeypatch.setattr(gpu_check, "_has_gpu", lambda: False)
+    for name in waiting.NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OUT", str(folder / "out"))
+    return gpu_check.main(), (folder / "out" / "check.log").read_text()
+
+
+def ends(folder):
+    return [one["end"] for one in json.loads((folder / "out" / "check.json").read_text())["pieces"]]
+
+
+def test_a_cut_off_piece_is_a_failure_and_its_children_end_with_it(tmp_path, monkeypatch):
+    alive = tmp_path / "alive"
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(alive)!r}).touch()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert checked([piece("parent", code, 1.0), piece("next", "import time; time.sleep(5)")], tmp_path, monkeypatch)[0]
+    assert not alive.exists()
+
+
+def test_packages_on_the_path_are_still_there(tmp_path, monkeypatch):
+    (tmp_path / "carried_along.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert checked([piece("carries", "import carried_along")], tmp_path, monkeypatch)[0] == 0
+
+
+def test_an_unknown_part_is_told(monkeypatch, capsys):
+    monkeypatch.setenv("PART", "everything")
+    assert gpu_check.main() == 2
+    assert "PART='everything' is unknown; known: tests, ops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", gpu_check.PARTS)
+def test_the_limits_of_a_part_fit_into_its_minutes(tmp_path, part):
+    found = gpu_check.pieces(part, tmp_path)
+    assert sum(one.seconds for one in found) <= 60 * gpu_check.MINUTES
+    everything = gpu_check.pieces("all", tmp_path)
+    assert [one.name for one in everything if one in found] == [one.name for one in found]
 
 
 def test_a_benchmark_from_a_plain_checkout(tmp_path):

@@ -1,11 +1,16 @@
 """CUDA graphs of trajectories: the same states as eager, after weights changed in place too."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 import pgraft_fast as pf
 from pgraft_fast.sampling import GraphCache
+from pgraft_fast_benchmarks.timing import launches
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -95,3 +100,56 @@ def test_out_of_memory_is_told(caplog):
     assert graphs.run("big", work, [torch.zeros(1, device="cuda")]) is None
     small = graphs.run("small", lambda inputs, generators: [inputs[0] + 1], [torch.zeros(1, device="cuda")])
     assert float(small[0]) == 1.0
+
+
+def test_bytes_and_memory_of_graphs():
+    def work(inputs, generators):
+        return [inputs[0].repeat(64).cumsum(0)]
+
+    graphs, x = GraphCache(), torch.zeros(2**20, device="cuda")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for key in range(2):
+        graphs.run(key, work, [x])
+    assert graphs.bytes >= 2 * 64 * x.nbytes
+    graphs.clear()
+    assert torch.cuda.memory_reserved() - before < 64 * x.nbytes
+
+
+@pytest.mark.skipif("PGRAFT_FAST_OWN_PROCESS" not in os.environ, reason="in a process of its own, see below")
+def test_a_capture_that_fails(caplog):
+    def reads_back(inputs, generators):
+        return [inputs[0] * float(inputs[0].sum())]
+
+    graphs, x = GraphCache(), torch.ones(1000, device="cuda")
+    kept = graphs.run("before", lambda inputs, generators: [inputs[0] + 1], [x])
+    stream = torch.cuda.current_stream()
+    assert graphs.run("bad", reads_back, [x]) is None
+    assert "could not be captured" in caplog.text and torch.cuda.current_stream() == stream
+    assert torch.equal(reads_back([x], [])[0], x * 1000)
+    torch.cuda.synchronize()
+    assert graphs.run("other", lambda inputs, generators: [inputs[0] * 2], [x]) is None
+    again = graphs.run("before", lambda inputs, generators: [inputs[0] + 1], [x])
+    assert torch.equal(again[0], kept[0])
+    # Memory is still given back and taken.
+    before = torch.cuda.memory_reserved()
+    large = torch.empty(2**28, device="cuda")
+    del large
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
+
+
+def test_a_failed_capture_in_a_process_of_its_own():
+    """As above: other tests of this process capture."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=",
+         f"{__file__}::test_a_capture_that_fails"],
+        env=environment | {"PGRAFT_FAST_OWN_PROCESS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_launches_are_counted():
+    x = torch.ones(1000, device="cuda")
+    assert launches(lambda: (x + 1, x * 2)) == 2

@@ -50,9 +50,15 @@ def drawing(pipe, name, seed, **more):
 
 
 def parts(name, own):
-    """A second pipeline with the denoiser of the first and a scheduler of its own, or the same."""
+    """A second pipeline with the denoiser of the first and a scheduler of its own, or the same.
+
+    Tokenizers are its own: transformers' fast ones keep padding and truncation as state, which plain pipelines in two
+    threads take from each other too.
+    """
     pipe = build(name)
-    components = dict(pipe.components)
+    components = {
+        part: copy.deepcopy(value) if part.startswith("tokenizer") else value for part, value in pipe.components.items()
+    }
     if own:
         components["scheduler"] = copy.deepcopy(components["scheduler"])
     more = {"requires_safety_checker": False} if name == "sd" else {"add_watermarker": False} if name == "sdxl" else {}

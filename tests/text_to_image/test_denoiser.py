@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from denoisers import NAMES, TEXTS, denoiser
+from fake_cuda import NoTransfers, on_fake_cuda, to_fake_cuda
 from pipelines import build, call_arguments
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.sampling import Guided, rollout
@@ -86,6 +88,49 @@ def test_prompts_are_encoded_once():
     assert asked == ["bbb", "", "cc"]
     assert table.rows(torch.tensor([2, 1, 3]))["rows"].flatten().tolist() == [2.0, 3.0, 0.0]
     assert copy.deepcopy(table) is table
+
+
+def test_rows_stay_where_a_graph_reads_them():
+    def encode(texts):
+        return {"rows": torch.tensor([[float(len(text))] for text in texts])}
+
+    table = PromptTable(encode, ("a", "bbb", "cc", "dddd"), "", torch.device("cpu"), torch.float32)
+    table.prepare(torch.tensor([0, 1]))
+    key, rows = table.graph_key, table._columns["rows"]
+    for numbers, lengths in (([2], [2.0, 0.0]), ([3, 1], [4.0, 3.0, 0.0]), ([0, 2], [1.0, 2.0, 0.0])):
+        table.prepare(torch.tensor(numbers))
+        assert table.rows(torch.tensor([*numbers, 4]))["rows"].flatten().tolist() == lengths
+        assert table.graph_key == key and table._columns["rows"] is rows
+    with pytest.raises(InputError, match=r"prepare\(\) did not bring"):
+        table.rows(torch.tensor([1]))
+    # More rows than there is room for: the key is another one.
+    table.prepare(torch.tensor([0, 1, 2]))
+    assert table.graph_key != key
+    assert table.rows(torch.tensor([0, 1, 2, 4]))["rows"].flatten().tolist() == [1.0, 3.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guided_call_copies_nothing_from_the_host(name):
+    """On fake CUDA tensors. The network returns its input: diffusers' own do not run on these without CUDA."""
+    pipe = build(name)
+    model, shape = denoiser(pipe, guidance=3.0), latent_shape(pipe, 16, 16)
+    model.net.forward = lambda *args, **kwargs: (args[0] if args else kwargs["hidden_states"],)
+    with FakeTensorMode():
+        to_fake_cuda(model)
+        table = model.table
+        table._device = torch.device("cuda", 0)
+        table._place, table._null = on_fake_cuda(table._place), on_fake_cuda(table._null)
+        for held in (table._columns, model._constants):
+            held.update({column: on_fake_cuda(value) for column, value in held.items()})
+        x, t, numbers = (
+            torch.randn(2, *shape, device="cuda"),
+            torch.rand(2, device="cuda"),
+            torch.arange(2, device="cuda"),
+        )
+        with NoTransfers(), torch.no_grad():
+            answer = model(x, t, numbers)
+    out = answer.out if isinstance(answer, Guided) else answer
+    assert out.shape == x.shape and out.device.type == "cuda"
 
 
 def test_sdxl_leaves_its_null_prompt_at_zero():

@@ -1,0 +1,38 @@
+"""Fake CUDA tensors in a build without CUDA: what may not be captured in a graph raises here."""
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class NoTransfers(TorchDispatchMode):
+    """Raises where an operation moves a tensor between host and device, or reads a value back."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise AssertionError("a value is read back")
+        out = func(*args, **kwargs)
+        given = {one.device.type for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        made = {one.device.type for one in tree_leaves(out) if isinstance(one, torch.Tensor)}
+        copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        if func in copies and len(given | made) > 1:
+            raise AssertionError(f"{func} moves {sorted(given)} to {sorted(made)}")
+        return out
+
+
+def to_fake_cuda(module):
+    """The module with fake CUDA weights in place of its own; inside of FakeTensorMode."""
+    for one in module.modules():
+        for held in (one._parameters, one._buffers):
+            for name, value in held.items():
+                if value is not None:
+                    fake = on_fake_cuda(value)
+                    held[name] = nn.Parameter(fake, value.requires_grad) if isinstance(value, nn.Parameter) else fake
+    return module
+
+
+def on_fake_cuda(value):
+    """A fake CUDA tensor of this one's shape and dtype; inside of FakeTensorMode."""
+    return torch.empty(value.shape, dtype=value.dtype, device="cuda")

@@ -1,0 +1,50 @@
+"""Rounds of guided text to image with a LoRA as CUDA graphs: the states of eager ones, in two graphs a run."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("pydantic")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+from pgraft_fast.commands.comparison import ComparisonSettings  # noqa: E402
+from pgraft_fast.commands.finetune import trainer_of  # noqa: E402
+from pgraft_fast.commands.subjects import subject_of  # noqa: E402
+from pgraft_fast.finetune import Ledger, collect  # noqa: E402
+from pgraft_fast.sampling import GraphCache  # noqa: E402
+
+CALLS = 6_000
+
+
+def subject(folder, **more):
+    asked = tuple({"device": "cuda", "sample.batch_size": 16, **more}.items())
+    return subject_of(ComparisonSettings(steps=6, more=asked).of("pgraft", CALLS, 0, folder), print)
+
+
+@pytest.mark.parametrize("shipped", ["sd", "sd3"])
+def test_rounds_read_their_own_prompts(tmp_path, shipped):
+    given = subject(tmp_path, **{"sample.candidates": 4, "model.shipped": shipped})
+    task, config, graphs = given.task, given.config, GraphCache()
+    for weight in given.learner.ema.parameters():
+        weight.data.add_(0.02 * torch.randn_like(weight))
+    for round_ in range(2):
+        eager, graphed = (
+            collect(
+                task.model, task.schedule, given.reward, task.prompts, config, shape=task.shape, round_=round_,
+                parameterization=task.parameterization, cuts=(0.25,), tuned=given.learner.ema, device="cuda",
+                graphs=cache,
+            )
+            for cache in (None, graphs)
+        )  # fmt: skip
+        torch.testing.assert_close(graphed.rollout.x_0, eager.rollout.x_0, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(graphed.rollout.x_cut[0.25], eager.rollout.x_cut[0.25], atol=1e-3, rtol=1e-3)
+    # A side each, and the last batch of a round may be smaller.
+    assert len(graphs) in (2, 4)
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_a_run(tmp_path, mode):
+    given = subject(tmp_path, mode=mode)
+    trainer = trainer_of(given, tmp_path, Ledger())
+    trainer.run_rounds()
+    assert trainer.rounds_done == 1

@@ -1,0 +1,150 @@
+"""Captures on a stand-in for torch.cuda: what is measured, on which stream, and what a failure leaves behind."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pgraft_fast.sampling import GraphCache, graphs
+
+CACHED, CAPTURED = 700, 64
+
+
+class Cuda:
+    """Streams, an allocator with a cache, and captures, in the order that torch has them."""
+
+    def __init__(self, fails_with=None):
+        self.fails_with = fails_with
+        self.cached, self.held, self.streams, self.used = CACHED, 0, [], []
+        self.default = self.now = self.Stream("cpu")
+        self.Event = object
+
+    def Stream(self, device):  # noqa: N802
+        self.streams.append(SimpleNamespace(wait_stream=lambda other: None))
+        return self.streams[-1]
+
+    def current_stream(self, device=None):
+        return self.now
+
+    def set_stream(self, stream):
+        self.now = stream
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.now = self.now, stream
+        yield
+        self.now = before
+
+    def empty_cache(self):
+        self.cached = 0
+
+    def memory_reserved(self, device):
+        return self.cached + self.held
+
+    def graph(self, graph, stream, **options):
+        @contextmanager
+        def capturing():
+            self.empty_cache()
+            self.used.append(stream)
+            # As torch: where the end raises, the stream stays.
+            self.now = stream
+            yield
+            self.held += CAPTURED
+            self.now = self.default
+
+        return capturing()
+
+    def CUDAGraph(self):  # noqa: N802
+        return SimpleNamespace(replay=lambda: None)
+
+    def get_rng_state(self, device):
+        return 0
+
+    def set_rng_state(self, state, device):
+        pass
+
+    def synchronize(self, device):
+        pass
+
+    def is_available(self):
+        return False
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    stand_in = Cuda()
+    for name in dir(stand_in):
+        if not name.startswith("_") and hasattr(torch.cuda, name):
+            monkeypatch.setattr(torch.cuda, name, getattr(stand_in, name))
+    monkeypatch.setattr(graphs, "_side_streams", {})
+    monkeypatch.setattr(graphs, "_failed", [])
+    return stand_in
+
+
+def double(inputs, generators):
+    return [2 * inputs[0]]
+
+
+def failing(times, error):
+    """Runs so often, and raises from then on, as what cannot be captured does."""
+    left = [times]
+
+    def function(inputs, generators):
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return [2 * inputs[0]]
+
+    return function
+
+
+def test_bytes_are_those_of_the_capture_alone(cuda):
+    found = GraphCache()
+    for number in range(2):
+        cuda.cached = CACHED
+        found.run(number, double, [torch.ones(2)])
+    assert found.bytes == 2 * CAPTURED
+
+
+def test_memory_limit_bites(cuda):
+    found = GraphCache(memory_limit=CAPTURED)
+    for number in range(3):
+        cuda.cached = CACHED
+        found.run(number, double, [torch.ones(2)])
+    assert len(found) == 1
+
+
+def test_all_captures_are_on_one_stream(cuda):
+    found = GraphCache()
+    for number in range(3):
+        found.run(number, double, [torch.ones(2)])
+    assert len(cuda.used) == 3 and len({id(stream) for stream in cuda.used}) == 1
+
+
+def test_a_failed_capture_is_told_and_nothing_is_captured_after_it(cuda, caplog):
+    found = GraphCache()
+    before = found.run("before", double, [torch.ones(2)])
+    error = RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
+    assert found.run("bad", failing(2, error), [torch.ones(2)]) is None
+    assert "could not be captured: operation not permitted when stream is capturing; this process" in caplog.text
+    assert cuda.now is cuda.default
+    # Others, of another cache too, run plainly; a graph that was there goes on.
+    captures = len(cuda.used)
+    assert found.run("next", double, [torch.ones(2)]) is None
+    assert GraphCache().run("other", double, [torch.ones(2)]) is None
+    assert len(cuda.used) == captures
+    assert torch.equal(found.run("before", double, [torch.ones(2)])[0], before[0])
+
+
+def test_memory_that_ends_in_a_capture_refuses_that_shape_alone(cuda, caplog):
+    found = GraphCache()
+    assert found.run("large", failing(2, torch.OutOfMemoryError("full")), [torch.ones(2)]) is None
+    assert "memory did not suffice" in caplog.text and cuda.now is cuda.default
+    assert found.run("small", double, [torch.ones(2)]) is not None
+
+
+def test_what_the_function_itself_raises_is_raised(cuda):
+    with pytest.raises(ValueError, match="no such layer"):
+        GraphCache().run("wrong", failing(0, ValueError("no such layer")), [torch.ones(2)])
+    assert not graphs._failed
