@@ -214,4 +214,6 @@ def _has_gpu() -> bool:
 
 
 if __name__ == "__main__":
+    # As Ctrl-C: the piece that runs ends, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -68,6 +68,18 @@ def test_a_cut_off_piece_is_a_failure_and_its_children_end_with_it(tmp_path, mon
     assert not alive.exists()
 
 
+def test_a_check_that_is_stopped_stops_its_piece(tmp_path):
+    environment = {**os.environ, "PART": "tests", "OUT": str(tmp_path)}
+    check = subprocess.Popen([sys.executable, gpu_check.__file__], env=environment, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "check.log").exists():
+        assert check.poll() is None
+    check.terminate()
+    assert check.wait() != 0
+    log = str(tmp_path / "check.log")
+    open_in = [place for place in Path("/proc").glob("[0-9]*/fd/*") if place.exists() and os.path.samefile(place, log)]
+    assert not open_in
+
+
 def test_packages_on_the_path_are_still_there(tmp_path, monkeypatch):
     (tmp_path / "carried_along.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
