@@ -64,7 +64,7 @@ def pieces(part: str, out: Path) -> list[Piece]:
             Piece("versions", 30, [sys.executable, "-c", _VERSIONS], gpu=False),
             Piece("build", 90, [sys.executable, "-c", _BUILD], gpu=False),
             Piece("tests", 260, tests, ("pytest",)),
-            Piece("sanitizer", 90, ["compute-sanitizer", *smoke], ("$compute-sanitizer",)),
+            Piece("sanitizer", 100, ["compute-sanitizer", *smoke], ("$compute-sanitizer",)),
         ],
         "ops": [
             Piece("bench-ops", 360, [*_RUN, "ops", *csv], gpu=False),

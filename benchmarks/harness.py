@@ -206,12 +206,17 @@ def _more(provider: Provider, row: Row, settings: Settings, bandwidth: float | N
     with use_backend(provider.backend):
         found = {} if provider.columns is None else provider.columns()
         found |= {name: round(3.6e6 * count / row["p50_ms"], 1) for name, count in provider.per_hour.items()}
-        if bandwidth is None or provider.own_clock:
+        # A smoke run tells whether all runs, under a memory checker too, beside which there is no profiler.
+        if bandwidth is None or provider.own_clock or settings.small:
             return found
-        readings.reset(provider)
         board, seconds = Board.of(settings.device), settings.by_size(0.5, 0.0, 0.0)
         asked = op_columns(
-            provider.run, provider.steps, settings.device, board, seconds if provider.reset is None else 0.0
+            provider.run,
+            provider.steps,
+            settings.device,
+            board,
+            seconds if provider.reset is None else 0.0,
+            partial(readings.reset, provider),
         )
     share = row["bytes"] / (1e-3 * row["p50_ms"]) / bandwidth if "bytes" in row else None
     return {"share_of_copy_bandwidth": None if share is None else round(share, 4), **asked, **found}

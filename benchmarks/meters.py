@@ -63,23 +63,28 @@ class Board:
 
 
 def op_columns(
-    run: Callable[[], object], steps: int, device: torch.device, board: Board, energy_seconds: float
-) -> dict[str, Any]:
+    run: Callable[[], object], steps: int, device: torch.device, board: Board, energy_seconds: float,
+    reset: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:  # fmt: skip
     """What an operation asks of a GPU, a step: host_ms until it returns, launches, peak memory beside its inputs, and
-    energy and clocks over `energy_seconds` of it, since the meter moves in steps of some 0.1 s.
+    energy and clocks over `energy_seconds` of it, since the meter moves in steps of some 0.1 s. reset: done before each
+    run but those of the meter.
     """
     host = []
     for _ in range(5):
+        reset()
         torch.cuda.synchronize(device)
         began = time.perf_counter()
         run()
         host.append(time.perf_counter() - began)
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
+    reset()
     before = torch.cuda.memory_allocated(device)
     run()
     torch.cuda.synchronize(device)
     peak = torch.cuda.max_memory_allocated(device) - before
+    reset()
     return {
         "launches": launches(run) / steps, "host_ms": round(1e3 * percentile(host, 0.5) / steps, 6),
         "peak_memory_mb": round(peak / MB, 3), **_energy(run, steps, device, board, energy_seconds),

@@ -171,7 +171,7 @@ def probe(
         given = settings.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None, "batch_size": size})
         trained_one = Borrowed(Learner(model, given) if learner is None else learner, given, run)
         ids = torch.arange(max(size, x_0.shape[0]), device=device)
-        condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)]
+        condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)].to(device)
         kept = Kept(
             x_0[ids % x_0.shape[0]],
             ids,

@@ -21,7 +21,7 @@ from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
-from pgraft_fast.sampling.rollout import answer_of
+from pgraft_fast.sampling.rollout import answer_of, rows_of
 from pgraft_fast.threads import team_of
 
 _SMALLEST_SPREAD = 1e-6
@@ -125,8 +125,7 @@ def train_ddpo(
     n = recorded.sample_id.numel()
     if advantage.shape != (n,) or not bool(advantage.isfinite().all()):
         raise InputError(f"advantage has shape {tuple(advantage.shape)}: ({n},) finite numbers are needed")
-    if condition is not None and condition.shape[0] != n:
-        raise InputError(f"condition has {condition.shape[0]} rows for {n} samples")
+    condition = rows_of(condition, recorded.sample_id)
     ledger = Ledger() if ledger is None else ledger
     advantage = advantage.to(recorded.log_prob)
     density = density_table(recorded.table, advantage.dtype, advantage.device)
@@ -177,7 +176,7 @@ class _Losses:
         recorded, settings, dtype = self.recorded, self.settings, self.recorded.x_0.dtype
         x_t, x_s = (recorded.states[index, sample].to(dtype) for index in (step, step + 1))
         times = recorded.times.to(sample.device, dtype)[step]
-        condition = None if self.condition is None else self.condition[sample.to(self.condition.device)]
+        condition = None if self.condition is None else self.condition[sample]
         out = combined(*answer_of(self.learner.sampled, x_t, times, condition))
         log_prob, log_prob_old = step_log_prob(out, x_t, x_s, self.density[step]), recorded.log_prob[step, sample]
         scale = 1.0 / x_t[0].numel() if settings.log_prob == "mean" else 1.0

@@ -20,6 +20,7 @@ from pgraft_fast.finetune.objectives import answer_above
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
 from pgraft_fast.ops.checks import over_samples
+from pgraft_fast.sampling.rollout import rows_of
 from pgraft_fast.threads import team_of
 
 _SMALLEST_SPREAD = 1e-4
@@ -73,6 +74,7 @@ def train_nft(
     n = sample_id.numel()
     if advantage.shape != (n,) or not bool(advantage.isfinite().all()):
         raise InputError(f"advantage has shape {tuple(advantage.shape)}: ({n},) finite numbers are needed")
+    condition = rows_of(condition, sample_id)
     ledger = Ledger() if ledger is None else ledger
     if not bool((advantage != 0).any()):
         return TrainReport(0.0, 0, 0)
@@ -133,7 +135,7 @@ class _Losses:
         t = self.times.to(x_0.device)[step]
         alpha, sigma = (over_samples(value.to(x_0.dtype), x_0) for value in self.schedule.alpha_sigma(t))
         x_t, times = alpha * x_0 + sigma * noise, t.to(x_0.dtype)
-        condition = None if self.condition is None else self.condition[rows.to(self.condition.device)]
+        condition = None if self.condition is None else self.condition[rows]
         with torch.no_grad():
             old = answer_above(learner.averaged, x_t, times, condition)
             reference = answer_above(learner.frozen, x_t, times, condition) if settings.kl > 0 else old

@@ -18,6 +18,7 @@ from pgraft_fast.finetune.settings import Advantage, FinetuneSettings, SampleSet
 from pgraft_fast.ops import gather_rows
 from pgraft_fast.sampling import GraphCache, Model, Rollout, rollout
 from pgraft_fast.sampling.recorded import Recorded
+from pgraft_fast.sampling.rollout import rows_of
 from pgraft_fast.selection import Acceptance, accept
 
 
@@ -146,7 +147,7 @@ def collect(
     rewards = rewards.view(settings.sample.prompts, settings.sample.candidates)
     with ledger.phase("accept"):
         acceptance = choose(settings, rewards, samples.x_0, samples.sample_id, draw=round_)
-    return Candidates(samples, rewards, acceptance, asked.condition)
+    return Candidates(samples, rewards, acceptance, rows_of(asked.condition, samples.sample_id))
 
 
 @dataclass(frozen=True)

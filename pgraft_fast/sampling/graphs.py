@@ -6,6 +6,7 @@ Where memory ends during a capture the caller is told and runs the function plai
 another reason torch's allocator is no longer known to be whole: this process captures nothing more.
 """
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -141,16 +142,17 @@ def capture(function: Function, inputs: Sequence[Tensor], generators: Sequence[t
         # torch empties its cache when a capture begins, too: what that frees is not the graph's.
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(device)
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         for generator in own:
             graph.register_generator_state(generator)
         try:
             # Other threads, of a reward say, may use the device meanwhile.
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"):
                 outputs = function(buffers, own)
         except Exception as error:
             # Where the end of a capture raises, torch leaves its stream the current one.
             torch.cuda.set_stream(outer)
+            _end_recording(device, pool)
             if is_out_of_memory(error):
                 raise
             why = str(error.__context__ or error).partition("\n")[0]
@@ -158,6 +160,14 @@ def capture(function: Function, inputs: Sequence[Tensor], generators: Sequence[t
     finally:
         torch.cuda.set_rng_state(default, device)
     return Captured(graph, buffers, outputs, own, max(0, torch.cuda.memory_reserved(device) - before))
+
+
+def _end_recording(device: torch.device, pool: Any) -> None:
+    """Where the end of a capture raises, torch's allocator still sends allocations to its pool and frees nothing."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    # It raises where the recording has ended.
+    with contextlib.suppress(Exception):
+        torch._C._cuda_endAllocateToPool(index, pool)
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream:

@@ -31,7 +31,9 @@ class _WithGuidance:
         self.model, self._scale, self._null = model, scale, null_condition
 
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Guided:
-        null = self._null.to(condition).expand_as(condition)
+        # Kept where it is asked for: a CUDA graph must not copy it from the host.
+        self._null = self._null.to(condition)
+        null = self._null.expand_as(condition)
         both = self.model(torch.cat((x, x)), torch.cat((t, t)), torch.cat((condition, null)))
         out, out_null = both.chunk(2)
         return Guided(out, out_null, self._scale)

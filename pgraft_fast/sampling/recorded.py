@@ -12,7 +12,7 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.ops import COLUMNS, solver_step, weighted_mse
 from pgraft_fast.ops.checks import over_samples, wide
 from pgraft_fast.sampling.guidance import Guided, Model
-from pgraft_fast.sampling.rollout import answer_of
+from pgraft_fast.sampling.rollout import answer_of, rows_of
 from pgraft_fast.sampling.solvers import make_steps, make_table
 from pgraft_fast.threads import team_of
 
@@ -75,8 +75,6 @@ def record(
     ids = torch.as_tensor(sample_ids)
     if ids.ndim != 1 or ids.numel() == 0 or ids.is_floating_point():
         raise InputError("sample_ids must be a 1-D tensor of integers with at least one entry")
-    if condition is not None and condition.shape[0] != ids.numel():
-        raise InputError(f"condition has {condition.shape[0]} rows for {ids.numel()} samples")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: it must be at least 1")
     if solver not in RECORDED_SOLVERS or (eta == 0.0 if solver == "euler_sde" else solver == "ddim" and not eta):
@@ -89,6 +87,7 @@ def record(
     if not bool((rows.coefficients[:, COLUMNS.index("d")] != 0).any()):
         raise InputError(f"steps={steps}: the last step of {solver} draws no noise, so at least 2 are needed")
     ids = ids.to(device=device, dtype=torch.int64)
+    condition = rows_of(condition, ids)
     kept_dtype = dtype if state_dtype is None else state_dtype
     kept = torch.empty((steps + 1, ids.numel(), *shape), dtype=kept_dtype, device=ids.device)
     wide_dtype = torch.float64 if dtype is torch.float64 else torch.float32

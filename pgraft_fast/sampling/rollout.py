@@ -89,8 +89,7 @@ def rollout(
     Raises InputError. Nothing in the loop reads a tensor back to the host.
     """
     ids = _sample_ids(n, sample_ids, x_start, device)
-    if condition is not None and condition.shape[0] != ids.numel():
-        raise InputError(f"condition has {condition.shape[0]} rows for {ids.numel()} samples")
+    condition = rows_of(condition, ids)
     if (tuned is None) != (cut is None and cut_logsnr is None):
         raise InputError("tuned and cut (or cut_logsnr) go together")
     if (x_start is None) != (start is None):
@@ -264,6 +263,15 @@ def answer_of(net: Model, x: Tensor, times: Tensor, condition: Tensor | None) ->
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
     return answer
+
+
+def rows_of(condition: Tensor | None, ids: Tensor) -> Tensor | None:
+    """The rows of the samples with these ids (n,), on their device. Raises InputError for another number of rows."""
+    if condition is None:
+        return None
+    if condition.shape[0] != ids.numel():
+        raise InputError(f"condition has {condition.shape[0]} rows for {ids.numel()} samples")
+    return condition.to(ids.device)
 
 
 def _rows(values: Tensor | None, rows: slice) -> Tensor | None:

@@ -17,7 +17,8 @@ CALLS = 6_000
 
 
 def subject(folder, **more):
-    asked = tuple({"device": "cuda", "sample.batch_size": 16, **more}.items())
+    lora = {"lora.targets": ["to_q", "to_k", "to_v", "to_out.0"]}
+    asked = tuple({"model.device": "cuda", "sample.batch_size": 16, **lora, **more}.items())
     return subject_of(ComparisonSettings(steps=6, more=asked).of("pgraft", CALLS, 0, folder), print)
 
 

@@ -15,6 +15,12 @@ from pgraft_fast import accelerate, restore, schedulers  # noqa: E402
 from pgraft_fast.integrations.runner import MODES  # noqa: E402
 
 
+@pytest.fixture(autouse=True)
+def _whole_float32(monkeypatch):
+    """Of TF32 the ways to run a model make different roundings, which a few steps make visible."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @contextmanager
 def no_waiting():
     torch.cuda.set_sync_debug_mode("error")

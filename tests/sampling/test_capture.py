@@ -42,7 +42,13 @@ class Cuda:
     def memory_reserved(self, device):
         return self.cached + self.held
 
-    def graph(self, graph, stream, **options):
+    def graph_pool_handle(self):
+        return (0, 1)
+
+    def current_device(self):
+        return 0
+
+    def graph(self, graph, pool, stream, **options):
         @contextmanager
         def capturing():
             self.empty_cache()
