@@ -1,6 +1,7 @@
 """The CSV of a device: the rows of all runs, one behind the other, and the newest of them."""
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.files import write_file
+from pgraft_fast.files import cache_folder, write_file
 
 Row = dict[str, Any]
 
@@ -43,9 +44,11 @@ def rows_of(result: dict[str, Any]) -> list[Row]:
 
 def append(path: Path, rows: list[Row]) -> None:
     """Add rows to a CSV, whole or not at all. Columns that it does not have yet are added. Raises InputError."""
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    # Beside the file it would have to be deleted, and then two processes may hold two locks of one name.
+    lock = cache_folder() / "locks" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         write_file(path, to_csv([*(read(path) if path.exists() else []), *rows]))
-    path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
 
 
 def to_csv(rows: list[Row]) -> bytes:

@@ -1,5 +1,8 @@
 """The CSV of a device: appended whole, read back as written, the newest run found."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pgraft_fast.errors import InputError
@@ -30,6 +33,21 @@ def test_rows_come_back_as_written(tmp_path):
     header = path.read_text().splitlines()[0].split(",")
     assert header[:3] == ["run", "bench", "size"] and header[-2:] == ["commit", "dirty"]
     assert [one.name for one in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_processes_that_append_at_once_lose_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path / "cache"))
+    code = (
+        "import sys; from pathlib import Path; from pgraft_fast_benchmarks import records\n"
+        "for n in range(25): records.append(Path(sys.argv[1]), [{'bench': 'ops', 'case': n, 'provider': sys.argv[2]}])"
+    )
+    file = tmp_path / "rows.csv"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(file), str(number)]) for number in range(4)]
+    assert [one.wait() for one in writers] == [0] * 4
+    assert {(row["provider"], row["case"]) for row in records.read(file)} == {
+        (w, n) for w in range(4) for n in range(25)
+    }
+    assert [one.name for one in tmp_path.iterdir() if one.name != "cache"] == ["rows.csv"]
 
 
 def test_the_newest_run_of_each_case(tmp_path):
