@@ -181,6 +181,7 @@ def _save(
     name = TUNED if config.method == "ddpo" else EMA
     told = AdapterMetadata.of(
         net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
+        sample_shape=task.shape,
         extra={"method": config.method, "seed": config.seed, "shipped": config.model.shipped}, adapter_name=name,
     )  # fmt: skip
     return save_adapter(run / ADAPTER, net, told, adapter_name=name)

@@ -28,7 +28,8 @@ class AdapterMetadata(BaseModel):
     cut: share of the reference steps in [0, 1) that the base makes; 0 is GRAFT, without a handover. cut_logsnr: the
     log-SNR of the handover; None where cut is 0. schedule: `Schedule.to_dict()` of the training. parameterization: what
     the network predicts. base_fingerprint, base_class: of the model that was tuned. rank, alpha, target_modules: of the
-    LoRA. reward: its name. version: of this package. extra: anything else that is JSON.
+    LoRA. sample_shape: (C, H, W) of what was trained on, None where that is not known. reward: its name. version: of
+    this package. extra: anything else that is JSON.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -42,6 +43,7 @@ class AdapterMetadata(BaseModel):
     rank: int = Field(ge=1)
     alpha: float = Field(allow_inf_nan=False)
     target_modules: tuple[str, ...]
+    sample_shape: tuple[int, ...] | None = Field(default=None, min_length=3, max_length=3)
     reward: str = ""
     version: str = __version__
     extra: dict[str, Any] = {}
@@ -68,6 +70,7 @@ class AdapterMetadata(BaseModel):
         cut: float,
         schedule: Schedule,
         parameterization: str,
+        sample_shape: tuple[int, ...] | None = None,
         reward: str = "",
         extra: dict[str, Any] | None = None,
         adapter_name: str = "tuned",
@@ -87,6 +90,7 @@ class AdapterMetadata(BaseModel):
                 rank=config.r,
                 alpha=config.lora_alpha,
                 target_modules=(targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+                sample_shape=sample_shape,
                 reward=reward,
                 extra=extra or {},
             )

@@ -13,6 +13,7 @@ from pgraft_fast.integrations.calls import watch
 from pgraft_fast.integrations.families import denoiser_of
 from pgraft_fast.integrations.fingerprint import base_fingerprint, base_weights, uncompiled
 from pgraft_fast.integrations.handover import CALLBACK, HELD, Held, Switches, around
+from pgraft_fast.integrations.moved_cut import moved_by_schedule
 from pgraft_fast.integrations.pipeline import STATE
 
 __all__ = ["AdapterMetadata", "base_fingerprint", "load_adapter", "read_adapter", "save_adapter", "unload_adapter"]
@@ -33,7 +34,9 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
 
     Raises InputError where the pipeline cannot hand over or its denoiser is of another kind than the file's, and
     CheckpointError for a file that cannot be read; the pipeline is as before then. Warns where the base has other
-    weights. `unload_adapter(pipe)` undoes it. Other pipelines with the same denoiser have the LoRA, but no handover.
+    weights, where the cut is another share of the steps on the scheduler's schedule, and in calls for pictures of
+    another size than that of the training. `unload_adapter(pipe)` undoes it. Other pipelines with the same denoiser
+    have the LoRA, but no handover.
     """
     tensors, metadata, config = read_file(path)
     denoiser = _checked(pipe, metadata)
@@ -49,12 +52,18 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
     if adapter_name in taken:
         raise InputError(f"adapter_name={adapter_name!r} is taken by another adapter of the pipeline: give another")
     _compare(denoiser, metadata, path)
+    if metadata.cut_logsnr is not None:
+        moved = moved_by_schedule(pipe.scheduler, metadata.cut, metadata.cut_logsnr)
+        if moved is not None:
+            warnings.warn(f"{path}: {moved}", stacklevel=2)
     from peft import LoraConfig
 
     unload_adapter(pipe)
     # The first LoRA of a model freezes it.
     trained = [one for one in denoiser.parameters() if one.requires_grad]
-    held = Held(type(pipe), adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained)
+    held = Held(
+        type(pipe), adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained, metadata.sample_shape
+    )
     prefix, known = prefix_of(denoiser), inspect.signature(LoraConfig).parameters
     try:
         denoiser.load_lora_adapter(

@@ -3,9 +3,10 @@
 import functools
 import inspect
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pgraft_fast.errors import InputError
@@ -13,6 +14,7 @@ from pgraft_fast.integrations.callback import PGraftCallback
 from pgraft_fast.integrations.calls import watch
 from pgraft_fast.integrations.families import denoiser_of
 from pgraft_fast.integrations.fingerprint import uncompiled
+from pgraft_fast.integrations.moved_cut import moved_by_size
 from pgraft_fast.integrations.views import target_of
 
 HELD = "_pgraft_adapter"
@@ -70,11 +72,22 @@ class Held:
     denoiser: Any
     before: Switches
     trained: list[Any]
+    sample_shape: tuple[int, ...] | None = None
+    told: set[str] = field(default_factory=set)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copied or pickled pipeline hands over, too."""
-        vars(self).update(state)
+        vars(self).update({"sample_shape": None, "told": set()} | state)
         watch(self.pipe_class, around, outside=True)
+
+    def tell_of_size(self, pipe: Any, asked: dict[str, Any]) -> None:
+        """Warn once of each size at which the cut means something else."""
+        if self.sample_shape is None or self.cut_logsnr is None:
+            return
+        told = moved_by_size(pipe, asked, self.sample_shape, self.cut_logsnr)
+        if told is not None and told not in self.told:
+            self.told.add(told)
+            warnings.warn(told, stacklevel=2)
 
     def activate(self, weight: float) -> None:
         """Besides those that were active before; in no layer where the weight is 0."""
@@ -128,6 +141,7 @@ def _call(
         bound = _signature(original).bind(pipe, *args, **kwargs)
         own = bound.arguments.get(CALLBACK)
         if not isinstance(own, PGraftCallback):
+            held.tell_of_size(pipe, bound.arguments)
             handover = Handover(held.name, cut_logsnr, switches)
             bound.arguments[CALLBACK] = handover if own is None else _both(handover, own)
             # Diffusers asks its own kind of callbacks for this; the two together are none.

@@ -34,6 +34,8 @@ def write_run_report(
 ) -> Path:
     """Write run/report. result: as in result.json. candidates: rewards and accepted mask of the last round."""
     method = method_name(settings)
+    if settings.method == "pgraft" and settings.cut > 0:
+        method += f" of the steps, a log-SNR of {task.schedule.cut_logsnr(settings.cut):.2f}"
     lead = (
         f"{method}, objective {settings.train.objective}, {len(result['rounds'])} round(s), "
         f"{result['spent']['model_calls']:,} model calls, {duration(result['spent']['total_seconds'])}."
