@@ -39,6 +39,14 @@ class Execution:
             found = self._found[id(module)] = (module, torch.compile(run) if self._compiles else run)
         return found[1]
 
+    def original(self, called: Model) -> nn.Module:
+        """The module that is called so, with the names of its weights: that which `of` was asked for."""
+        for module, made in self._found.values():
+            if made is called:
+                return module
+        found: Any = called
+        return found
+
 
 class _Twin(nn.Module):
     """The same weights in another tree of modules, whose linear layers are `ops.linear`."""

@@ -173,8 +173,7 @@ class Ddpo(_AllSamples):
 
     @property
     def tuned(self) -> nn.Module:
-        sampled: Any = self._work.learner.sampled
-        return sampled
+        return self._work.execution.original(self._work.learner.sampled)
 
     def round(
         self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]

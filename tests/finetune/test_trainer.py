@@ -280,6 +280,22 @@ def test_too_little_space(tmp_path, monkeypatch):
         trainer(tmp_path).run_rounds()
 
 
+@pytest.mark.parametrize("method", ["pgraft", "graft", "ddpo", "nft"])
+@pytest.mark.parametrize("mode", ["eager", "compile"])
+def test_the_result_is_named_as_the_model_however_it_is_called(tmp_path, monkeypatch, method, mode):
+    """The twin of a module, and a compiled one, name their weights otherwise."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile_(module, backend="eager"))
+    monkeypatch.setattr("pgraft_fast.finetune.execution.onednn_pays", lambda: True)
+    train = TrainSettings(steps=2, batch_size=4, cut=0.4)
+    sample = SampleSettings(prompts=2, candidates=4, steps=5, solver="euler_sde")
+    made = trainer(tmp_path, settings(method=method, mode=mode, train=train, sample=sample))
+    made.run_rounds()
+    other = Net()
+    other.load_state_dict(made.tuned.state_dict())
+    assert any(not torch.equal(*pair) for pair in zip(other.parameters(), Net().parameters(), strict=True))
+
+
 @pytest.mark.parametrize("twins", [False, True])
 def test_compiled_models_are_called_instead(tmp_path, monkeypatch, twins):
     """The reference, the average and the model in training, by dynamo and AOTAutograd; the run is that of the plain
