@@ -36,8 +36,10 @@ def write_run_report(
     method = method_name(settings)
     if settings.method == "pgraft" and settings.cut > 0:
         method += f" of the steps, a log-SNR of {task.schedule.cut_logsnr(settings.cut):.2f}"
+    if settings.method in ("pgraft", "graft"):
+        method += f", objective {settings.train.objective}"
     lead = (
-        f"{method}, objective {settings.train.objective}, {len(result['rounds'])} round(s), "
+        f"{method}, {len(result['rounds'])} round(s), "
         f"{result['spent']['model_calls']:,} model calls, {duration(result['spent']['total_seconds'])}."
     )
     both = {"before": result["before"], "after": result["after"]}
@@ -77,6 +79,8 @@ def method_name(settings: FinetuneSettings) -> str:
     """As people say it."""
     if settings.method == "ddpo":
         return f"DDPO, {settings.ddpo.variant}"
+    if settings.method == "nft":
+        return "DiffusionNFT"
     return "GRAFT" if settings.cut == 0 else f"P-GRAFT, cut {settings.cut:g}"
 
 
