@@ -16,6 +16,10 @@ _SIZE = (4.4, 3.1)
 _INK = "#333333"
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
 
+_LINES, _MARKERS = ("-", "--", ":"), ("o", "s", "^")
+# Labels of more curves than these would cover them.
+_MOST_INSIDE = 4
+
 _STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -46,8 +50,8 @@ def curves_png(curves: Sequence[Curve], x_label: str, y_label: str, *, log_x: bo
     def draw(axes) -> None:
         for index, curve in enumerate(curves):
             axes.errorbar(
-                curve.x, curve.y, yerr=curve.error, label=curve.label, marker="o", markersize=4, capsize=2,
-                linewidth=1.5, color=COLOURS[index % len(COLOURS)],
+                curve.x, curve.y, yerr=curve.error, label=curve.label, markersize=4, capsize=2, linewidth=1.5,
+                **line_of(index),
             )  # fmt: skip
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -59,10 +63,18 @@ def curves_png(curves: Sequence[Curve], x_label: str, y_label: str, *, log_x: bo
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 5))
-        if len(curves) > 1:
+        if len(curves) > _MOST_INSIDE:
+            axes.legend(fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+        elif len(curves) > 1:
             axes.legend(fontsize=8)
 
     return _figure(draw)
+
+
+def line_of(index: int) -> dict[str, str]:
+    """Colour, dashes and marker of a curve: no two of eighteen are alike."""
+    turn = index // len(COLOURS) % len(_LINES)
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": _LINES[turn], "marker": _MARKERS[turn]}
 
 
 def spectrum_png(values: np.ndarray, limits: tuple[float, float]) -> bytes:
