@@ -34,7 +34,7 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
     # A run takes minutes: each is a part, and told as soon as it is done.
     methods: dict[int, tuple[str, ...]] = settings.by_size(_METHODS, {40_000: _AT_LEAST}, {2_000: ("pgraft", "ddpo")})
-    base = settings.by_size(
+    common = settings.by_size(
         ComparisonSettings(guidances=(2.0, 3.0, 5.0)), ComparisonSettings(), ComparisonSettings(samples=8, steps=2)
     )
     bases: dict[int, list[Evaluation]] = {}
@@ -42,7 +42,7 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
     for budget, named in methods.items():
         for seed in _SEEDS if settings.size == "full" else _SEEDS[:1]:
             for method in named:
-                given = replace(base, methods=(method,), budgets=(budget,), seeds=(seed,))
+                given = replace(common, methods=(method,), budgets=(budget,), seeds=(seed,))
                 parts.append((f"seed {seed} {method} {budget}", partial(_compared, given, bases)))
     return run_parts(parts, settings, each)
 

@@ -188,11 +188,11 @@ def _has(name: str) -> bool:
 
 def _tell_missing(chosen: list[Piece]) -> None:
     """What is not here, and how to bring it from a machine with a network."""
-    names = {name: None for piece in chosen for name in _missing(piece)}
-    for piece in chosen:
-        if _missing(piece):
-            print(f"{piece.name} is skipped: {', '.join(name.lstrip('$') for name in _missing(piece))} is not here")
-    modules = [_REGISTRY.get(name, name) for name in names if not name.startswith("$")]
+    missing = {piece.name: names for piece in chosen if (names := _missing(piece))}
+    for piece_name, names in missing.items():
+        print(f"{piece_name} is skipped: {', '.join(name.lstrip('$') for name in names)} is not here")
+    unique = dict.fromkeys(name for names in missing.values() for name in names)
+    modules = [_REGISTRY.get(name, name) for name in unique if not name.startswith("$")]
     if modules:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         print(

@@ -142,15 +142,9 @@ class _One:
             folder.mkdir(parents=True, exist_ok=True)
             log(f"saved: {subject.save(trainer, folder)}")
         return self.compared(
-            before, self.evaluated(self._tuned(), trainer.chosen.cut), model_calls=spent["model_calls"],
+            before, self.evaluated(trainer.tuned.eval(), trainer.chosen.cut), model_calls=spent["model_calls"],
             seconds=spent["total_seconds"], cpu_seconds=spent["cpu_seconds"], phases=spent["seconds"],
         )  # fmt: skip
-
-    def _tuned(self) -> nn.Module:
-        """As `Trainer.tuned`, as it is."""
-        learner: Any = self.subject.learner
-        tuned: nn.Module = learner.model if self.subject.config.method == "ddpo" else learner.ema
-        return tuned.eval()
 
     def evaluated(self, tuned: nn.Module | None, cut: float | None = None) -> list[Evaluation]:
         """At each guidance: the same prompts and noise for every method."""

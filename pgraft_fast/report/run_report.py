@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pgraft_fast.amounts import duration, energy
+from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
 from pgraft_fast.report.page import Picture, Section, Table, interval, write_page
@@ -33,13 +34,8 @@ def write_run_report(
     candidates: Mapping[str, Tensor],
 ) -> Path:
     """Write run/report. result: as in result.json. candidates: rewards and accepted mask of the last round."""
-    method = method_name(settings)
-    if settings.method == "pgraft" and settings.cut > 0:
-        method += f" of the steps, a log-SNR of {task.schedule.cut_logsnr(settings.cut):.2f}"
-    if settings.method in ("pgraft", "graft"):
-        method += f", objective {settings.train.objective}"
     lead = (
-        f"{method}, {len(result['rounds'])} round(s), "
+        f"{_method(settings, task.schedule)}, {len(result['rounds'])} round(s), "
         f"{result['spent']['model_calls']:,} model calls, {duration(result['spent']['total_seconds'])}."
     )
     both = {"before": result["before"], "after": result["after"]}
@@ -75,13 +71,17 @@ def report_seconds() -> float:
     return _FIGURES * (time.perf_counter() - began)
 
 
-def method_name(settings: FinetuneSettings) -> str:
-    """As people say it."""
+def _method(settings: FinetuneSettings, schedule: Schedule) -> str:
+    """As people say it, with what it trains."""
     if settings.method == "ddpo":
         return f"DDPO, {settings.ddpo.variant}"
     if settings.method == "nft":
         return "DiffusionNFT"
-    return "GRAFT" if settings.cut == 0 else f"P-GRAFT, cut {settings.cut:g}"
+    objective = f"objective {settings.train.objective}"
+    if settings.cut == 0:
+        return f"GRAFT, {objective}"
+    level = schedule.cut_logsnr(settings.cut)
+    return f"P-GRAFT, cut {settings.cut:g} of the steps, a log-SNR of {level:.2f}, {objective}"
 
 
 def quality_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:

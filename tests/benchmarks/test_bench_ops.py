@@ -189,7 +189,8 @@ def test_gates_see_small_errors():
     [
         (
             ["everything"],
-            "bench 'everything' is unknown; known: ops, sampling, round, invert, quality, methods, cut, scaling, all",
+            "bench 'everything' is unknown; "
+            "known: ops, sampling, round, invert, quality, methods, cut, scaling, all, plot",
         ),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
         (["ops", "--threads", "0"], "--threads 0: input should be greater than or equal to 1"),

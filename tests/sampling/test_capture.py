@@ -14,11 +14,9 @@ CACHED, CAPTURED = 700, 64
 class Cuda:
     """Streams, an allocator with a cache, and captures, in the order that torch has them."""
 
-    def __init__(self, fails_with=None):
-        self.fails_with = fails_with
+    def __init__(self):
         self.cached, self.held, self.streams, self.used = CACHED, 0, [], []
         self.default = self.now = self.Stream("cpu")
-        self.Event = object
 
     def Stream(self, device):  # noqa: N802
         self.streams.append(SimpleNamespace(wait_stream=lambda other: None))
