@@ -5,12 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-faults test-gpu bench bench-compare gpu-check lint plots readme-tables clean
+.PHONY: demo test coverage test-faults test-gpu bench bench-compare gpu-check lint plots readme-tables clean
 
 demo: $(READY)
 	$(BIN)/pgraft-fast demo
 
 test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+# Python 3.11 runs a traced process at 0.6 of its speed, lines that are not counted as well.
+coverage: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-faults: $(READY)

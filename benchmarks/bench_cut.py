@@ -121,10 +121,12 @@ def _rows(world: _World) -> list[Row]:
     before, law = _evaluated(world, execution), _evaluated(world, execution, law=True)
     accepted = task.features(law.samples[accepted_of(law, settings)])
     first = {name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()}
+    drawn = task.prompts.of_round(settings.seed, 0, settings.sample.prompts)
     rows = []
     for cut in (0.0, *CUTS):
         learner.load(first, 0)
-        task.prompts.prepare(torch.arange(len(task.prompts.text)))
+        # An evaluation brings its own.
+        task.prompts.prepare(drawn)
         kept = found.kept_for(cut, settings.train)
         train(
             learner, kept, task.schedule, parameterization=task.parameterization, seed=settings.seed,

@@ -55,12 +55,12 @@ _LAWS: dict[str, tuple[Callable[[], Law], str]] = {"vp": (cosine_v, "ddpm"), "fl
 
 def cases(settings: Settings) -> Iterator[Case]:
     """Every shipped model."""
-    prompts = 4 if settings.small else 100
+    prompts, steps = settings.by_size((100, _STEPS), (100, _STEPS), (4, 8))
     for variant in _LAWS:
         yield Case(
             "round", f"digits {variant}", (prompts, _CANDIDATES, 1, 8, 8), "float32", None,
-            partial(_providers, variant, prompts), columns={"batch": prompts * _CANDIDATES, "steps": _STEPS},
-            budget=settings.by_size(15.0, 5.0, 1.0), least=settings.by_size(5, 2, 2),
+            partial(_providers, variant, prompts, steps), columns={"batch": prompts * _CANDIDATES, "steps": steps},
+            budget=settings.by_size(15.0, 5.0, 0.0), least=settings.by_size(5, 2, 2),
         )  # fmt: skip
 
 
@@ -131,9 +131,9 @@ class _Plain(PlainRound):
             return super().run()
 
 
-def _providers(variant: str, prompts: int, settings: Settings) -> Sequence[Provider]:
+def _providers(variant: str, prompts: int, steps: int, settings: Settings) -> Sequence[Provider]:
     task = _on(settings.device, digits_task(DigitsSettings(variant=variant)))
-    given = _settings(variant, prompts)
+    given = _settings(variant, prompts, steps)
     names = ("plain", *([] if settings.short else ["plain compile"]), "all rows")
     try:
         plain = {
@@ -171,11 +171,11 @@ def _providers(variant: str, prompts: int, settings: Settings) -> Sequence[Provi
     return [*(provider(name) for name in (*ours, *plain, *policy)), *absent]
 
 
-def _settings(variant: str, prompts: int) -> FinetuneSettings:
+def _settings(variant: str, prompts: int, steps: int = _STEPS) -> FinetuneSettings:
     kept = prompts * _KEPT
     return FinetuneSettings(
         seed=3,
-        sample=SampleSettings(prompts=prompts, candidates=_CANDIDATES, steps=_STEPS, solver=_LAWS[variant][1]),
+        sample=SampleSettings(prompts=prompts, candidates=_CANDIDATES, steps=steps, solver=_LAWS[variant][1]),
         select=SelectSettings(k=_KEPT),
         train=TrainSettings(
             cut=_CUT, steps=max(1, round(_PASSES * kept / _BATCH)), batch_size=_BATCH, learning_rate=1e-4, ema=0.98
@@ -190,8 +190,8 @@ def _plain(
     chosen = task.prompts.of_round(given.seed, 1, given.sample.prompts).to(device)
     return _Plain(
         task.model, _LAWS[variant][0](), task.reward(_REWARD), task.prompts.condition[chosen], task.shape, _CANDIDATES,
-        _KEPT, _STEPS, _CUT, _PASSES, given.sample.batch_size, _BATCH, given.train.learning_rate, given.train.clip,
-        given.train.ema, all_rows=all_rows, compiled=compiled,
+        _KEPT, given.sample.steps, _CUT, _PASSES, given.sample.batch_size, _BATCH, given.train.learning_rate,
+        given.train.clip, given.train.ema, all_rows=all_rows, compiled=compiled,
     )  # fmt: skip
 
 
@@ -238,7 +238,7 @@ def _same_samples(task: Task, plain: PlainRound, device: torch.device) -> str | 
     x = torch.randn(count, *task.shape, generator=torch.Generator().manual_seed(8)).to(device)
     final, kept = plain.sample(x)
     roll = rollout(
-        task.model, task.schedule, shape=task.shape, steps=_STEPS, solver="euler", cuts=(_CUT,), tuned=plain.ema,
+        task.model, task.schedule, shape=task.shape, steps=plain.steps, solver="euler", cuts=(_CUT,), tuned=plain.ema,
         cut=_CUT, parameterization=task.parameterization, x_start=x, start=1.0 - 1e-12, n=count, device=device,
         condition=plain.labels.repeat_interleave(plain.candidates),
     )  # fmt: skip

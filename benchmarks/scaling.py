@@ -45,7 +45,8 @@ _VALUES: dict[str, tuple[float, ...]] = {
     "candidates": (4, 8, 32), "prompts": (5, 10, 40), "steps": (10, 50), "cut": (0.0, 0.5, 0.75),
     "train_batch": (32, 96),
 }  # fmt: skip
-_SMALL: dict[str, tuple[float, ...]] = {"candidates": (4,), "steps": (10,)}
+_SMALL_BASE = {"candidates": 4, "prompts": 4, "steps": 5, "cut": 0.25, "train_batch": 16}
+_SMALL: dict[str, tuple[float, ...]] = {"candidates": (2,), "steps": (3,)}
 _TRAIN_STEPS, _SIDES, _HELD_SIDES, _RANKS = 12, (8, 32), (16, 24), (1, 2)
 
 
@@ -61,14 +62,15 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
 
 def _dimensions(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
     task = digits_task(DigitsSettings())
-    cost = _probe(task, _given({}))
+    base = _SMALL_BASE if settings.small else _BASE
+    cost = _probe(task, _given(base))
     for name, values in (_SMALL if settings.small else _VALUES).items():
         yield (
             name,
             [
                 row
                 for value in values
-                for row in _point(name, value, partial(_round, task, _given({name: value})), cost, settings)
+                for row in _point(name, value, partial(_round, task, _given({**base, name: value})), cost, settings)
             ],
         )
     if not settings.small:
@@ -76,8 +78,7 @@ def _dimensions(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
         yield "ranks", _ranks(settings)
 
 
-def _given(change: dict[str, float]) -> FinetuneSettings:
-    at = {**_BASE, **change}
+def _given(at: dict[str, float]) -> FinetuneSettings:
     return FinetuneSettings(
         sample=SampleSettings(prompts=int(at["prompts"]), candidates=int(at["candidates"]), steps=int(at["steps"])),
         select=SelectSettings(k=2),
@@ -169,21 +170,16 @@ def _ranks(settings: Settings) -> list[Row]:
 
 
 def _in_processes(ranks: int, prompts: int, probing: bool) -> list[Any]:
-    """Each rank's seconds, or with `probing` its cost model."""
+    """Each rank's seconds, or with `probing` its cost model. A rank that fails ends all, and its error is raised."""
     context = multiprocessing.get_context("spawn")
-    barrier, queue = context.Barrier(ranks), context.Queue()
-    processes = [context.Process(target=_rank, args=(prompts, probing, barrier, queue)) for _ in range(ranks)]
-    for process in processes:
-        process.start()
-    found = [queue.get(timeout=300.0) for _ in processes]
-    for process in processes:
-        process.join()
-    return found
+    barrier, queue = context.Barrier(ranks), context.SimpleQueue()
+    multiprocessing.spawn(_rank, (prompts, probing, barrier, queue), nprocs=ranks)
+    return [queue.get() for _ in range(ranks)]
 
 
-def _rank(prompts: int, probing: bool, barrier: Any, queue: Any) -> None:
+def _rank(_rank: int, prompts: int, probing: bool, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
-    task, given = digits_task(DigitsSettings()), _given({"prompts": prompts})
+    task, given = digits_task(DigitsSettings()), _given({**_BASE, "prompts": prompts})
     if probing:
         queue.put(_probe(task, given))
         return

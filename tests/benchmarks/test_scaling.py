@@ -1,6 +1,8 @@
 """The scaling benchmark at its smallest: rows in pairs, red where the model is off."""
 
+import pytest
 import torch
+from torch.multiprocessing import ProcessRaisedException
 
 from pgraft_fast_benchmarks import scaling
 from pgraft_fast_benchmarks.harness import Settings
@@ -25,3 +27,8 @@ def test_ranks_share_the_prompts():
     """Two processes of a thread each answer, each with its own seconds."""
     found = scaling._in_processes(2, 1, probing=False)
     assert len(found) == 2 and all(seconds > 0 for seconds in found)
+
+
+def test_a_rank_that_fails_is_told():
+    with pytest.raises(ProcessRaisedException, match="prompts"):
+        scaling._in_processes(2, 0, probing=False)

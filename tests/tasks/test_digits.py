@@ -56,8 +56,8 @@ def test_classifier_reads_held_out_digits(classifier):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_shipped_models_draw_digits(name, classifier):
     task = digits_task(DigitsSettings(variant=name))
-    measured = base_quality(task.model, VARIANTS[name], classifier)
-    # The recipe's own figures, met again; room for another machine's rounding.
+    measured = base_quality(task.model, VARIANTS[name], classifier, steps=20)
+    # The bounds of the recipe's own 50 steps, met with fewer.
     assert measured["fd_conditional"] < 0.5
     assert measured["fd_unconditional"] < 5.0
     assert measured["label_accuracy"] > 0.97

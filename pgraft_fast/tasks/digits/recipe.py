@@ -133,8 +133,8 @@ def train_base(
     return average.requires_grad_(False).eval()
 
 
-def base_quality(model: DigitsDiT, variant: Variant, classifier: DigitsClassifier) -> dict[str, float]:
-    """Frechet distances of 1,437 samples (DDPM, 50 steps) to the training digits, with and without labels;
+def base_quality(model: DigitsDiT, variant: Variant, classifier: DigitsClassifier, steps: int = 50) -> dict[str, float]:
+    """Frechet distances of 1,437 samples (DDPM) to the training digits, with and without labels;
     share of labelled samples that the classifier reads as their label; and the same distance of held-out digits.
     """
     train, held_out = load_digits("train"), load_digits("held_out")
@@ -143,7 +143,7 @@ def base_quality(model: DigitsDiT, variant: Variant, classifier: DigitsClassifie
     def draw(label: Tensor | None) -> Tensor:
         n = train.labels.numel()
         return rollout(
-            run, variant.schedule, shape=SHAPE, n=n, solver="ddpm", condition=label,
+            run, variant.schedule, shape=SHAPE, n=n, steps=steps, solver="ddpm", condition=label,
             parameterization=variant.parameterization,
         ).x_0  # fmt: skip
 

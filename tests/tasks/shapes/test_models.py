@@ -140,7 +140,7 @@ def test_wrong_captions_are_of_the_same_category():
 
 def test_recipe_runs(tmp_path):
     lines, calls = [], []
-    sizes = Sizes(pictures=120, vae=3, features=3, sd=(Cycle(2), Cycle(1, 1e-3, 0.5)), sd3=(Cycle(2),), judged=1)
+    sizes = Sizes(pictures=60, vae=2, features=2, sd=(Cycle(1), Cycle(1, 1e-3, 0.5)), sd3=(Cycle(1),), judged=1)
     with torch.random.fork_rng(devices=[]):
         figures = train_all(tmp_path, 1, lines.append, lambda: calls.append(1), sizes)
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
