@@ -49,7 +49,7 @@ steps = 6
 batch_size = 4
 learning_rate = 1e-4
 [generator]
-steps = 10
+steps = 4
 [invert]
 samples = 24
 shard = 8
@@ -64,8 +64,8 @@ check_every = 3
 [evaluate]
 samples = 24
 batch_size = 8
-base_steps = [3, 10]
-splits = [[10, 1], [10, 2]]
+base_steps = [3, 4]
+splits = [[4, 1], [4, 2]]
 """
 
 
@@ -214,8 +214,8 @@ def finish(stage: str, config: Path) -> None:
 
 
 def long_config(folder: Path) -> Path:
-    config = digits_config(folder, steps=300)
-    config.write_text(config.read_text().replace("samples = 96", "samples = 512"))
+    config = digits_config(folder, steps=160)
+    config.write_text(config.read_text().replace("samples = 96", "samples = 256"))
     return config
 
 

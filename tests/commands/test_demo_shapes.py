@@ -19,10 +19,12 @@ from pgraft_fast.report.comparison_report import comparison_table
 from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
 
 METHODS = ("pgraft", "pgraft:random", "graft-clean:all", "ddpo")
-# A fifth of the steps: as many rounds as of DDPO fit into the budget.
+# Few steps and layers: one round of each fits into the budget.
+BUDGET = 1_280
 SMALL = ComparisonSettings(
-    methods=METHODS, budgets=(2_000,), samples=16, steps=2, guidances=(2.0, 1.0), more=(("train.rounds", 1),)
-)
+    methods=METHODS, budgets=(BUDGET,), samples=16, steps=2, guidances=(2.0, 1.0),
+    more=(("train.rounds", 1), ("lora.rank", 4), ("lora.targets", ["to_q", "ff.net.2", "conv1"])),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def test_rows(demo):
     rows = result["rows"]
     assert [row["method"] for row in rows] == ["base", *METHODS]
     for row in rows[1:]:
-        assert row["base"] == pytest.approx(rows[0]["reward"]) and row["model_calls"] <= 2_000
+        assert row["base"] == pytest.approx(rows[0]["reward"]) and row["model_calls"] <= BUDGET
         phases = sum(value for name, value in row.items() if name.endswith("_seconds") and name != "cpu_seconds")
         assert phases == pytest.approx(row["seconds"], rel=0.005, abs=0.01)
         assert set(row["guidance"]) == {"1.0", "2.0"} and row["guidance"]["2.0"] == pytest.approx(row["reward"])
@@ -60,7 +62,7 @@ def test_adapters_load_and_change_pictures(demo):
         return pipe("a red circle", num_inference_steps=4, output_type="pt", generator=generator).images
 
     base = draw()
-    load_adapter(pipe, demo[0] / "pgraft-2000-0" / "adapter")
+    load_adapter(pipe, demo[0] / f"pgraft-{BUDGET}-0" / "adapter")
     assert not torch.equal(draw(), base)
 
 
@@ -86,6 +88,12 @@ def test_an_unknown_method_is_refused(method, tmp_path):
 def test_no_seed_is_refused(capsys):
     assert main(["demo", "shapes", "--seeds", "0"]) == 2
     assert "--seeds 0: input should be greater than or equal to 1" in capsys.readouterr().err
+
+
+def test_all_layers_that_the_config_names_are_there(tmp_path):
+    names = [name for name, _ in shapes_pipeline("sd").unet.named_modules()]
+    for target in config_of("pgraft", 80_000, 0, tmp_path, {}).lora.targets:
+        assert any(f".{name}".endswith(f".{target}") for name in names), target
 
 
 def test_steps_that_are_asked_for_are_taken():

@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_config
 
-ROUNDS = 14
+from pgraft_fast.cli import main
+
+ROUNDS = 6
 
 
 def start(config: Path, **streams) -> subprocess.Popen:
@@ -21,10 +24,25 @@ def start(config: Path, **streams) -> subprocess.Popen:
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, **streams)
 
 
-def finish(config: Path) -> str:
-    process = start(config, stderr=subprocess.PIPE)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+def with_one_thread(config: Path) -> int:
+    """In this process, as in those that are killed: the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return main(["finetune", str(config)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_this_process(config: Path, capsys) -> tuple[int, str]:
+    """Exit status and stderr."""
+    capsys.readouterr()
+    return with_one_thread(config), capsys.readouterr().err
+
+
+def finish(config: Path, capsys) -> str:
+    status, errors = in_this_process(config, capsys)
+    assert status == 0, errors
     return errors
 
 
@@ -33,20 +51,35 @@ def rounds_on_disk(run: Path) -> int:
     return max(numbers, default=0)
 
 
+def await_rounds(process: subprocess.Popen, run: Path, count: int) -> None:
+    while rounds_on_disk(run) < count:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def slow_config(folder: Path) -> Path:
+    slow_reward(folder)
+    return tiny_config(folder, rounds=ROUNDS, more="[task]\nreward = 'slow.py:reward'\n")
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """A run that nobody disturbs: (its weights, seconds until its first round, seconds of its rounds)."""
+    """The weights of a run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("straight")
-    config = tiny_config(folder, rounds=ROUNDS, more="[task]\nreward = 'slow.py:reward'\n")
-    slow_reward(folder)
+    assert with_one_thread(slow_config(folder)) == 0
+    return (folder / "run/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def pace(tmp_path_factory):
+    """Of such a run: (seconds until its first round, seconds of its rounds)."""
+    folder = tmp_path_factory.mktemp("pace")
     began = time.perf_counter()
-    process = start(config, stderr=subprocess.DEVNULL)
-    while rounds_on_disk(folder / "run") == 0:
-        time.sleep(0.02)
-        assert process.poll() is None
+    process = start(slow_config(folder), stderr=subprocess.DEVNULL)
+    await_rounds(process, folder / "run", 1)
     first = time.perf_counter() - began
     assert process.wait(timeout=300) == 0
-    return (folder / "run/model.safetensors").read_bytes(), first, time.perf_counter() - began - first
+    return first, time.perf_counter() - began - first
 
 
 def slow_reward(folder: Path) -> None:
@@ -57,47 +90,55 @@ def slow_reward(folder: Path) -> None:
     )
 
 
-def kill_and_resume(tmp_path: Path, straight, seeds, how=signal.SIGKILL) -> None:
-    weights, first, rest = straight
+def kill_and_resume(folder: Path, straight, aim, capsys, how=signal.SIGKILL) -> None:
+    """aim(process, run): waits until it is time."""
+    folder.mkdir()
+    config = slow_config(folder)
+    process = start(config, stderr=subprocess.DEVNULL)
+    aim(process, folder / "run")
+    process.send_signal(how)
+    process.wait(timeout=60)
+    safe = rounds_on_disk(folder / "run")
+    errors = finish(config, capsys)
+    if 0 < safe < ROUNDS:
+        assert f"goes on after round {safe}" in errors
+    assert (folder / "run/model.safetensors").read_bytes() == straight
+    assert not list((folder / "run").rglob(".tmp-*"))
+    shutil.rmtree(folder)
+
+
+def many_kills(tmp_path, straight, pace, seeds, capsys, how=signal.SIGKILL):
+    first, rest = pace
     for seed in seeds:
-        folder = tmp_path / str(seed)
-        folder.mkdir()
-        slow_reward(folder)
-        config = tiny_config(folder, rounds=ROUNDS, more="[task]\nreward = 'slow.py:reward'\n")
-        process = start(config, stderr=subprocess.DEVNULL)
-        time.sleep(first * 0.8 + random.Random(seed).random() * rest)
-        process.send_signal(how)
-        process.wait(timeout=60)
-        safe = rounds_on_disk(folder / "run")
-        errors = finish(config)
-        if 0 < safe < ROUNDS:
-            assert f"goes on after round {safe}" in errors
-        assert (folder / "run/model.safetensors").read_bytes() == weights
-        assert not list((folder / "run").rglob(".tmp-*"))
-        shutil.rmtree(folder)
+        seconds = first * 0.8 + random.Random(seed).random() * rest
+        kill_and_resume(tmp_path / str(seed), straight, lambda *_, s=seconds: time.sleep(s), capsys, how)
 
 
-def test_a_kill(tmp_path, straight):
-    kill_and_resume(tmp_path, straight, range(1))
+def test_a_kill(tmp_path, straight, capsys):
+    """In the middle of the third round."""
+
+    def aim(process, run):
+        await_rounds(process, run, 2)
+        time.sleep(0.03)
+
+    kill_and_resume(tmp_path / "killed", straight, aim, capsys)
 
 
 @pytest.mark.faults
-def test_twenty_kills(tmp_path, straight):
-    kill_and_resume(tmp_path, straight, range(100, 120))
+def test_twenty_kills(tmp_path, straight, pace, capsys):
+    many_kills(tmp_path, straight, pace, range(100, 120), capsys)
 
 
 @pytest.mark.faults
-def test_ten_terminations(tmp_path, straight):
-    kill_and_resume(tmp_path, straight, range(200, 210), signal.SIGTERM)
+def test_ten_terminations(tmp_path, straight, pace, capsys):
+    many_kills(tmp_path, straight, pace, range(200, 210), capsys, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
-def test_first_signal_stops_at_a_safe_point(tmp_path, straight, number):
-    slow_reward(tmp_path)
-    config = tiny_config(tmp_path, rounds=ROUNDS, more="[task]\nreward = 'slow.py:reward'\n")
+def test_first_signal_stops_at_a_safe_point(tmp_path, straight, number, capsys):
+    config = slow_config(tmp_path)
     process = start(config, stderr=subprocess.PIPE)
-    while rounds_on_disk(tmp_path / "run") < 2:
-        time.sleep(0.01)
+    await_rounds(process, tmp_path / "run", 2)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -105,20 +146,46 @@ def test_first_signal_stops_at_a_safe_point(tmp_path, straight, number):
         f"pgraft-fast: stopped by {number.name}; finished rounds are safe, the same command goes on from there"
     )
     assert "Traceback" not in errors
-    finish(config)
-    assert (tmp_path / "run/model.safetensors").read_bytes() == straight[0]
+    finish(config, capsys)
+    assert (tmp_path / "run/model.safetensors").read_bytes() == straight
 
 
-def test_second_signal_ends_at_once(tmp_path):
-    (tmp_path / "stuck.py").write_text(
+@pytest.fixture(scope="module")
+def stuck(tmp_path_factory):
+    """(config, process) of a run whose reward does not answer the first time."""
+    folder = tmp_path_factory.mktemp("stuck")
+    (folder / "stuck.py").write_text(
         "import pathlib, time\n"
-        f"def reward(x):\n    pathlib.Path({str(tmp_path / 'scoring')!r}).touch()\n    time.sleep(600)\n"
+        f"SCORING = pathlib.Path({str(folder / 'scoring')!r})\n"
+        "def reward(x):\n"
+        "    if not SCORING.exists():\n"
+        "        SCORING.touch()\n"
+        "        time.sleep(600)\n"
+        "    return x.flatten(1).mean(1)\n"
     )
-    config = tiny_config(tmp_path, more="[task]\nreward = 'stuck.py:reward'\n")
+    config = tiny_config(folder, more="[task]\nreward = 'stuck.py:reward'\n")
     process = start(config, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "scoring").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
+    try:
+        while not (folder / "scoring").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield config, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_two_processes_on_one_run(stuck, capsys):
+    config, first = stuck
+    status, errors = in_this_process(config, capsys)
+    assert status == 2
+    assert errors.strip().endswith("another process is using this run folder")
+    assert first.poll() is None
+
+
+def test_second_signal_ends_at_once(stuck):
+    """The last of this process."""
+    _, process = stuck
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
@@ -126,23 +193,7 @@ def test_second_signal_ends_at_once(tmp_path):
     assert process.wait(timeout=20) == 128 + signal.SIGINT
 
 
-def test_two_processes_on_one_run(tmp_path):
-    slow_reward(tmp_path)
-    config = tiny_config(tmp_path, rounds=60, more="[task]\nreward = 'slow.py:reward'\n")
-    first = start(config, stderr=subprocess.DEVNULL)
-    try:
-        while rounds_on_disk(tmp_path / "run") < 1:
-            time.sleep(0.02)
-        second = start(config, stderr=subprocess.PIPE)
-        _, errors = second.communicate(timeout=60)
-        assert second.returncode == 2
-        assert errors.strip().endswith("another process is using this run folder")
-    finally:
-        first.kill()
-        first.wait()
-
-
-def test_full_disk(tmp_path):
+def test_full_disk(tmp_path, capsys):
     """A tmpfs that fills up in the third round: exit 2, one line, and the run goes on once there is room."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -163,22 +214,20 @@ def test_full_disk(tmp_path):
             "    return symmetry(x)\n"
         )
         config = tiny_config(disk, rounds=4, more=f"[task]\nreward = '{tmp_path}/filler.py:reward'\n")
-        process = start(config, stderr=subprocess.PIPE)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 2
+        status, errors = in_this_process(config, capsys)
+        assert status == 2
         assert "no space left" in errors.splitlines()[-1]
         assert "Traceback" not in errors
         assert rounds_on_disk(disk / "run") == 2
         (disk / "filler").unlink()
-        assert "goes on after round 2" in finish(config)
+        assert "goes on after round 2" in finish(config, capsys)
         small = subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=False)
         assert small.returncode == 0
         (disk / "filler").write_bytes(b"x" * max(0, shutil.disk_usage(disk).free - 1_000_000))
         fresh = config.with_name("fresh.toml")
         fresh.write_text(config.read_text().replace(str(disk / "run"), str(disk / "fresh")))
-        process = start(fresh, stderr=subprocess.PIPE)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 2
-        assert "MB free" in errors.strip() and "\n" not in errors.strip()
+        status, errors = in_this_process(fresh, capsys)
+        assert status == 2
+        assert "MB free, has" in errors.strip() and "\n" not in errors.strip()
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=False)

@@ -50,7 +50,7 @@ def test_the_plan_of_a_config(tmp_path, capsys, browse, larger):
 
 
 def test_a_run_that_chooses_its_cut(tmp_path, capsys, larger):
-    config = with_cut(tiny_config(tmp_path, rounds=2), '"auto"', larger)
+    config = with_cut(tiny_config(tmp_path, rounds=1), '"auto"', larger)
     assert main(["finetune", str(config), "--json", str(tmp_path / "told.json")]) == 0
     result = json.loads((tmp_path / "told.json").read_text())
     plan = result["cut_plan"]
@@ -59,7 +59,7 @@ def test_a_run_that_chooses_its_cut(tmp_path, capsys, larger):
     assert read.cut == plan["cut"] == result["config"]["train"]["cut"]
     assert plan["told"] in (run / "report" / "index.html").read_text()
     # It stays, also where the run is made longer; and later commands know it.
-    config = with_cut(tiny_config(tmp_path, rounds=3), '"auto"', larger)
+    config = with_cut(tiny_config(tmp_path, rounds=2), '"auto"', larger)
     assert main(["finetune", str(config), "--json", str(tmp_path / "told.json")]) == 0
     assert json.loads((tmp_path / "told.json").read_text())["cut_plan"] == plan
     assert main(["sample", str(run), "--n", "2", "--out", str(tmp_path / "s.png")]) == 0

@@ -21,12 +21,14 @@ from pgraft_fast.cli import main
 pytest.importorskip("peft")
 
 REWARD = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 FOLDER = pathlib.Path(sys._getframe().f_code.co_filename).parent
 sys.path.insert(0, str(FOLDER))
 import near_helper as helper
 from near_package import scale
-def reward(samples):
+def reward(samples, prompts, sample_ids):
+    # Candidates have lower numbers than the samples of an evaluation.
+    assert "STOP_ROUNDS" not in os.environ or min(sample_ids) > 1 << 30
     offset = json.loads((FOLDER / "numbers.json").read_text())
     return scale.of(helper.mean(samples)) + offset
 """
@@ -148,39 +150,60 @@ def another_picture(folder):
     assert path.stat().st_size == size
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
+def other_categories(folder):
+    (folder / "held_out.csv").write_text("prompt,category\na red cube,x\ntwo cats,counting\na blue cube,colour\n")
+
+
+# Changes that are made together, and what is told of each: one line names them all.
+REFUSED = {
+    "texts": [
         (appended("held_out.csv", "one dog,counting\n"),
-         r"held-out prompts.text='4 prompts, sha256 [0-9a-f]{12}' differs from '3 prompts, sha256 [0-9a-f]{12}'"),
-        (lambda folder: (folder / "held_out.csv").write_text("prompt,category\na red cube,x\ntwo cats,counting\n"
-         "a blue cube,colour\n"), r"held-out prompts.category="),
-        (appended("prompts.txt", "one more thing\n"), r"training prompts.text='13 prompts"),
-        (in_json("scheduler/scheduler_config.json", beta_end=0.013),
-         r"pipeline.scheduler.beta_end=0.013 differs from 0.012"),
+         r"held-out prompts.text='4 prompts, sha256 [0-9a-f]{12}' differs from '3 prompts, sha256 [0-9a-f]{12}'",
+         r"held-out prompts.category="),
+        (appended("prompts.txt", "one more thing\n"), r"training prompts.text='13 prompts",
+         r"training prompts.condition="),
+        (in_json("vae/config.json", scaling_factor=0.2), r"pipeline.vae.scaling_factor=0.2 differs from its default"),
+        (appended("mine.py", "# changed\n"), r"rewards.0.code="),
+        (in_config("height = 16", 'height = 16\nnegative_prompt = ""'), r"model.negative_prompt='' differs from None"),
+    ],
+    "weights": [
+        (other_categories, r"held-out prompts.category="),
         (in_json("scheduler/scheduler_config.json", timestep_spacing="trailing"),
          r"scheduler.timestep_spacing='trailing' differs from its default"),
-        (in_json("vae/config.json", scaling_factor=0.2), r"pipeline.vae.scaling_factor=0.2 differs from its default"),
         (one_weight("vae/diffusion_pytorch_model.safetensors"), r"pipeline.vae.weights='[0-9a-f]{12}' differs"),
         (one_weight("unet/diffusion_pytorch_model.safetensors"), r"pipeline.unet.weights="),
         (one_weight("text_encoder/model.safetensors"), r"pipeline.text_encoder.weights="),
+        (appended("near_helper.py", "# changed\n"), r"rewards.0.code="),
+        (another_picture, r"evaluation.reference="),
+    ],
+    "settings": [
         (in_json("text_encoder/config.json", hidden_act="gelu"), r"pipeline.text_encoder.*hidden_act"),
         (swapped_words, r"pipeline.tokenizer.vocabulary="),
-        (appended("mine.py", "# changed\n"), r"rewards.0.code="),
-        (appended("near_helper.py", "# changed\n"), r"rewards.0.code="),
         (appended("near_package/factor.py", "TWO = 3.0\n"), r"rewards.0.code="),
-        (lambda folder: (folder / "numbers.json").write_text("2.0"), r"rewards.0.code="),
-        (another_picture, r"evaluation.reference="),
-        (in_config("height = 16", 'height = 16\nnegative_prompt = ""'), r"model.negative_prompt='' differs from None"),
-        (in_config('device = "cpu"', 'device = "cpu"\ndtype = "bf16"'), r"model.dtype='bf16' differs from 'fp32'"),
         (in_config("guidance = 3.0", "guidance = 2.0"), r"sample.guidance=2.0 differs from 3.0"),
         (in_config('kind = "callable"', 'kind = "callable"\nweight = 2.0'), r"rewards.0.weight=2.0 differs from 1.0"),
     ],
-)  # fmt: skip
-def test_what_a_result_depends_on_is_refused_by_name(copied, capsys, change, told):
-    change(copied)
+    "numbers": [
+        (lambda folder: (folder / "numbers.json").write_text("2.0"), r"rewards.0.code="),
+        (in_json("scheduler/scheduler_config.json", beta_end=0.013),
+         r"pipeline.scheduler.beta_end=0.013 differs from 0.012", r"schedule.sha256="),
+    ],
+    "precision": [
+        (in_config('device = "cpu"', 'device = "cpu"\ndtype = "bf16"'), r"model.dtype='bf16' differs from 'fp32'",
+         *(rf"pipeline.{part}.weights=" for part in ("text_encoder", "unet", "vae"))),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED)
+def test_what_a_result_depends_on_is_refused_by_name(copied, capsys, changes):
+    for change, *_ in changes:
+        change(copied)
     line = refusal(copied, capsys)
-    assert re.search(told, line), line
+    told = [one for _, *each in changes for one in each]
+    for one in told:
+        assert re.search(one, line), (one, line)
+    assert line.count(" differs from ") == len(told), line
     assert re.search(r"of the run in .*run; set it back or use another folder$", line)
 
 
@@ -212,13 +235,10 @@ def elsewhere(folder):
     path.write_text(text.replace('"pictures"', '"compared"').replace("mine.py:", "code/mine.py:"))
 
 
-@pytest.mark.parametrize("change", [lambda folder: None, resaved, all_that_may, elsewhere])
-def test_what_may_change_goes_on(copied, capsys, change):
-    change(copied)
-    goes_on(copied, capsys)
-
-
-def test_another_version_is_told_and_an_older_record_refused_in_a_line(copied, capsys):
+def test_what_may_change_goes_on(copied, capsys):
+    """All of it in one go; another version is told. Of an older record nothing can be said."""
+    for change in (resaved, all_that_may, elsewhere):
+        change(copied)
     state = copied / "run/checkpoints/round-000001/state.json"
     rewrite(state, lambda told: told["versions"].update(torch="1.0"))
     assert "begun with other versions (torch 1.0 -> " in goes_on(copied, capsys)
@@ -240,27 +260,23 @@ def rewrite(path, change):
     manifest.write_text(json.dumps(hashes))
 
 
-def test_an_evaluation_before_the_first_round_is_not_taken_for_another(tmp_path, capsys):
+def test_an_evaluation_before_the_first_round_is_not_taken_for_another(copied, begun, capsys, monkeypatch):
     """Stopped before a checkpoint was there: with other prompts all begins anew, with the same it goes on."""
-    stop = "import pathlib\ndef reward(x, prompts, sample_ids):\n"
-    stop += f"    assert min(sample_ids) > 1 << 30 or pathlib.Path({str(tmp_path / 'ok')!r}).exists()\n"
-    (tmp_path / "mine.py").write_text(stop + "    return x.flatten(1).mean(1)\n")
-    path = text_config(tmp_path, rounds=1, reward="callable", reward_more='function = "mine.py:reward"')
-    path.write_text(path.read_text() + "[policy]\nretries = 0\n")
+    shutil.rmtree(copied / "run")
+    path, held_out = copied / "config.toml", copied / "held_out.csv"
+    path.write_text(path.read_text().replace("rounds = 2", "rounds = 1") + "[policy]\nretries = 0\n")
+    own = held_out.read_text()
+    held_out.write_text("prompt,category\na green cube,colour\nsix dogs,counting\na hat,colour\n")
+    monkeypatch.setenv("STOP_ROUNDS", "1")
     assert main(["finetune", str(path)]) == 2
-    before = tmp_path / "run/evaluation/before.safetensors"
+    before = copied / "run/evaluation/before.safetensors"
     first = before.read_bytes()
     assert main(["finetune", str(path)]) == 2 and before.read_bytes() == first
-    (tmp_path / "ok").touch()
-    (tmp_path / "held_out.csv").write_text("prompt,category\na green cube,colour\nsix dogs,counting\na hat,colour\n")
+    assert not list((copied / "run").glob("**/round-*"))
+    monkeypatch.delenv("STOP_ROUNDS")
+    held_out.write_text(own)
     assert main(["finetune", str(path)]) == 0
-    again = tmp_path / "again"
-    again.mkdir()
-    shutil.copy(tmp_path / "mine.py", again)
-    fresh = text_config(again, rounds=1, reward="callable", reward_more='function = "mine.py:reward"')
-    shutil.copy(tmp_path / "held_out.csv", again)
-    assert main(["finetune", str(fresh)]) == 0
-    found, wanted = (json.loads((one / "run/result.json").read_text()) for one in (tmp_path, again))
+    found, wanted = (json.loads((one / "run/result.json").read_text()) for one in (copied, begun))
     assert found["before"] == wanted["before"] and found["after"] == wanted["after"]
 
 

@@ -12,6 +12,7 @@ from pgraft_fast.commands.config import checked, read_toml
 from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.finetune import finetune
 from pgraft_fast.commands.text_config import TextConfig, apply_preset
+from pgraft_fast.integrations.adapters import read_adapter
 
 pytest.importorskip("peft")
 __all__ = ["clip", "encoder_decoder"]
@@ -25,10 +26,10 @@ KINDS = {
 }
 SMALL = {
     "model": {"device": "cpu", "dtype": "fp32", "height": 16, "width": 16, "max_sequence_length": 64},
-    "sample": {"prompts": 2, "steps": 3, "batch_size": 8},
-    "train": {"rounds": 2, "batch_size": 4, "micro_batch": 2},
+    "sample": {"prompts": 2, "candidates": 4, "steps": 3, "batch_size": 8},
+    "train": {"rounds": 2, "epochs": 1, "batch_size": 4, "micro_batch": 2},
     "lora": {"rank": 2},
-    "evaluate": {"samples": 8},
+    "evaluate": {"samples": 4},
     "budget": {"wall_seconds": 600.0},
 }
 
@@ -60,6 +61,7 @@ def test_two_rounds_on_tiny_models(tmp_path, name, clip, encoder_decoder):
     result = finetune(checked(TextConfig, data, name), Terminal())
     assert len(result["rounds"]) == 2 and all(entry["steps"] > 0 for entry in result["rounds"])
     assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").exists()
+    assert read_adapter(tmp_path / "run/adapter")[1].cut == data["train"]["cut"]
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))

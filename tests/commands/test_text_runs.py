@@ -81,7 +81,8 @@ def test_again_changes_nothing_and_more_rounds_go_on(finished, tmp_path, capsys)
     assert (straight / "run/adapter/pytorch_lora_weights.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+# Runs of "sdxl" and "sd3" are in test_text_configs.py, too.
+@pytest.mark.parametrize("name", [*(pytest.param(one, marks=pytest.mark.faults) for one in ("sdxl", "sd3")), "flux"])
 def test_other_pipelines(tmp_path, name):
     config = text_config(tmp_path, name, rounds=1)
     assert main(["finetune", str(config)]) == 0
@@ -91,16 +92,17 @@ def test_other_pipelines(tmp_path, name):
 @pytest.mark.parametrize(
     ("method", "more", "calls"),
     [
-        ("graft", "", 16 * 4 * 2 + 3 * 4 * 4),
+        ("graft", "", 8 * 4 * 2 + 3 * 4 * 2),
         # Three of four steps are drawn; each costs three calls, twice with guidance.
-        ("ddpo", "", 16 * 4 * 2 + 3 * 2 * 16 * 3),
-        ("ddpo", "[ddpo]\nvariant = 'score'\n", 16 * 4 * 2 + 3 * 2 * 16 * 3),
+        ("ddpo", "", 8 * 4 * 2 + 3 * 2 * 8 * 3),
+        ("ddpo", "[ddpo]\nvariant = 'score'\n", 8 * 4 * 2 + 3 * 2 * 8 * 3),
         # Three of four steps without guidance; the old policy and the reference are asked, too.
-        ("nft", "", 16 * 4 * 2 + 5 * 16 * 3),
+        ("nft", "", 8 * 4 * 2 + 5 * 8 * 3),
     ],
 )
 def test_other_methods(tmp_path, method, more, calls):
     config = text_config(tmp_path, rounds=1, top=f"method = '{method}'", more=more)
+    config.write_text(config.read_text().replace("prompts = 4\n", "prompts = 2\n"))
     assert main(["finetune", str(config), "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["spent"]["model_calls"] == calls
@@ -164,14 +166,14 @@ def test_a_prompt_file_with_a_name_as_long_as_names_can_be(finished, tmp_path):
 
 
 def test_prompts_that_fill_the_budget(tmp_path, capsys):
-    config = text_config(tmp_path, more="[budget]\nmodel_calls = 1400\n")
+    config = text_config(tmp_path, more="[budget]\nmodel_calls = 280\n")
     config.write_text(config.read_text().replace("prompts = 4\n", ""))
     assert main(["finetune", str(config), "--json", str(tmp_path / "result.json")]) == 0
-    # A prompt takes 4 * 4 * 2 + 3 * 4 calls a round: 15 fit into 700.
-    assert "15 prompts a round fill the budget" in capsys.readouterr().err
+    # A prompt takes 4 * 4 * 2 + 3 * 4 calls a round: 3 fit into 140.
+    assert "3 prompts a round fill the budget" in capsys.readouterr().err
     spent = json.loads((tmp_path / "result.json").read_text())["spent"]["model_calls"]
-    assert 0.9 * 1400 < spent <= 1400
-    config.write_text(config.read_text().replace("[budget]\nmodel_calls = 1400", ""))
+    assert 0.9 * 280 < spent <= 280
+    config.write_text(config.read_text().replace("[budget]\nmodel_calls = 280", ""))
     assert main(["finetune", str(config), "--run", str(tmp_path / "other")]) == 2
     assert "sample.prompts is missing: give it, or a [budget]" in one_line(capsys)
 
@@ -179,11 +181,12 @@ def test_prompts_that_fill_the_budget(tmp_path, capsys):
 def test_memory_presets(tmp_path):
     from pgraft_fast.commands.text_config import read_text_config
 
-    config = text_config(tmp_path, top='memory = "8gb"')
+    config = text_config(tmp_path, rounds=1, top='memory = "8gb"')
     found = read_text_config(config, {})
     assert found.model.dtype == "bf16" and found.train.micro_batch == 1 and found.train.checkpointing
     # What the file says stays.
     assert found.sample.batch_size == 8
+    config.write_text(config.read_text().replace("prompts = 4\n", "prompts = 2\n").replace("epochs = 2", "epochs = 1"))
     assert main(["finetune", str(config)]) == 0
 
 
@@ -226,20 +229,20 @@ def test_joules_need_a_gpu(tmp_path, capsys):
 
 
 def test_a_reward_that_fails_keeps_the_rounds(tmp_path, capsys):
-    """The third round's reward raises: the run stops in one line, and goes on once it is mended."""
+    """The second round's reward raises: the run stops in one line, and goes on once it is mended."""
     (tmp_path / "mine.py").write_text(
         "import pathlib\n"
         "def reward(x, prompts, sample_ids):\n"
         f"    mended = pathlib.Path({str(tmp_path / 'ok')!r}).exists()\n"
-        "    if 32 <= min(sample_ids) < 1 << 30 and not mended:\n"
+        "    if 16 <= min(sample_ids) < 1 << 30 and not mended:\n"
         "        raise ValueError('out of order')\n"
         "    return x.flatten(1).mean(1)\n"
     )
-    config = text_config(tmp_path, rounds=3, reward="callable", reward_more='function = "mine.py:reward"')
+    config = text_config(tmp_path, rounds=2, reward="callable", reward_more='function = "mine.py:reward"')
     config.write_text(config.read_text() + "[policy]\nretries = 0\n")
     assert main(["finetune", str(config)]) == 2
     line = one_line(capsys)
-    assert "raised ValueError: out of order" in line and re.search(r"samples? 3[2-9]", line)
+    assert "raised ValueError: out of order" in line and re.search(r"samples? 1[6-9]", line)
     (tmp_path / "ok").touch()
     assert main(["finetune", str(config)]) == 0
-    assert "goes on after round 2" in capsys.readouterr().err
+    assert "goes on after round 1" in capsys.readouterr().err
