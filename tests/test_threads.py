@@ -271,17 +271,15 @@ for _ in range(2):
 """
 
 
-def test_threads_sleep_while_the_machine_is_busy():
-    """Told by the queue for the cores, in a user's process; the threads that bring it about are gone afterwards."""
-    found = [int(word) for word in fresh(SLEEPS + BUSY)]
-    assert len(found) == 2 and min(found) > 200
-
-
-def test_a_queue_of_other_processes_is_seen():
-    """With more busy processes than cores on one core, a working thread queues."""
-    code = (
-        "import os, subprocess, sys, torch\n"
-        "from pgraft_fast import threads\n"
+TELL = "from pgraft_fast.waiting import waiting; found = waiting(); print(found['policy'], found['set_by'])"
+COUNT = "with threads.Team(None, torch.device('cpu')): print(threading.active_count())\n"
+# What a user's process finds that never said how to wait, one after the other.
+PARTS = {
+    "asleep": SLEEPS + "own_queue = threads._queued\n" + BUSY + "threads._queued = own_queue\n",
+    "untouched": "import pgraft_fast.sampling\n" + TELL + "\nprint('GOMP_SPINCOUNT' in os.environ)\n",
+    "watched": "import threading\n" + COUNT,
+    "queued": (
+        "import subprocess, sys\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "others = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(2)]\n"
         "try:\n"
@@ -290,30 +288,48 @@ def test_a_queue_of_other_processes_is_seen():
         "finally:\n"
         "    for one in others: one.kill()\n"
         "print('seen')\n"
-    )
-    assert fresh(code) == ["seen"]
+    ),
+    "too late": (
+        "from pgraft_fast.waiting import wait_passively; wait_passively()\n"
+        + TELL + f"\nsys.stdout.flush()\nsubprocess.run([sys.executable, '-c', {TELL!r}])\n"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """What each part printed."""
+    code = "".join(f"print({'|' + name.replace(' ', '_')!r}, flush=True)\n{part}" for name, part in PARTS.items())
+    found, words = {}, []
+    for word in fresh(code):
+        if word.startswith("|"):
+            words = found[word[1:].replace("_", " ")] = []
+        else:
+            words.append(word)
+    return found
+
+
+def test_threads_sleep_while_the_machine_is_busy(plain):
+    """Told by the queue for the cores, in a user's process; the threads that bring it about are gone afterwards."""
+    found = [int(word) for word in plain["asleep"]]
+    assert len(found) == 2 and min(found) > 200
+
+
+def test_a_queue_of_other_processes_is_seen(plain):
+    """With more busy processes than cores on one core, a working thread queues."""
+    assert plain["queued"] == ["seen"]
 
 
 @pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "100000"}])
-def test_a_user_who_said_how_to_wait_is_not_watched(given):
-    code = (
-        "import threading, torch\nfrom pgraft_fast.threads import Team\n"
-        "with Team(None, torch.device('cpu')): print(threading.active_count())\n"
-    )
-    assert fresh(code, **given) == ["1"] and fresh(code) == ["2"]
+def test_a_user_who_said_how_to_wait_is_not_watched(given, plain):
+    assert fresh("import threading, torch\nfrom pgraft_fast import threads\n" + COUNT, **given) == ["1"]
+    assert plain["watched"] == ["2"]
 
 
 def test_threads_that_wait_passively_from_the_start_are_not_watched():
     """They spin for a short time at most, which on a busy machine costs less than to sleep at each gap."""
-    code = (
-        "from pgraft_fast.waiting import wait_passively; wait_passively()\n"
-        "import threading, torch\nfrom pgraft_fast.threads import Team\n"
-        "with Team(None, torch.device('cpu')): print(threading.active_count())\n"
-    )
-    assert fresh(code) == ["1"]
-
-
-TELL = "from pgraft_fast.waiting import waiting; found = waiting(); print(found['policy'], found['set_by'])"
+    code = "from pgraft_fast.waiting import wait_passively; wait_passively()\n"
+    assert fresh(code + "import threading, torch\nfrom pgraft_fast import threads\n" + COUNT) == ["1"]
 
 
 @pytest.mark.parametrize(
@@ -335,18 +351,13 @@ def test_a_users_setting_wins(given, told):
     assert fresh(code, **given) == told + names
 
 
-def test_too_late_for_this_process_is_told():
+def test_too_late_for_this_process_is_told(plain):
     """Where torch is loaded, only what is started later waits passively."""
-    code = (
-        "import subprocess, sys, torch\nfrom pgraft_fast.waiting import wait_passively\nwait_passively()\n"
-        + TELL + f"\nsys.stdout.flush()\nsubprocess.run([sys.executable, '-c', {TELL!r}])"
-    )  # fmt: skip
-    assert fresh(code) == ["default", "None", "passive", "pgraft-fast"]
+    assert plain["too late"] == ["default", "None", "passive", "pgraft-fast"]
 
 
-def test_the_library_sets_nothing():
-    code = "import pgraft_fast, pgraft_fast.sampling\n" + TELL + "\nimport os; print('GOMP_SPINCOUNT' in os.environ)"
-    assert fresh(code) == ["default", "None", "False"]
+def test_the_library_sets_nothing(plain):
+    assert plain["untouched"] == ["default", "None", "False"]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,29 @@
 """Calls of a pipeline before, under and after `accelerate`, compared."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from pipelines import call_arguments
+from pipelines import build, call_arguments
 
 from pgraft_fast import accelerate, restore
+from pgraft_fast_benchmarks.models import twin
+
+# Pipelines that are called and not changed.
+cached = cache(build)
+
+
+def another(name: str) -> Any:
+    """A pipeline of its own with a scheduler of its own; its models are shared, and not to be changed."""
+    return twin(cached(name))
+
+
+def repeats(*cases: Any) -> list[Any]:
+    """Cases whose mechanism others have, too: run by make test-faults."""
+    return [pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.faults) for one in cases]
 
 
 @dataclass

@@ -1,9 +1,17 @@
 """Shared settings of the tests of pipelines."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kept_libraries() -> None:
+    """Half of the time of building a pipeline goes to looking through what the libraries hold for ever."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from integrations.calls import call, off, taken_over
+from integrations.calls import another, cached, call, off, repeats, taken_over
 from pipelines import build
 
 from pgraft_fast import accelerate, restore, schedulers
@@ -49,12 +49,12 @@ CHANGES = [
 
 @pytest.mark.parametrize(("name", "change"), CHANGES)
 def test_the_scheduler_as_it_stands(name, change):
-    plain = build(name)
+    plain = another(name)
     unchanged = call(plain, name)
     change(plain.scheduler)
     want = call(plain, name)
     assert np.abs(want.picture - unchanged.picture).max() > 10 * LIMIT
-    before, after, own = build(name), build(name), build(name)
+    before, after, own = another(name), another(name), another(name)
     change(before.scheduler)
     accelerate(before)
     scheduler = own.scheduler
@@ -97,17 +97,22 @@ def louder(original, seen):
 
 
 WAYS = ["instance", "before", "class", "class below", "subclass"]
+# Every way, and every pipeline.
+REPLACED = [
+    *(("sd", way) for way in WAYS), ("sdxl", "instance"), ("sd3", "class below"), ("pixart", "subclass"),
+    ("ddpm", "before"),
+]  # fmt: skip
+OTHERS = [(name, way) for name in ("sdxl", "sd3", "pixart", "ddpm") for way in WAYS if (name, way) not in REPLACED]
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "pixart", "ddpm"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "way"), [*REPLACED, *repeats(*OTHERS)])
 def test_a_replaced_step_makes_every_step(name, way, monkeypatch):
-    plain, pipe, seen = build(name), build(name), []
+    plain, pipe, seen = another(name), another(name), []
     original = type(plain.scheduler)
     monkeypatch.setattr(original, "step", louder(original.step, []))
     want = call(plain, name)
     monkeypatch.undo()
-    assert off(call(build(name), name), want) > 1e-3
+    assert off(call(cached(name), name), want) > 1e-3
     fast = getattr(schedulers, f"Fast{original.__name__}")
     if way == "subclass":
         mine = type("Mine", (fast,), {"step": louder(fast.step, seen)})
@@ -128,7 +133,7 @@ def test_a_replaced_step_makes_every_step(name, way, monkeypatch):
 
 @pytest.mark.parametrize(("name", "method"), [("sdxl", "scale_model_input"), ("sd", "scale_model_input")])
 def test_a_replaced_model_input(name, method):
-    plain, pipe, want = build(name), accelerate(build(name)), None
+    plain, pipe, want = another(name), accelerate(another(name)), None
     call(pipe, name)
     for one in (plain, pipe):
         own, calls = getattr(one.scheduler, method), []
@@ -141,7 +146,7 @@ def test_a_replaced_model_input(name, method):
         got = call(one, name)
         assert len(calls) == 4
         want = want or got
-    assert off(got, want) < LIMIT and off(call(build(name), name), want) > 1e-3
+    assert off(got, want) < LIMIT and off(call(cached(name), name), want) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -193,8 +198,13 @@ def test_a_subclass_keeps_its_own_timesteps():
     assert torch.equal(mine.timesteps, plain.timesteps.flip(0))
 
 
-@pytest.mark.parametrize("name", ["ddim", "sd", "flux"])
-@pytest.mark.parametrize("where", ["hook", "forward", "class"])
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("sd", "hook"), ("sd", "forward"), ("sd", "class"), ("flux", "hook"), ("ddim", "forward"),
+        *repeats(("flux", "forward"), ("flux", "class"), ("ddim", "hook"), ("ddim", "class")),
+    ],
+)  # fmt: skip
 def test_kept_model_inputs_stay_as_they_were(name, where, monkeypatch):
     def watched(pipe):
         """The model inputs of a call, kept as they come, and copies of them."""
@@ -232,7 +242,7 @@ def test_kept_model_inputs_stay_as_they_were(name, where, monkeypatch):
             torch.testing.assert_close(x, right, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sd", "flux", "sd3"])
+@pytest.mark.parametrize("name", ["sd", "flux", *repeats("sd3")])
 def test_gradients_through_the_call(name):
     """Below the decorator that turns gradients off."""
 

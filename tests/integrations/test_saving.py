@@ -9,8 +9,8 @@ import pickle
 import diffusers
 import pytest
 import torch
-from integrations.calls import call, off, taken_over
-from pipelines import NAMES, build
+from integrations.calls import call, off, repeats, taken_over
+from pipelines import build
 
 from pgraft_fast import accelerate, load_adapter, restore, schedulers
 
@@ -46,10 +46,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["sd", "flux", "ddpm", *(pytest.param(name, marks=pytest.mark.faults) for name in ("sdxl", "pixart"))]
-)
-@pytest.mark.parametrize("way", WAYS)
+# Every way, and every pipeline.
+SAVED = [*(("sd", way) for way in WAYS), ("flux", "components"), ("ddpm", "accelerated"), ("ddpm", "dropped in")]
+OTHERS = [(name, way) for name in ("flux", "ddpm", "sdxl", "pixart") for way in WAYS if (name, way) not in SAVED]
+
+
+@pytest.mark.parametrize(("name", "way"), [*SAVED, *repeats(*OTHERS)])
 def test_saved_folders_name_diffusers(name, way, tmp_path):
     pipe = build(name)
     pipe.save_pretrained(tmp_path / "plain")
@@ -68,7 +70,7 @@ def test_saved_folders_name_diffusers(name, way, tmp_path):
         assert type(loaded.scheduler) is original and off(call(loaded, name), want) < LIMIT
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["ddpm", "sd", "sd3", "flux", *repeats("ddim", "sdxl", "pixart", "sana")])
 def test_the_class_of_an_accelerated_pipeline(name, tmp_path):
     pipe = build(name)
     cls, want = type(pipe), call(pipe, name)
@@ -134,8 +136,13 @@ def test_a_copy_of_an_accelerated_pipeline_is_accelerated():
     assert off(call(pipe, "sd"), want) == 0.0 and taken_over(pipe)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, torch_saved])
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("copied", "fast"),
+    [
+        (copy.deepcopy, True), (pickled, True), (torch_saved, True), (copy.deepcopy, False),
+        *repeats((pickled, False), (torch_saved, False)),
+    ],
+)  # fmt: skip
 def test_a_loaded_adapter(copied, fast, made):
     """The handover goes along with a copy."""
     one = made("sd")

@@ -6,7 +6,7 @@ import threading
 
 import diffusers
 import pytest
-from integrations.calls import call, off, taken_over
+from integrations.calls import call, off, repeats, taken_over
 from pipelines import build
 
 from pgraft_fast import accelerate, load_adapter, restore
@@ -67,8 +67,12 @@ def parts(name, own):
     return pipe, other
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "ddim"])
-@pytest.mark.parametrize("second", ["accelerated", "plain", "other steps"])
+SECOND = ("accelerated", "plain", "other steps")
+SHARED = [*(("sd", second) for second in SECOND), ("sdxl", "other steps"), ("sd3", "accelerated"), ("ddim", "plain")]
+OTHERS = [(name, second) for name in ("sdxl", "sd3", "ddim") for second in SECOND if (name, second) not in SHARED]
+
+
+@pytest.mark.parametrize(("name", "second"), [*SHARED, *repeats(*OTHERS)])
 def test_two_pipelines_that_share_a_denoiser(name, second):
     first, other = parts(name, own=True)
     steps = 5 if second == "other steps" else 4
@@ -111,8 +115,10 @@ class BrokenError(Exception):
     """Of the test's own."""
 
 
-@pytest.mark.parametrize("error", [BrokenError, KeyboardInterrupt])
-@pytest.mark.parametrize("name", ["sd", "pixart"])
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("sd", BrokenError), ("sd", KeyboardInterrupt), ("pixart", BrokenError), *repeats(("pixart", KeyboardInterrupt))],
+)
 def test_an_exception_in_one_thread(name, error):
     pipe, other = parts(name, own=True)
     want = call(other, name, 2)

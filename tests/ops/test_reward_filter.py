@@ -80,6 +80,8 @@ def test_triton_equals_the_reference(case):
 @pytest.mark.parametrize(("groups", "width", "k"), [(300, 16, 4), (9, 33, 5), (5, 100, 17), (2, 1024, 100)])
 def test_widths(groups, width, k, backend):
     """Few distinct rewards, so that ties reach across every path."""
+    # In the interpreter few programs, the last one not full.
+    groups = min(groups, 70) if backend == "triton" else groups
     generator = torch.Generator().manual_seed(width)
     rewards = torch.randint(0, width // 3, (groups, width), generator=generator).float()
     rewards[torch.rand(rewards.shape, generator=generator) < 0.05] = NAN

@@ -75,7 +75,7 @@ def leaves(values, hit):
 
 
 def hangs(values, hit):
-    time.sleep(6.0)
+    time.sleep(3.5)
     return values
 
 

@@ -45,7 +45,7 @@ def test_stop(fault):
 def test_retry(fault):
     lines = []
     reward = Faulty(fault, bad=(2, 5), times=1)
-    found = policed(reward, lines, retries=2, timeout_seconds=4.0 if fault is hangs else 30.0)(SAMPLES, PROMPTS, IDS)
+    found = policed(reward, lines, retries=2, timeout_seconds=2.0 if fault is hangs else 30.0)(SAMPLES, PROMPTS, IDS)
     assert found.tolist() == RIGHT and reward.calls == 2
     assert [line.rpartition("; ")[2] for line in lines] == ["trying again, 1 of 2"]
     with pytest.raises(RewardError, match=f"{FAULTS[fault]}.*, tried 2 times; mend the reward, "):
@@ -252,13 +252,13 @@ def test_start():
 
         def prepare(self):
             self.prepared = getattr(self, "prepared", 0) + 1
-            time.sleep(4.2)
+            time.sleep(2.2)
 
         def close(self):
             self.closed = True
 
     reward = Prepared(raises, bad=())
-    with policed(reward, timeout_seconds=4.0) as call:
+    with policed(reward, timeout_seconds=2.0) as call:
         call(SAMPLES, PROMPTS, IDS)
         call(SAMPLES, PROMPTS, IDS)
     assert reward.prepared == 1 and reward.closed
@@ -306,7 +306,7 @@ def test_command_under_a_policy(command):
     right = ((torch.linspace(-1, 1, 8) + 1) * 127.5).round() / 255
     for fault in ("os._exit(1)", "time.sleep(600)"):
         lines = []
-        seconds = 4.0 if "sleep" in fault else 30.0
+        seconds = 2.0 if "sleep" in fault else 30.0
         with policed(command(fault, timeout_seconds=seconds), lines, timeout_seconds=seconds) as reward:
             torch.testing.assert_close(reward(WHITE, PROMPTS, IDS), right)
         assert len(lines) == 1 and lines[0].endswith("trying again, 1 of 2")

@@ -204,11 +204,11 @@ def test_hang(start, tmp_path):
         "        open(flag, 'w').write(str(child.pid))\n"
         "        time.sleep(600)\n"
         "    return [1.0] * len(x)\n",
-        timeout_seconds=4.0,
+        timeout_seconds=2.0,
     )
     reward.prepare()
     pid = reward.pid
-    message = r"reward 'mine' did not answer within 4 s \(at samples 40 to 42\); its process was ended"
+    message = r"reward 'mine' did not answer within 2 s \(at samples 40 to 42\); its process was ended"
     with pytest.raises(RewardTimeoutError, match=message):
         reward(SAMPLES, PROMPTS, IDS)
     assert not _exists(pid)
@@ -226,7 +226,7 @@ def test_a_process_that_does_not_read(start):
 
 def test_start(start):
     """A slow start is not part of the time-out of a batch; one that is too slow, or fails, is said."""
-    slow = start("import time\ntime.sleep(4.2)\ndef score(x, prompts):\n    return [1.0] * len(x)", timeout_seconds=4.0)
+    slow = start("import time\ntime.sleep(2.2)\ndef score(x, prompts):\n    return [1.0] * len(x)", timeout_seconds=2.0)
     assert slow(SAMPLES, PROMPTS, IDS).tolist() == [1.0] * 3
     slow.close()
     slow.start_seconds = 0.3

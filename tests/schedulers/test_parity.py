@@ -13,45 +13,31 @@ pytestmark = [
 ]
 
 
-@settings(max_examples=150)
-@given(setup=BY_KIND["ddim"])
-def test_ddim(setup):
-    check_parity(setup)
+def drawn(kind, examples, check):
+    settings(max_examples=examples)(given(setup=BY_KIND[kind])(check))()
 
 
-@settings(max_examples=150)
-@given(setup=BY_KIND["ddpm"])
-def test_ddpm(setup):
-    check_parity(setup)
+# DPM-Solver's order turns on the exact number of steps, which few examples meet.
+EXAMPLES = {kind: 200 if kind == "dpm" else 60 for kind in BY_KIND}
+MORE = [pytest.param(kind, 200, marks=pytest.mark.faults) for kind in BY_KIND if kind != "dpm"]
 
 
-@settings(max_examples=150)
-@given(setup=BY_KIND["euler"])
-def test_euler(setup):
-    check_parity(setup)
+@pytest.mark.parametrize(("kind", "examples"), [*EXAMPLES.items(), *MORE])
+def test_float32(kind, examples):
+    def check(setup):
+        check_parity(setup)
+
+    drawn(kind, examples, check)
 
 
-@settings(max_examples=200)
-@given(setup=BY_KIND["dpm"])
-def test_dpm_solver(setup):
-    check_parity(setup)
-
-
-@settings(max_examples=120)
-@given(setup=BY_KIND["flow"])
-def test_flow_euler(setup):
-    check_parity(setup)
-
-
+@pytest.mark.parametrize("examples", [10, pytest.param(25, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", BY_KIND)
-def test_half(kind, name):
-    @settings(max_examples=25)
-    @given(setup=BY_KIND[kind])
+def test_half(kind, name, examples):
     def check(setup):
         check_half(setup, name)
 
-    check()
+    drawn(kind, examples, check)
 
 
 def test_half_where_large_weights_cancel():
