@@ -130,14 +130,13 @@ def cut_prediction(rows: Sequence[Row], figure: Figure) -> bool:
         return False
     axis = figure.subplots()
     for name, mine in _grouped(found, lambda row: str(row["case"])).items():
-        # Gains, in units of the base's reward: worlds have rewards of their own.
-        x, y = ([row[key] / row["base"] - 1.0 for row in mine] for key in ("predicted", "reached"))
-        ends = [[(row["predicted"] - row["predicted_low"]) / row["base"] for row in mine],
-                [(row["predicted_high"] - row["predicted"]) / row["base"] for row in mine]]  # fmt: skip
+        x, y = ([row[key] - row["base"] for row in mine] for key in ("predicted", "reached"))
+        ends = [[row["predicted"] - row["predicted_low"] for row in mine],
+                [row["predicted_high"] - row["predicted"] for row in mine]]  # fmt: skip
         axis.errorbar(x, y, xerr=ends, fmt="o", capsize=2, markersize=4, linewidth=1, label=name)
     limits = axis.get_ylim()
     axis.plot(limits, limits, color="grey", linewidth=1)
-    axis.set(xlabel="predicted gain over the base, with its 95 % interval", ylabel="reached gain over the base")
+    axis.set(xlabel="predicted gain of reward, with its 95 % interval", ylabel="reached gain of reward")
     axis.legend(fontsize=7)
     return True
 
