@@ -177,7 +177,7 @@ def _in_processes(ranks: int, prompts: int, probing: bool) -> list[Any]:
     return [queue.get() for _ in range(ranks)]
 
 
-def _rank(_rank: int, prompts: int, probing: bool, barrier: Any, queue: Any) -> None:
+def _rank(_number: int, prompts: int, probing: bool, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
     task, given = digits_task(DigitsSettings()), _given({**_BASE, "prompts": prompts})
     if probing:

@@ -70,18 +70,6 @@ def straight(tmp_path_factory):
     return (folder / "run/model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def pace(tmp_path_factory):
-    """Of such a run: (seconds until its first round, seconds of its rounds)."""
-    folder = tmp_path_factory.mktemp("pace")
-    began = time.perf_counter()
-    process = start(slow_config(folder), stderr=subprocess.DEVNULL)
-    await_rounds(process, folder / "run", 1)
-    first = time.perf_counter() - began
-    assert process.wait(timeout=300) == 0
-    return first, time.perf_counter() - began - first
-
-
 def slow_reward(folder: Path) -> None:
     """Symmetry, at a pace that gives a killer time to aim."""
     (folder / "slow.py").write_text(
@@ -90,12 +78,13 @@ def slow_reward(folder: Path) -> None:
     )
 
 
-def kill_and_resume(folder: Path, straight, aim, capsys, how=signal.SIGKILL) -> None:
-    """aim(process, run): waits until it is time."""
+def kill_and_resume(folder: Path, straight, rounds, seconds, capsys, how=signal.SIGKILL) -> None:
+    """Killed so many seconds after a number of rounds."""
     folder.mkdir()
     config = slow_config(folder)
     process = start(config, stderr=subprocess.DEVNULL)
-    aim(process, folder / "run")
+    await_rounds(process, folder / "run", rounds)
+    time.sleep(seconds)
     process.send_signal(how)
     process.wait(timeout=60)
     safe = rounds_on_disk(folder / "run")
@@ -107,31 +96,27 @@ def kill_and_resume(folder: Path, straight, aim, capsys, how=signal.SIGKILL) -> 
     shutil.rmtree(folder)
 
 
-def many_kills(tmp_path, straight, pace, seeds, capsys, how=signal.SIGKILL):
-    first, rest = pace
+def many_kills(tmp_path, straight, seeds, capsys, how=signal.SIGKILL):
+    """While it starts, in the rounds, and after the last one."""
     for seed in seeds:
-        seconds = first * 0.8 + random.Random(seed).random() * rest
-        kill_and_resume(tmp_path / str(seed), straight, lambda *_, s=seconds: time.sleep(s), capsys, how)
+        drawn = random.Random(seed)
+        rounds, share = drawn.randrange(ROUNDS), drawn.random()
+        kill_and_resume(tmp_path / str(seed), straight, rounds, share * (0.2 if rounds else 4.0), capsys, how)
 
 
 def test_a_kill(tmp_path, straight, capsys):
     """In the middle of the third round."""
-
-    def aim(process, run):
-        await_rounds(process, run, 2)
-        time.sleep(0.03)
-
-    kill_and_resume(tmp_path / "killed", straight, aim, capsys)
+    kill_and_resume(tmp_path / "killed", straight, 2, 0.03, capsys)
 
 
 @pytest.mark.faults
-def test_twenty_kills(tmp_path, straight, pace, capsys):
-    many_kills(tmp_path, straight, pace, range(100, 120), capsys)
+def test_twenty_kills(tmp_path, straight, capsys):
+    many_kills(tmp_path, straight, range(100, 120), capsys)
 
 
 @pytest.mark.faults
-def test_ten_terminations(tmp_path, straight, pace, capsys):
-    many_kills(tmp_path, straight, pace, range(200, 210), capsys, signal.SIGTERM)
+def test_ten_terminations(tmp_path, straight, capsys):
+    many_kills(tmp_path, straight, range(200, 210), capsys, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
