@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,11 +151,14 @@ def _one(piece: Piece, left: float, gpu: bool, out: Path, environment: dict[str,
     with open(out / "check.log", "a") as log:
         log.write(f"== {piece.name}\n")
         log.flush()
-        # In a session of its own: what it starts ends with it.
-        process = subprocess.Popen(
-            piece.command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=out, start_new_session=True
-        )
+        process = None
         try:
+            # In a session of its own: what it starts ends with it.
+            with _stops_wait():
+                process = subprocess.Popen(
+                    piece.command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=out,
+                    start_new_session=True,
+                )  # fmt: skip
             status = process.wait(min(piece.seconds, left))
             end = "done" if status == 0 else f"failed with status {status}"
             if status == _MISSING:
@@ -162,10 +166,25 @@ def _one(piece: Piece, left: float, gpu: bool, out: Path, environment: dict[str,
         except subprocess.TimeoutExpired:
             end = f"cut off after {min(piece.seconds, left):.0f} s; what it wrote stays"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     return {"piece": piece.name, "end": end, "seconds": round(time.monotonic() - began, 1)}
+
+
+@contextlib.contextmanager
+def _stops_wait() -> Iterator[None]:
+    """A Ctrl-C or SIGTERM within the block is raised at its end: a process half started would be lost sight of."""
+    came: list[int] = []
+    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _why_not(piece: Piece, left: float, gpu: bool) -> str | None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,30 @@ def test_a_check_that_is_stopped_stops_its_piece(tmp_path):
     check.terminate()
     assert check.wait() != 0
     assert not writers(tmp_path / "check.log")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_check_that_is_stopped_while_a_piece_starts_stops_it(tmp_path, monkeypatch, number):
+    started = []
+
+    class Stopped(subprocess.Popen):
+        """The signal comes when the process is there and its caller does not know it yet."""
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            if options.get("start_new_session"):
+                started.append(self)
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Stopped)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checked([piece("sleeps", "import time; time.sleep(600)")], tmp_path, monkeypatch)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [one.returncode for one in started] == [-signal.SIGKILL]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def writers(file):
