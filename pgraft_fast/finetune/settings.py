@@ -22,6 +22,7 @@ from pgraft_fast.schema import (
     Steps,
     Times,
 )  # fmt: skip
+from pgraft_fast.selection.rules import check_options
 
 # Of a round, all of which are in memory at once; of a run, whose samples are numbered below those of evaluations.
 _MOST_IN_A_ROUND, _MOST_IN_A_RUN = 2**24, 2**40
@@ -141,6 +142,11 @@ class FinetuneSettings(Settings):
         select, n = self.select, self.sample.candidates
         if select.rule == "top_k" and select.k is None:
             raise ValueError("select.k is missing: rule top_k needs it")
+        # Here, not after a round of samples.
+        try:
+            check_options(select.rule, **select.model_dump(exclude={"rule", "empty"}))
+        except InputError as error:
+            raise ValueError(f"select: {error}") from error
         if select.k is not None and select.k > n:
             raise ValueError(f"select.k={select.k} is more than sample.candidates={n}")
         return self

@@ -62,17 +62,14 @@ def accept(
         raise InputError(f"rule={rule!r} is unknown; known: {', '.join(RULES)}")
     if empty not in EMPTY_POLICIES:
         raise InputError(f"empty={empty!r} is unknown; known: {', '.join(EMPTY_POLICIES)}")
-    given = {"k": k, "temperature": temperature, "r_max": r_max, "threshold": threshold, "copies_of": copies_of}
-    for name in (name for name, value in given.items() if value is not None):
-        if name not in _TAKES[rule]:
-            raise InputError(f"{name}= has no meaning for rule {rule!r}")
+    check_options(rule, k=k, temperature=temperature, r_max=r_max, threshold=threshold, copies_of=copies_of)
     kept = reward_filter(
         rewards,
         "top_k" if rule == "best_of_n" else rule,
         k=_check_k(k, rewards, offsets) if rule == "top_k" else 1,
         temperature=_check_temperature(temperature) if rule == "classical" else 1.0,
         r_max=None if r_max is None else _of_groups(r_max, rewards, offsets),
-        threshold=_needed("threshold", threshold) if rule == "threshold" else 0.5 if threshold is None else threshold,
+        threshold=0.5 if threshold is None else threshold,
         copies_of=copies_of,
         offsets=offsets,
         sample_id=sample_id,
@@ -96,17 +93,23 @@ _TAKES: dict[str, set[str]] = {
 }
 
 
-def _needed(name: str, value: float | None) -> float:
-    rule = "classical" if name == "temperature" else name
-    if value is None:
-        raise InputError(f"rule {rule!r} needs {name}=")
-    return value
+_NEEDS = {"classical": "temperature", "threshold": "threshold"}
+
+
+def check_options(rule: str, **options: object) -> None:
+    """Raise InputError where an option that is not None has no meaning for the rule, or one is missing."""
+    for name in (name for name, value in options.items() if value is not None):
+        if name not in _TAKES[rule]:
+            raise InputError(f"{name}= has no meaning for rule {rule!r}")
+    needed = _NEEDS.get(rule)
+    if needed is not None and options.get(needed) is None:
+        raise InputError(f"rule {rule!r} needs {needed}=")
 
 
 def _check_temperature(temperature: float | None) -> float:
-    if not _needed("temperature", temperature) > 0:
+    if temperature is None or not temperature > 0:
         raise InputError(f"temperature={temperature}: it must be above 0")
-    return _needed("temperature", temperature)
+    return temperature
 
 
 def _check_k(k: int | None, rewards: Tensor, offsets: Tensor | None) -> int:
