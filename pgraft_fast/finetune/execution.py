@@ -27,6 +27,7 @@ class Execution:
         self._compiles = mode == "compile"
         self._twins = device.type == "cpu" and onednn_pays()
         self._found: dict[int, tuple[nn.Module, Model]] = {}
+        self._copies: dict[int, Any] = {}
 
     def of(self, module: nn.Module) -> Model:
         """What to call instead of the module, itself where it is such a one; its weights may change in place."""
@@ -34,7 +35,7 @@ class Execution:
             return module
         found = self._found.get(id(module))
         if found is None:
-            run: Any = _Twin(module) if self._twins else module
+            run: Any = _Twin(module, {} if self._compiles else self._copies) if self._twins else module
             # The module is kept, so that no other one gets its id.
             found = self._found[id(module)] = (module, torch.compile(run) if self._compiles else run)
         return found[1]
@@ -49,25 +50,44 @@ class Execution:
 
 
 class _Twin(nn.Module):
-    """The same weights in another tree of modules, whose linear layers are `ops.linear`."""
+    """The same weights in another tree of modules, whose linear layers are `ops.linear`.
 
-    def __init__(self, module: nn.Module) -> None:
+    copies: of deepcopy, so that models on one network share its twin; what was copied is kept alive there.
+    """
+
+    def __init__(self, module: nn.Module, copies: dict[int, Any]) -> None:
         super().__init__()
-        shared = {id(value): value for value in (*module.parameters(), *module.buffers())}
-        self.twin = copy.deepcopy(module, shared)
+        self.twin = _copied(module, copies)
+        if [id(value) for value in _tensors(module)] != [id(value) for value in _tensors(self.twin)]:
+            # What they share has got other layers since, a LoRA for one.
+            copies.clear()
+            self.twin = _copied(module, copies)
         for one in self.twin.modules():
             if type(one) is nn.Linear and one.weight.numel() >= _LEAST_WEIGHTS:
                 one.__class__ = _Linear
-        # Not a child: its weights are counted once.
+        # No children: their weights are counted once.
         self._original = [module]
+        self._pairs = list(zip(module.modules(), self.twin.modules(), strict=True))
         self.calls_a_sample = calls_of(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         original = self._original[0]
-        if original.training is not self.twin.training:
-            for one, other in zip(original.modules(), self.twin.modules(), strict=True):
-                other.training = one.training
+        # What a compiled model shares with no other follows it as a whole.
+        if not torch.compiler.is_compiling() or original.training is not self.twin.training:
+            for one, other in self._pairs:
+                if one.training is not other.training:
+                    other.training = one.training
         return self.twin(*args, **kwargs)
+
+
+def _copied(module: nn.Module, copies: dict[int, Any]) -> nn.Module:
+    """All but the weights."""
+    copies.update({id(value): value for value in _tensors(module)})
+    return copy.deepcopy(module, copies)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 class _Linear(nn.Linear):

@@ -61,6 +61,43 @@ def test_one_twin_a_module():
     assert run.of(one) is run.of(one) is not run.of(other)
 
 
+class Scaled(nn.Module):
+    """One of several models on a network."""
+
+    def __init__(self, net, factor):
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x):
+        return self.factor * self.net(x)
+
+
+def test_models_on_one_network_share_its_twin():
+    net, run, x = Net(), Execution("eager", CPU), torch.randn(400, 32)
+    one, other = Scaled(net, 1.0), Scaled(net, -2.0)
+    first, second = run.of(one), run.of(other)
+    assert first.twin.net is second.twin.net is not net and type(net.layers[0]) is nn.Linear
+    # The network is as whoever was told last to train or to evaluate left it.
+    one.train()
+    other.eval()
+    torch.testing.assert_close(second(x), other(x))
+    torch.testing.assert_close(first(x), one(x))
+    assert torch.equal(first(x), first(x))
+    one.train()
+    other.training = False
+    assert not torch.equal(second(x), second(x))
+
+
+def test_a_network_that_has_got_other_layers_gets_another_twin():
+    net, run, x = Net().eval(), Execution("eager", CPU), torch.randn(5, 32)
+    before = run.of(Scaled(net, 1.0).eval())
+    net.layers[0] = nn.Sequential(net.layers[0], nn.Linear(64, 64))
+    after = run.of(Scaled(net, 1.0).eval())
+    torch.testing.assert_close(after(x), net(x))
+    assert before(x).shape == (5, 3) and not torch.allclose(before(x), after(x))
+    assert {id(p) for p in after.parameters()} == {id(p) for p in net.parameters()}
+
+
 def test_where_nothing_is_gained_the_module_itself_is_called(monkeypatch):
     monkeypatch.setattr(execution, "onednn_pays", lambda: False)
     net = Net()
