@@ -50,12 +50,13 @@ plots: $(READY)
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-# torch first, by its pinned version: an open range would take another build of it.
+# torch first, by its pinned version: an open range would take another build of it. What is never imported need not be
+# compiled.
 $(READY): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; make PYTHON=python3.12 takes another one"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint .ci/constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint .ci/constraints.txt --editable '.[test,lint]'
 	$(BIN)/python -m pgraft_fast.ops.extension
 	@touch $(READY)
