@@ -17,15 +17,13 @@ from pgraft_fast.errors import InputError
 # Acceptance of a candidate looks at the others of its group.
 _RELATIVE_RULES = ("top_k", "best_of_n", "preference")
 _DRAWS, _DRAWS_OF_A_GAIN = 200, 4000
-_GROWTH, _GROWTH_ERROR = 0.55, 0.25
-_BEYOND, _BEYOND_ERROR = 1.05, 0.1
 _MOST_OF_LIMIT = 0.999
 
 
 @dataclass(frozen=True)
 class KeptGain:
     """share: s, with its standard error and 95 % interval. gain: mean of r - b over the accepted rows that were
-    continued, what full selection is worth. rows: how many there were. groups: of how many.
+    continued, what full selection is worth, with its standard error. rows: how many there were. groups: of how many.
     """
 
     share: float
@@ -33,6 +31,7 @@ class KeptGain:
     low: float
     high: float
     gain: float
+    gain_error: float
     rows: int
     groups: int
 
@@ -57,10 +56,16 @@ def kept_gain(reward: Tensor, fresh: Tensor, base: Tensor, group: Tensor) -> Kep
     if not whole > 0.0:
         raise InputError("kept_gain: the accepted rows are no better than what their prompts give anyway")
     share = float((fresh - base).sum()) / whole
-    rest = torch.zeros(groups, dtype=torch.float64).index_add_(0, number, fresh - base - share * (r - base))
-    error = math.sqrt(groups / (groups - 1) * float(rest.square().sum())) / whole
-    half = _student(groups - 1) * error
-    return KeptGain(share, error, share - half, share + half, whole / r.numel(), r.numel(), groups)
+    gain = whole / r.numel()
+
+    def error(rest: Tensor) -> float:
+        """Of a sum over rows."""
+        of_group = torch.zeros(groups, dtype=torch.float64).index_add_(0, number, rest)
+        return math.sqrt(groups / (groups - 1) * float(of_group.square().sum()))
+
+    of_share, of_gain = error(fresh - base - share * (r - base)) / whole, error(r - base - gain) / r.numel()
+    half = student(groups - 1) * of_share
+    return KeptGain(share, of_share, share - half, share + half, gain, of_gain, r.numel(), groups)
 
 
 def base_rewards(rewards: Tensor, rule: str) -> Tensor:
@@ -126,39 +131,51 @@ def learned_levels(change: Tensor, edges: Sequence[float], seed: int = 0) -> Lea
     )  # fmt: skip
 
 
-def grown_gain(gain: float, error: float, *, longer: float, limit: float, share: float, share_error: float) -> Interval:
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its standard error, normal."""
+
+    value: float
+    error: float = 0.0
+
+
+# Of trainings on digits and shapes, see grown_gain.
+GROWTH, BEYOND = Estimate(0.75, 0.2), Estimate(1.15, 0.15)
+
+
+def grown_gain(gain: Estimate, limit: Estimate, share: Estimate, longer: float) -> Interval:
     """What a training `longer` times as long as a pilot gains at a cut, from what the pilot gained at cut 0:
 
-        share limit (1 - (1 - gain / limit)^(longer^g)),
+        share end (1 - (1 - gain / end)^(longer^g)), end = f limit,
 
-    which grows as a power of the steps and ends at `limit`, the gain that training goes towards. On digits and shapes
-    g was 0.55 +- 0.25, and training went 5 +- 10 % beyond the accepted law. The interval holds 95 % of draws of gain,
-    share, g and limit.
+    which grows as a power of the steps and ends a factor f beyond `limit`, the gain that training goes towards. A state
+    tells between nothing and all: share is taken within 0 and 1. g = 0.75 +- 0.2 and f = 1.15 +- 0.15 were fitted to 18
+    trainings on digits (three rewards, 32 and 400 accepted, three seeds): 0.9 to 1.4 times the limit was reached, most
+    for the reward that is a class. The interval holds 95 % of draws of gain, limit, share, g and f.
     """
-    draws = torch.randn(4, _DRAWS_OF_A_GAIN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws = torch.randn(5, _DRAWS_OF_A_GAIN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def grown(of_gain: Tensor, of_share: Tensor, power: Tensor, beyond: Tensor) -> Tensor:
-        end = limit * beyond
+    def grown(of_gain: Tensor, of_limit: Tensor, of_share: Tensor, power: Tensor, beyond: Tensor) -> Tensor:
+        end = of_limit * beyond.clamp(min=0.5)
         part = (of_gain / end).clamp(-_MOST_OF_LIMIT, _MOST_OF_LIMIT)
-        far = 1.0 - (1.0 - part.abs()) ** longer**power
-        return of_share * end * far.copysign(part)
+        far = 1.0 - (1.0 - part.abs()) ** longer ** power.clamp(0.0, 1.0)
+        return of_share.clamp(0.0, 1.0) * end * far.copysign(part)
 
-    drawn = grown(
-        gain + error * draws[0], share + share_error * draws[1], (_GROWTH + _GROWTH_ERROR * draws[2]).clamp(0.0, 1.0),
-        (_BEYOND + _BEYOND_ERROR * draws[3]).clamp(min=0.5),
-    )  # fmt: skip
-    middle = grown(*(torch.tensor(value, dtype=torch.float64) for value in (gain, share, _GROWTH, _BEYOND)))
+    given = (gain, limit, share, GROWTH, BEYOND)
+    middle = grown(*(torch.tensor(one.value, dtype=torch.float64) for one in given))
+    drawn = grown(*(one.value + one.error * draw for one, draw in zip(given, draws, strict=True)))
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(middle), low, high)
+
+
+def student(freedom: int) -> float:
+    """Half of a 95 % interval in standard errors, with so many degrees of freedom."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def _lowest(change: Tensor) -> int:
     """The edge above which the changes sum to least; the last one where nothing helps."""
     above = torch.cat((change.flip(0).cumsum(0).flip(0), change.new_zeros(1)))
     return int(above.argmin())
-
-
-def _student(freedom: int) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, freedom))

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from pgraft_fast.diagnostics.cut import KeptGain, LearnedLevels, grown_gain, within_share
+from pgraft_fast.diagnostics.cut import Estimate, KeptGain, LearnedLevels, grown_gain, student, within_share
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.branches import Trials
 from pgraft_fast.finetune.cost import evaluations_of
+from pgraft_fast.finetune.cut_choice import FALLBACK, LEAST_ACCEPTED, CutOutlook, choose
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
@@ -25,31 +26,13 @@ from pgraft_fast.finetune.work import Work
 from pgraft_fast.sampling import calls_of, make_steps
 
 CUTS = (0.1, 0.25, 0.5)
-# The paper's, where a plan cannot tell.
-FALLBACK = 0.25
 BRANCHES = 200
-_LEAST_ACCEPTED = 20
-_ENOUGH = 0.95
+# Half of a 95 % interval in standard errors.
+_NORMAL = 1.96
 # Share of the plan's calls for the candidates of one without a run; of what is left then, the branches may take theirs
 # and the pilot has the rest.
 _FOR_SAMPLES = 0.5
 _FOR_BRANCHES = 0.45
-
-
-@dataclass(frozen=True)
-class CutOutlook:
-    """One cut. logsnr, t: of the handover. kept: s(t), or None. predicted: reward after the run, low, high: its 95 %
-    interval, or None without a pilot. ceiling: the reward of a perfect P-GRAFT of strength 1.
-    """
-
-    cut: float
-    t: float
-    logsnr: float
-    kept: KeptGain | None
-    ceiling: float | None = None
-    predicted: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +72,7 @@ def plan_from(
     was. share: of a round's model calls that all this may cost. run: settings of the run that is planned, where the
     candidates are fewer than in a round of it; then the share is of the whole run, less what was `spent` already.
 
-    Taken is the largest cut with s - 2 errors >= 0.95 that does not lie below t*; where there is none, the one with the
-    highest predicted reward. Where nothing can be told, the paper's 0.25, and the plan says so.
+    See `cut_choice.choose` for which is taken. Where nothing can be told, the paper's 0.25, and the plan says so.
     """
     trials = Trials(work, found, Ledger(), check)
     run = work.settings if run is None else run
@@ -110,7 +92,9 @@ def plan_from(
     work.ledger.add_calls(calls)
     outlooks = tuple(_outlook(work, found, cut, kept, pilot) for cut in (0.0, *cuts))
     lowest = None if pilot is None else share_of(work.schedule, pilot.levels.lowest)
-    cut, told = _choice(outlooks, lowest, why_not)
+    cut, told = choose(outlooks, lowest, accepted * run.sample.prompts // work.settings.sample.prompts)
+    if why_not:
+        cut, told = FALLBACK, f"The plan cannot tell: {why_not}; the cut is the paper's, {FALLBACK}."
     return CutPlan(
         cut=cut, told=told, outlooks=outlooks, levels=None if pilot is None else pilot.levels, lowest=lowest,
         base=float(found.rewards.nanmean()), within=within_share(found.rewards), accepted=accepted,
@@ -171,19 +155,29 @@ def share_of(schedule: Schedule, t: float) -> float:
 def _outlook(
     work: Work, found: Candidates, cut: float, kept: dict[float, KeptGain | None], pilot: Pilot | None
 ) -> CutOutlook:
-    base, of_cut = float(found.rewards.nanmean()), kept.get(cut)
-    share, error = (1.0, 0.0) if cut == 0.0 else (math.nan, math.nan)
-    if of_cut is not None:
-        share, error = of_cut.share, of_cut.error
-    gain = next((one.gain for one in kept.values() if one is not None), math.nan)
-    t = found.rollout.t_cut[cut]
-    one = CutOutlook(cut, t, float(work.schedule.logsnr(t)), of_cut, ceiling=_known(base + share * gain))
+    base, t = float(found.rewards.nanmean()), found.rollout.t_cut[cut]
+    one = CutOutlook(cut, t, float(work.schedule.logsnr(t)), kept.get(cut))
+    share = Estimate(1.0) if cut == 0.0 else None
+    if one.kept is not None:
+        share = Estimate(one.kept.share, _normal(one.kept.error, one.kept))
+    # The accepted rows are the same at every cut.
+    whole = next((gain for gain in kept.values() if gain is not None), None)
+    if share is None or whole is None:
+        return one
     training = work.settings.train
     # What training goes towards: the accepted law, or beyond it.
-    limit = gain * (max(1.0, training.strength) if training.objective == "contrast" else 1.0)
-    if pilot is None or not math.isfinite(share * limit):
+    strength = max(1.0, training.strength) if training.objective == "contrast" else 1.0
+    limit = Estimate(strength * whole.gain, strength * _normal(whole.gain_error, whole))
+    one = replace(one, ceiling=base + share.value * whole.gain)
+    if pilot is None:
         return one
-    return _predicted(one, base, pilot, share, error, limit)
+    gain = grown_gain(Estimate(pilot.gain, pilot.error), limit, share, pilot.whole / pilot.steps)
+    return replace(one, predicted=base + gain.mean, low=base + gain.low, high=base + gain.high)
+
+
+def _normal(error: float, kept: KeptGain) -> float:
+    """The error of a normal law whose 95 % interval is that of Student's, of few groups."""
+    return error * student(kept.groups - 1) / _NORMAL
 
 
 def _why_not(work: Work, found: Candidates, accepted: int) -> str:
@@ -195,40 +189,11 @@ def _why_not(work: Work, found: Candidates, accepted: int) -> str:
     known = found.rewards[found.rewards.isfinite()]
     if known.numel() == 0 or bool(known.min() == known.max()):
         return "the rewards are all the same"
-    if accepted < _LEAST_ACCEPTED:
-        return f"only {accepted} candidates were accepted, {_LEAST_ACCEPTED} are needed"
+    if accepted < LEAST_ACCEPTED:
+        return f"only {accepted} candidates were accepted, {LEAST_ACCEPTED} are needed"
     if accepted == int(found.rewards.isfinite().sum()):
         return "every candidate was accepted"
     return ""
-
-
-def _predicted(one: CutOutlook, base: float, pilot: Pilot, share: float, error: float, limit: float) -> CutOutlook:
-    gain = grown_gain(
-        pilot.gain, pilot.error, longer=pilot.whole / pilot.steps, limit=limit, share=share, share_error=error
-    )
-    return replace(one, predicted=base + gain.mean, low=base + gain.low, high=base + gain.high)
-
-
-def _choice(outlooks: Sequence[CutOutlook], lowest: float | None, why_not: str) -> tuple[float, str]:
-    """The cut, and the sentence."""
-    if why_not:
-        return FALLBACK, f"The plan cannot tell: {why_not}; the cut is the paper's, {FALLBACK}."
-    known = [one for one in outlooks if one.cut == 0.0 or one.kept is not None]
-    lossless = max(one.cut for one in known if one.kept is None or one.kept.share - 2.0 * one.kept.error >= _ENOUGH)
-    whole = f"the decision keeps at least {_ENOUGH:.0%} of its gain down to a cut of {lossless:g}"
-    if lowest is None:
-        return lossless, f"The cut is {lossless:g}: {whole}; there was no room for a pilot."
-    if lowest <= lossless:
-        above = "at every noise level" if lowest == 0.0 else f"above {lowest:.2f} of the steps"
-        return lossless, f"The cut is {lossless:g}: {whole}, and training helps {above}."
-    best = max(known, key=lambda one: -math.inf if one.predicted is None else one.predicted)
-    told = ", ".join(
-        f"{one.cut:g} keeps {1.0 if one.kept is None else one.kept.share:.0%}" for one in known
-    )  # fmt: skip
-    return best.cut, (
-        f"The cut is {best.cut:g}, of the highest predicted reward: training helps only above {lowest:.2f} of the "
-        f"steps, and there a part of the gain is lost ({told})."
-    )
 
 
 def _known(value: float) -> float | None:

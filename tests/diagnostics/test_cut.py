@@ -6,7 +6,8 @@ import pytest
 import torch
 from exact import Mixture
 
-from pgraft_fast.diagnostics.cut import base_rewards, grown_gain, kept_gain, learned_levels, within_share
+from pgraft_fast.diagnostics import cut
+from pgraft_fast.diagnostics.cut import Estimate, base_rewards, grown_gain, kept_gain, learned_levels, within_share
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.sampling import rollout
@@ -122,19 +123,49 @@ def test_the_level_above_which_training_helps():
 
 
 def test_a_longer_training_gains_more_up_to_its_limit():
-    exact = {"share": 0.8, "share_error": 0.0, "limit": 0.1}
-    # As it was seen, training goes 5 % beyond its limit.
-    end = 0.105
-    same = grown_gain(0.02, 0.0, longer=1.0, **exact)
+    # As it was seen, training goes a factor beyond its limit, and as a power of the steps.
+    factor, power = cut.BEYOND.value, cut.GROWTH.value
+    share, limit, end = Estimate(0.8), Estimate(0.1), 0.1 * factor
+
+    def grown(gain, longer, error=0.0, share=share, limit=limit):
+        return grown_gain(Estimate(gain, error), limit, share, longer)
+
+    same = grown(0.02, 1.0)
     assert [same.mean, same.low, same.high] == pytest.approx([0.016] * 3)
-    more = grown_gain(0.02, 0.0, longer=10.0, **exact)
-    assert more.mean == pytest.approx(0.8 * end * (1 - (1 - 0.02 / end) ** (10**0.55)))
-    assert same.mean < more.low < more.mean < more.high < 0.8 * end * 1.1
-    far = grown_gain(0.02, 0.0, longer=1e6, **exact)
-    assert far.mean == pytest.approx(0.8 * end) and far.high == pytest.approx(0.08 * (1.05 + 1.96 * 0.1), rel=0.02)
-    assert grown_gain(-0.02, 0.0, longer=10.0, **exact).mean == pytest.approx(-more.mean)
-    wide = grown_gain(0.02, 0.01, longer=1.0, share=0.8, share_error=0.1, limit=0.1)
+    more = grown(0.02, 10.0)
+    assert more.mean == pytest.approx(0.8 * end * (1 - (1 - 0.02 / end) ** (10**power)))
+    assert same.mean < more.low < more.mean < more.high
+    far = grown(0.02, 1e9)
+    assert far.mean == pytest.approx(0.8 * end, rel=1e-3)
+    assert far.high == pytest.approx(0.08 * (factor + 1.96 * cut.BEYOND.error), rel=0.05)
+    assert grown(-0.02, 10.0).mean == pytest.approx(-more.mean)
+    wide = grown(0.02, 1.0, error=0.01, share=Estimate(0.8, 0.1))
     assert wide.high - wide.low == pytest.approx(2 * 1.96 * math.hypot(0.8 * 0.01, 0.02 * 0.1), rel=0.1)
+    # What the accepted gain is known to counts where training ends there.
+    loose = grown(0.02, 1e9, limit=Estimate(0.1, 0.03))
+    width = 0.8 * 2 * 1.96 * math.hypot(0.03 * factor, 0.1 * cut.BEYOND.error)
+    assert loose.high - loose.low == pytest.approx(width, rel=0.2) and width > 1.4 * (far.high - far.low)
+
+
+def test_a_state_tells_between_nothing_and_all():
+    ends = {}
+    for share in (-0.3, 0.0, 1.0, 1.2):
+        found = grown_gain(Estimate(0.02), Estimate(0.1), Estimate(share, 0.05), 10.0)
+        ends[share] = (found.low, found.mean, found.high)
+    assert ends[-0.3] == (0.0, 0.0, 0.0) and ends[0.0][:2] == (0.0, 0.0) and ends[0.0][2] > 0.0
+    assert ends[1.2][1] == ends[1.0][1] and ends[1.0][0] < ends[1.2][0]
+    assert ends[1.0][2] == pytest.approx(ends[1.2][2], rel=0.05)
+
+
+def test_the_error_of_the_gain_is_that_of_redraws():
+    """Over groups: rows of one share their prompt."""
+    found = []
+    for seed in range(300):
+        rewards, again = drawn(seed, 12, 16, 0.6, 0.7)
+        found.append(measured(rewards, again[..., 0], "threshold", threshold=0.8))
+    gains = torch.tensor([one.gain for one in found])
+    errors = torch.tensor([one.gain_error for one in found])
+    assert float(errors.mean()) == pytest.approx(float(gains.std()), rel=0.15)
 
 
 def test_what_cannot_be_told():

@@ -69,6 +69,8 @@ def test_on_digits(digits):
     kept = [one.kept for one in plan.outlooks[1:]]
     for found, aim in zip(kept, (0.99, 0.81, 0.52), strict=True):
         assert abs(found.share - aim) < 4 * found.error < 0.5
+    # Fewer than 64 of the plan's own candidates were accepted; of a round of the run 400 are.
+    assert plan.accepted < 64
     assert plan.cut == 0.1 and plan.told.startswith("The cut is 0.1: the decision keeps at least 95%")
     quarter = plan.outlooks[2]
     assert quarter.low < 0.835 < quarter.high and quarter.high - quarter.low < 0.15
