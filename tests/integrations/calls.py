@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from pipelines import build, call_arguments
 
@@ -19,11 +18,6 @@ cached = cache(build)
 def another(name: str) -> Any:
     """A pipeline of its own with a scheduler of its own; its models are shared, and not to be changed."""
     return twin(cached(name))
-
-
-def repeats(*cases: Any) -> list[Any]:
-    """Cases whose mechanism others have, too: run by make test-faults."""
-    return [pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.faults) for one in cases]
 
 
 @dataclass

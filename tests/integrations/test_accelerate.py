@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from integrations.calls import call, off, repeats, taken_over
+from integrations.calls import call, off, taken_over
 from pipelines import NAMES, build, call_arguments
+from repeats import repeats
 
 from pgraft_fast import accelerate, restore, schedulers
 from pgraft_fast.errors import InputError

@@ -10,8 +10,9 @@ import diffusers
 import pytest
 import torch
 from graph_caches import OtherCache
-from integrations.calls import call, off, repeats, taken_over
+from integrations.calls import call, off, taken_over
 from pipelines import build
+from repeats import repeats
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 

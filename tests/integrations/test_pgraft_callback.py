@@ -6,8 +6,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from integrations.calls import cached, call, off, repeats, taken_over
+from integrations.calls import cached, call, off, taken_over
 from pipelines import build
+from repeats import repeats
 
 from pgraft_fast import PGraftCallback, accelerate, restore
 from pgraft_fast.errors import InputError

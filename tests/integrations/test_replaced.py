@@ -4,8 +4,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from integrations.calls import another, cached, call, off, repeats, taken_over
+from integrations.calls import another, cached, call, off, taken_over
 from pipelines import build
+from repeats import repeats
 
 from pgraft_fast import accelerate, restore, schedulers
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from integrations.calls import cached, call, check_same, off, repeats, taken_over
+from integrations.calls import cached, call, check_same, off, taken_over
 from pipelines import NAMES, build
+from repeats import repeats
 
 from pgraft_fast import accelerate, restore
 

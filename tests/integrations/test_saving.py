@@ -9,8 +9,9 @@ import pickle
 import diffusers
 import pytest
 import torch
-from integrations.calls import call, off, repeats, taken_over
+from integrations.calls import call, off, taken_over
 from pipelines import build
+from repeats import repeats
 
 from pgraft_fast import accelerate, load_adapter, restore, schedulers
 

@@ -6,8 +6,9 @@ import threading
 
 import diffusers
 import pytest
-from integrations.calls import call, off, repeats, taken_over
+from integrations.calls import call, off, taken_over
 from pipelines import build
+from repeats import repeats
 
 from pgraft_fast import accelerate, load_adapter, restore
 

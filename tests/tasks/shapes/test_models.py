@@ -138,6 +138,7 @@ def test_wrong_captions_are_of_the_same_category():
     assert mislabelled(chosen, 0.0, seed=1) == chosen
 
 
+@pytest.mark.faults
 def test_recipe_runs(tmp_path):
     lines, calls = [], []
     sizes = Sizes(pictures=60, vae=2, features=2, sd=(Cycle(1), Cycle(1, 1e-3, 0.5)), sd3=(Cycle(1),), judged=1)
