@@ -50,6 +50,7 @@ _REWARDS = ("symmetry", "stroke_mass", "digit_3")
 _SEED = 10
 _SHAPES_BUDGET = 80_000
 _SIDE, _BETAS_OF_BLOCKS, _SEEDS_OF_BLOCKS = 8, (0.85, 30.0), (10, 11, 12)
+_CUTS_OF_BLOCKS = (0.1, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class _World:
     settings: FinetuneSettings
     learner: Learner
     samples: int
+    cuts: tuple[float, ...] = CUTS
 
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def _shapes(settings: Settings, model: str) -> list[Row]:
 
 def _blocks(settings: Settings, seed: int) -> list[Row]:
     """Latents of 64 x 64, eight times eight of them a feature, and the best of eight of few prompts, read often."""
-    prompts, trained, samples = settings.by_size((32, 200, 512), (32, 50, 128), (20, 4, 16))
+    prompts, trained, samples = settings.by_size((32, 200, 256), (32, 50, 128), (20, 4, 16))
     more = {"seed": seed, "sample.steps": settings.by_size(20, 20, 8), "sample.candidates": 8}
     with _shapes_world(f"shapes blocks {seed}", "sd", _SHAPES_BUDGET, samples, more) as world:
         given = world.settings
@@ -131,7 +133,7 @@ def _blocks(settings: Settings, seed: int) -> list[Row]:
         )
         world.learner.settings = given.train
         task, reward = lift(world.task, world.learner, world.reward, _SIDE, Schedule.scaled_linear(*_BETAS_OF_BLOCKS))
-        return _rows(replace(world, task=task, reward=reward, settings=given))
+        return _rows(replace(world, task=task, reward=reward, settings=given, cuts=_CUTS_OF_BLOCKS))
 
 
 @contextmanager
@@ -163,15 +165,15 @@ def _rows(world: _World) -> list[Row]:
     )  # fmt: skip
     found = collect(
         execution.of(task.model), task.schedule, world.reward, task.prompts, settings, shape=task.shape,
-        parameterization=task.parameterization, cuts=(0.0, *CUTS), memory=work.sampling, ledger=ledger,
+        parameterization=task.parameterization, cuts=(0.0, *world.cuts), memory=work.sampling, ledger=ledger,
     )  # fmt: skip
-    plan = plan_from(work, found, cuts=CUTS)
+    plan = plan_from(work, found, cuts=world.cuts)
     before, law = _evaluated(world, execution), _evaluated(world, execution, law=True)
     accepted = task.features(law.samples[accepted_of(law, settings)])
     first = {name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()}
     drawn = task.prompts.of_round(settings.seed, 0, settings.sample.prompts)
     rows = []
-    for cut in (0.0, *CUTS):
+    for cut in (0.0, *world.cuts):
         learner.load(first, 0)
         # An evaluation brings its own.
         task.prompts.prepare(drawn)
