@@ -1,16 +1,60 @@
-"""A graph cache without CUDA."""
+"""Graph caches without CUDA, and a tape of torch's operations that stands for what CUDA captures.
+
+A tape is as dead as a captured graph: no Python of the model runs at a replay, every result is written to where it lay
+at the capture, and whatever is no input is read where it lay then.
+"""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgraft_fast.sampling.graphs import Captured, GraphCache
 
 
 class OtherCache(GraphCache):
-    """Captured in another way: capture(function, inputs, generators)."""
+    """Captured in another way, on any device: capture(function, inputs, generators)."""
 
     def __init__(self, capture: Callable[..., Captured], memory_limit: int | None = None) -> None:
         super().__init__(memory_limit)
         self.other = capture
 
+    def captures(self, device):
+        return True
+
     def _capture(self, function, inputs, generators):
         return self.other(function, inputs, generators)
+
+
+class Tape(TorchDispatchMode):
+    """Records operations with their results."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise AssertionError("a value is read back")
+        out = func(*args, **(kwargs or {}))
+        self.made.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for func, args, kwargs, out in self.made:
+            again = func(*args, **kwargs)
+            for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def taped(function, inputs, generators):
+    """Captures on a tape; the default generator is left as it was."""
+    state, buffers, tape = torch.get_rng_state(), [value.clone() for value in inputs], Tape()
+    function([value.clone() for value in inputs], [])
+    with tape:
+        outputs = function(buffers, [])
+    torch.set_rng_state(state)
+    return Captured(SimpleNamespace(replay=tape.replay), buffers, outputs, [], 1)

@@ -96,6 +96,10 @@ class GraphCache:
         self._held.move_to_end(whole)
         return found.replay(inputs, generators)
 
+    def captures(self, device: torch.device) -> bool:
+        """Whether there are graphs on this device."""
+        return device.type == "cuda"
+
     def clear(self) -> None:
         """Drop every graph."""
         self._held.clear()

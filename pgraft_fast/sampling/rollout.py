@@ -187,7 +187,7 @@ class _Trajectories:
     ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
         """The steps low ... high - 1 with one model: state, last x_0 and the states to keep, by their steps."""
         places = [index for index in range(low, high) if index in self.plan.keep]
-        if self.graphs is None or not x.is_cuda:
+        if self.graphs is None or not self.graphs.captures(x.device):
             return self._steps(net, low, high, x, x_0, given)
         if not isinstance(net, torch.nn.Module):
             raise InputError(f"graphs= needs models that are torch modules, got {type(net).__name__}")

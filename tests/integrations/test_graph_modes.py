@@ -1,23 +1,14 @@
-"""Trajectories as graphs, on the processor: a tape of torch's operations stands for what CUDA captures.
-
-A tape is as dead as a captured graph: no Python of the model runs at a replay, every result is written to where it lay
-at the capture, and whatever is no input is read where it lay then.
-"""
-
-from types import SimpleNamespace
+"""Trajectories as graphs, on the processor: a tape of torch's operations stands for what CUDA captures."""
 
 import diffusers
 import pytest
 import torch
-from graph_caches import OtherCache
+from graph_caches import OtherCache, taped
 from integrations.calls import call, off, taken_over
 from pipelines import build
 from repeats import repeats
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgraft_fast import PGraftCallback, accelerate
-from pgraft_fast.sampling.graphs import Captured
 
 peft = pytest.importorskip("peft")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -26,36 +17,6 @@ SOLVERS = {
     "dpm 3": diffusers.DPMSolverMultistepScheduler(**BETAS, solver_order=3),
     "dpm sde": diffusers.DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++"),
 }
-
-
-class Tape(TorchDispatchMode):
-    """Records operations with their results."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.made.append((func, args, kwargs or {}, out))
-        return out
-
-    def replay(self):
-        for func, args, kwargs, out in self.made:
-            again = func(*args, **kwargs)
-            for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
-
-
-def taped(function, inputs, generators):
-    """Captures on a tape; the default generator is left as it was."""
-    state, buffers, tape = torch.get_rng_state(), [value.clone() for value in inputs], Tape()
-    function([value.clone() for value in inputs], [])
-    with tape:
-        outputs = function(buffers, [])
-    torch.set_rng_state(state)
-    return Captured(SimpleNamespace(replay=tape.replay), buffers, outputs, [], 1)
 
 
 def with_graphs(pipe, mode="trajectory_graph"):
