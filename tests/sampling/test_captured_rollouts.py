@@ -62,6 +62,9 @@ def test_two_models_are_two_graphs_each_with_its_own_weights():
     for number in (0, 1):
         same(drawn(net, number, graphs, **given), drawn(net, number, **given))
     assert len(graphs) == 2
+    for model in (net, tuned):
+        same(drawn(model, 0, graphs, solver="ddpm"), drawn(model, 0, solver="ddpm"))
+    assert len(graphs) == 4
 
 
 def test_what_is_read_back_is_seen():
