@@ -55,6 +55,8 @@ def choose(outlooks: Sequence[CutOutlook], lowest: float | None, accepted: int) 
         else f"only {accepted} candidates of a round are accepted, which a model gives again where it is tuned on them"
     )  # fmt: skip
     told = ", ".join(f"{one.cut:g} keeps {_share(one):.0%}" for one in known)
+    if best is known[-1] and not affordable:
+        return best.cut, f"The cut is {best.cut:g}: {why}, and {whole}, the largest one that was measured."
     if not affordable:
         return best.cut, f"The cut is {best.cut:g}: {why}, but every larger cut costs too much of the gain ({told})."
     return best.cut, (

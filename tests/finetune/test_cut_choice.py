@@ -59,6 +59,9 @@ def test_the_sentence_tells_why_and_what_it_costs():
     )
     assert "only 30 candidates of a round are accepted, which a model gives again" in choose(given, 0.0, 30)[1]
     assert "but every larger cut costs too much of the gain" in choose(outlooks({0.1: 0.7}), 1.0, 400)[1]
+    assert choose(outlooks({0.1: 0.99}), 0.6, 400)[1].endswith(
+        "down to a cut of 0.1, the largest one that was measured."
+    )
     assert choose(given, None, 400)[1].endswith("down to a cut of 0.1; there was no room for a pilot.")
 
 
