@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from pgraft_fast.report.plots import line_of
 from pgraft_fast_benchmarks.records import Row, newest, slug
 
 _HOUR = 3600.0
@@ -129,11 +130,13 @@ def cut_prediction(rows: Sequence[Row], figure: Figure) -> bool:
     if not found:
         return False
     axis = figure.subplots()
-    for name, mine in _grouped(found, lambda row: str(row["case"])).items():
+    for number, (name, mine) in enumerate(_grouped(found, lambda row: str(row["case"])).items()):
         x, y = ([row[key] - row["base"] for row in mine] for key in ("predicted", "reached"))
         ends = [[row["predicted"] - row["predicted_low"] for row in mine],
                 [row["predicted_high"] - row["predicted"] for row in mine]]  # fmt: skip
-        axis.errorbar(x, y, xerr=ends, fmt="o", capsize=2, markersize=4, linewidth=1, label=name)
+        axis.errorbar(
+            x, y, xerr=ends, capsize=2, markersize=4, linewidth=0.7, label=name, **line_of(number) | {"linestyle": ""}
+        )
     limits = axis.get_ylim()
     axis.plot(limits, limits, color="grey", linewidth=1)
     axis.set(xlabel="predicted gain of reward, with its 95 % interval", ylabel="reached gain of reward")
