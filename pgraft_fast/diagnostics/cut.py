@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pgraft_fast.diagnostics.quality import Interval
+from pgraft_fast.diagnostics.quality import Interval, student
 from pgraft_fast.errors import InputError
 
 # Acceptance of a candidate looks at the others of its group.
@@ -166,13 +166,6 @@ def grown_gain(gain: Estimate, limit: Estimate, share: Estimate, longer: float) 
     drawn = grown(*(one.value + one.error * draw for one, draw in zip(given, draws, strict=True)))
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(middle), low, high)
-
-
-def student(freedom: int) -> float:
-    """Half of a 95 % interval in standard errors, with so many degrees of freedom."""
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, freedom))
 
 
 def _lowest(change: Tensor) -> int:

@@ -22,16 +22,21 @@ class Interval:
 
 def mean_interval(values: Tensor) -> Interval:
     """Mean of independent values (n,) with Student's 95 % interval; values that are nan are left out."""
-    from scipy import stats
-
     values = values.flatten().to(torch.float64)
     values = values[torch.isfinite(values)]
     n = values.numel()
     if n == 0:
         raise InputError("mean_interval: no finite value")
     mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, n - 1) * values.std() / n**0.5) if n > 1 else float("inf")
+    half = float(student(n - 1) * values.std() / n**0.5) if n > 1 else float("inf")
     return Interval(mean, mean - half, mean + half)
+
+
+def student(freedom: int) -> float:
+    """Half of a 95 % interval in standard errors, with so many degrees of freedom."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

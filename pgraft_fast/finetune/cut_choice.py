@@ -55,14 +55,13 @@ def choose(outlooks: Sequence[CutOutlook], lowest: float | None, accepted: int) 
         else f"only {accepted} candidates of a round are accepted, which a model gives again where it is tuned on them"
     )  # fmt: skip
     told = ", ".join(f"{one.cut:g} keeps {_share(one):.0%}" for one in known)
-    if best is known[-1] and not affordable:
-        return best.cut, f"The cut is {best.cut:g}: {why}, and {whole}, the largest one that was measured."
-    if not affordable:
-        return best.cut, f"The cut is {best.cut:g}: {why}, but every larger cut costs too much of the gain ({told})."
-    return best.cut, (
-        f"The cut is {best.cut:g}: {why}, and this cut gives up {_share_lost(best, known[0]):.1%} of the reward at "
-        f"most ({told})."
-    )
+    if affordable:
+        rest = f"and this cut gives up {_share_lost(best, known[0]):.1%} of the reward at most ({told})"
+    elif best is known[-1]:
+        rest = f"and {whole}, the largest one that was measured"
+    else:
+        rest = f"but every larger cut costs too much of the gain ({told})"
+    return best.cut, f"The cut is {best.cut:g}: {why}, {rest}."
 
 
 def _costs_little(one: CutOutlook, whole: CutOutlook) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pgraft_fast.diagnostics.cut import Estimate, KeptGain, LearnedLevels, grown_gain, student, within_share
+from pgraft_fast.diagnostics.cut import Estimate, KeptGain, LearnedLevels, grown_gain, within_share
+from pgraft_fast.diagnostics.quality import student
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.branches import Trials
