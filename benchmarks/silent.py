@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
-from pgraft_fast.commands.console import Terminal
+from pgraft_fast.runs.terminal import Terminal
 
 
 class Silent(Terminal):

@@ -46,7 +46,7 @@ def demo(
     json: Json = None,
 ) -> None:
     """Methods side by side at equal compute: GRAFT and P-GRAFT on handwritten digits; with DDPO on text to image."""
-    from pgraft_fast.commands.console import Terminal
+    from pgraft_fast.runs.terminal import Terminal
 
     _check_json(json)
     if what == "shapes":
@@ -74,9 +74,9 @@ def finetune(
     json: Json = None,
 ) -> None:
     """Fine-tune as a TOML file says. The same command again goes on where a stopped run was."""
-    from pgraft_fast.commands.console import Terminal
     from pgraft_fast.commands.finetune import finetune as run_finetune
     from pgraft_fast.commands.text_config import read_run_config
+    from pgraft_fast.runs.terminal import Terminal
 
     _check_json(json)
     settings = read_run_config(config, run, reward)
@@ -101,9 +101,9 @@ def plan(
     json: Json = None,
 ) -> None:
     """Where a run should cut and what it will reach, measured for at most 15 % of its model calls."""
-    from pgraft_fast.commands.console import Terminal
     from pgraft_fast.commands.plan import plan_run
     from pgraft_fast.commands.text_config import read_run_config
+    from pgraft_fast.runs.terminal import Terminal
 
     _check_json(json)
     _emit(plan_run(read_run_config(config, None, None), out, Terminal()), json)
@@ -222,8 +222,8 @@ def evaluate(
             raise InputError("--prompts and --samples belong to a text-to-image run: give its folder")
         _emit(_correct(source, run, ("evaluate",)), json)
         return
-    from pgraft_fast.commands.console import Terminal
     from pgraft_fast.commands.evaluate_text import evaluate_run
+    from pgraft_fast.runs.terminal import Terminal
 
     if run is not None:
         raise InputError(f"--run {run}: belongs to a config; the run is {source}")
@@ -248,9 +248,9 @@ def export(
 
 
 def _correct(config: Path, run: str | None, stages: tuple[str, ...]) -> dict[str, Any]:
-    from pgraft_fast.commands.console import Terminal
     from pgraft_fast.commands.correct import correct as run_stages
     from pgraft_fast.commands.correct_config import read_correct_config
+    from pgraft_fast.runs.terminal import Terminal
 
     settings = read_correct_config(config, {"run": run})
     try:

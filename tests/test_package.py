@@ -95,8 +95,8 @@ def test_arrows_point_one_way():
     order = [
         ["amounts", "errors", "files", "schema", "sizes", "threads", "waiting"], ["ops"], ["diffusion"],
         ["sampling", "selection", "rewards", "schedulers"],
-        ["finetune", "diagnostics", "inverse_noise"], ["integrations", "text_to_image"], ["tasks"], ["report"],
-        ["commands"], ["cli"], ["__main__"],
+        ["finetune", "diagnostics", "inverse_noise"], ["integrations", "text_to_image", "pipelines"], ["tasks"],
+        ["report"], ["runs"], ["commands"], ["cli"], ["__main__"],
     ]  # fmt: skip
     level = {name: index for index, names in enumerate(order) for name in names}
     # A task reports nothing, but its config is data; finetune uses rewards, which use errors alone.

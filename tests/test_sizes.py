@@ -35,9 +35,9 @@ def test_the_peak_is_in_bytes():
 
 
 def test_demo_and_dry_run_tell_the_same(tmp_path, monkeypatch, capsys):
-    from pgraft_fast.commands.console import Terminal
     from pgraft_fast.commands.demo import DemoSettings, run_demo
     from pgraft_fast.finetune import SampleSettings, SelectSettings, TrainSettings
+    from pgraft_fast.runs.terminal import Terminal
 
     for module in ("demo", "dry_run"):
         monkeypatch.setattr(f"pgraft_fast.commands.{module}.peak_resident", lambda: 512 * 2**20)

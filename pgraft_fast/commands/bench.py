@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import use_backend
 from pgraft_fast.report import Table
+from pgraft_fast.runs.terminal import Terminal
 
 BENCHES = ("ops", "sampling", "round", "invert", "quality", "methods", "cut")
 KNOWN = (*BENCHES, "scaling", "all", "plot")

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.commands.finetune import trainer_of
 from pgraft_fast.commands.recipes import Uninformed, config_of, label_of
-from pgraft_fast.commands.subjects import Subject, subject_of
+from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.runs.run import trainer_of
+from pgraft_fast.runs.subject import Subject
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, evaluate, quality_of
 

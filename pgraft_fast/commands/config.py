@@ -10,9 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import text_of
-from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.rewards.urls import without_secrets
-from pgraft_fast.schema import Count, Name, Settings
+from pgraft_fast.runs.settings import RunSettings
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 
@@ -20,25 +19,10 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _LONGEST = 80
 
 
-class EvaluateSettings(Settings):
-    """samples: drawn before and after at the same seeds, rounded up to whole groups of candidates."""
+class RunConfig(RunSettings):
+    """A whole run of digits."""
 
-    samples: Count = 512
-
-
-class LogSettings(Settings):
-    """tensorboard: write run/tensorboard."""
-
-    tensorboard: bool = False
-
-
-class RunConfig(FinetuneSettings):
-    """A whole run. run: its folder."""
-
-    run: Name
     task: DigitsSettings = DigitsSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-    log: LogSettings = LogSettings()
 
 
 def load_task(settings: DigitsSettings) -> Task:

@@ -18,7 +18,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pgraft_fast.amounts import duration
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.correct_config import CorrectConfig
 from pgraft_fast.commands.devices import device_of
 from pgraft_fast.diagnostics import inception_features
@@ -40,6 +39,7 @@ from pgraft_fast.inverse_noise import (
 from pgraft_fast.inverse_noise.networks import default_field, make_field
 from pgraft_fast.inverse_noise.shards import read_plan
 from pgraft_fast.report.correct_report import write_correct_report
+from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks.digits.dequantised import digits_flow_task
 from pgraft_fast.tasks.flow import FlowTask
 from pgraft_fast.tasks.flow_evaluation import evaluate_flow

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.amounts import duration
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.errors import StoppedError
 from pgraft_fast.files import to_json, write_file
@@ -34,6 +33,7 @@ from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report import Table
 from pgraft_fast.report.demo_report import DemoData, write_demo_report
+from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.sizes import MB, megabytes, peak_resident
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task

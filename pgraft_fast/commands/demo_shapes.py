@@ -6,11 +6,11 @@ from typing import Any
 
 from pgraft_fast.amounts import duration
 from pgraft_fast.commands.comparison import EVALUATED_CANDIDATES, ComparisonSettings, compare
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.errors import StoppedError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report.comparison_report import PHASES, comparison_table, write_comparison_report
+from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation
 

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from pgraft_fast.amounts import duration
-from pgraft_fast.commands.console import Terminal
-from pgraft_fast.commands.sizing import SAFETY, evaluation_samples, probe_of, prompts_that_fit, with_prompts
-from pgraft_fast.commands.subjects import Config, Subject, subject_of
+from pgraft_fast.commands.subjects import Config, subject_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import Estimate, evaluations_of
 from pgraft_fast.report import Table
+from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, probe_of, prompts_that_fit, with_prompts
+from pgraft_fast.runs.subject import Subject
+from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.sizes import MB, megabytes, peak_resident
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.finetune import read_run
-from pgraft_fast.commands.subjects import Subject, subject_of
+from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import storage_error, to_json, write_file
@@ -19,6 +18,8 @@ from pgraft_fast.finetune.identity import check_same
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report import Table, interval, write_evaluation_report
+from pgraft_fast.runs.subject import Subject
+from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import evaluate, quality_of
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.commands.console import Terminal
-from pgraft_fast.commands.sizing import prompts_that_fit, with_prompts
 from pgraft_fast.commands.subjects import Config, subject_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.cut_plan import plan_cut
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report.plan_report import plan_lines, plan_table, write_plan_report
+from pgraft_fast.runs.sizing import prompts_that_fit, with_prompts
+from pgraft_fast.runs.terminal import Terminal
 
 RESULT = "plan.json"
 

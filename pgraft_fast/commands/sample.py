@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from pgraft_fast.commands.config import RunConfig, checked, load_task
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.finetune import read_run
-from pgraft_fast.commands.subjects import MODEL
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.report import picture_grid_png
+from pgraft_fast.runs.subject import MODEL
+from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.sampling import Model, guided, rollout
 from pgraft_fast.tasks import Task
 

@@ -5,11 +5,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pgraft_fast.commands.config import LogSettings, RunConfig, checked, override, read_config, read_toml
+from pgraft_fast.commands.config import RunConfig, checked, override, read_config, read_toml
 from pgraft_fast.commands.reward_settings import RewardSettings
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.settings import Advantage, FinetuneSettings, SampleSettings, TrainSettings
+from pgraft_fast.finetune.settings import Advantage, SampleSettings, TrainSettings
 from pgraft_fast.rewards import Policy
+from pgraft_fast.runs.settings import EvaluateSettings, RunSettings
 from pgraft_fast.schema import Batch, Count, Name, Part, Positive, Rate, Scale, Settings, Size, Times
 from pgraft_fast.text_to_image.learners import LoraSettings
 
@@ -103,7 +104,7 @@ class TextTrainSettings(TrainSettings):
         return {"epochs": None, **given} if isinstance(given, dict) and "steps" in given else given
 
 
-class TextEvaluateSettings(Settings):
+class TextEvaluateSettings(EvaluateSettings):
     """samples: of held-out prompts, before and after, rounded up to whole groups of candidates. reference: folder of
     pictures for the Frechet distance. inception: file of InceptionV3's weights for its features.
     """
@@ -113,10 +114,9 @@ class TextEvaluateSettings(Settings):
     inception: Name | None = None
 
 
-class TextConfig(FinetuneSettings):
-    """A whole run. run: its folder. memory: presets, see `PRESETS`."""
+class TextConfig(RunSettings):
+    """A whole run. memory: presets, see `PRESETS`."""
 
-    run: Name
     memory: Literal["8gb", "16gb", "24gb", "80gb"] | None = None
     model: PipelineSettings
     prompts: PromptSettings = PromptSettings()
@@ -126,7 +126,6 @@ class TextConfig(FinetuneSettings):
     sample: TextSampleSettings = TextSampleSettings()
     train: TextTrainSettings = TextTrainSettings()
     evaluate: TextEvaluateSettings = TextEvaluateSettings()
-    log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _guidance_fits(self) -> Self:

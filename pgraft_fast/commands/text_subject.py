@@ -12,7 +12,6 @@ import torch
 from pgraft_fast.commands.devices import device_of
 from pgraft_fast.commands.reward_config import build_reward
 from pgraft_fast.commands.reward_contents import reward_contents
-from pgraft_fast.commands.subjects import MODEL, Subject, handover_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.files import write_file
@@ -22,6 +21,7 @@ from pgraft_fast.finetune.identity import sha256_of_files, sha256_of_texts
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
 from pgraft_fast.integrations.fingerprint import base_fingerprint
 from pgraft_fast.rewards.local_models import DTYPES
+from pgraft_fast.runs.subject import MODEL, Subject, handover_of
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.pictures import Pictures, thumbnail_features
 from pgraft_fast.tasks.text_to_image import Parts, PictureReward, folder_features, text_task, with_held_out

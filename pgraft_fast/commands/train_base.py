@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.checkpoint import run_lock
 from pgraft_fast.finetune.signals import stop_on_signals
+from pgraft_fast.runs.terminal import Terminal
 
 TASKS = ("digits", "shapes")
 

@@ -7,9 +7,9 @@ import pytest
 from tiny import tiny_config
 
 from pgraft_fast.cli import main
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.demo import DemoSettings, run_demo
 from pgraft_fast.finetune import SampleSettings, TrainSettings
+from pgraft_fast.runs.terminal import Terminal
 
 SMALL = DemoSettings(
     seeds=2,

@@ -10,12 +10,12 @@ pytest.importorskip("diffusers")
 from pgraft_fast import load_adapter
 from pgraft_fast.cli import main
 from pgraft_fast.commands.comparison import ComparisonSettings, compare
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.demo_shapes import run_shapes_demo
 from pgraft_fast.commands.recipes import Uninformed, config_of
 from pgraft_fast.commands.text_config import TextTrainSettings
 from pgraft_fast.errors import InputError
 from pgraft_fast.report.comparison_report import comparison_table
+from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
 
 METHODS = ("pgraft", "pgraft:random", "graft-clean:all", "ddpo")

@@ -10,9 +10,9 @@ from text_runs import text_config
 
 from pgraft_fast.cli import main
 from pgraft_fast.commands import finetune
-from pgraft_fast.commands.sizing import SAFETY
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.runs.sizing import SAFETY
 from pgraft_fast.text_to_image.denoiser import Denoiser
 
 pytest.importorskip("peft")

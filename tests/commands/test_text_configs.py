@@ -9,10 +9,10 @@ from reward_models import clip, encoder_decoder
 import pgraft_fast
 from pgraft_fast.cli import main
 from pgraft_fast.commands.config import checked, read_toml
-from pgraft_fast.commands.console import Terminal
 from pgraft_fast.commands.finetune import finetune
 from pgraft_fast.commands.text_config import TextConfig, apply_preset
 from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.runs.terminal import Terminal
 
 pytest.importorskip("peft")
 __all__ = ["clip", "encoder_decoder"]

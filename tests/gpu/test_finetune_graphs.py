@@ -8,9 +8,9 @@ pytest.importorskip("pydantic")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 from pgraft_fast.commands.comparison import ComparisonSettings  # noqa: E402
-from pgraft_fast.commands.finetune import trainer_of  # noqa: E402
 from pgraft_fast.commands.subjects import subject_of  # noqa: E402
 from pgraft_fast.finetune import Ledger, collect  # noqa: E402
+from pgraft_fast.runs.run import trainer_of  # noqa: E402
 from pgraft_fast.sampling import GraphCache  # noqa: E402
 
 CALLS = 6_000

@@ -1,7 +1,7 @@
 """Lines and progress for a person: a moving bar on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """Writes to stderr, so that stdout stays free for JSON."""
+    """Writes to stderr, so that stdout stays free for JSON. log: gets the lines instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Callable[[str], None] | None = None) -> None:
+        self._log = log
         self._console = Console(stderr=True, highlight=False)
         if not self._console.is_terminal:
             self._console.width = 120
@@ -25,7 +26,9 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """One line, above the bar if there is one."""
-        if self._console.is_terminal:
+        if self._log is not None:
+            self._log(text)
+        elif self._console.is_terminal:
             self._console.print(text, markup=False, soft_wrap=True)
         else:
             print(text, file=sys.stderr, flush=True)
@@ -42,8 +45,8 @@ class Terminal:
 
     @contextmanager
     def progress(self, total: int) -> Iterator[None]:
-        """A bar for the block, where there is a terminal; `advance` moves it."""
-        if not self._console.is_terminal:
+        """A bar for the block, where there is a terminal or a notebook; `advance` moves it."""
+        if not (self._console.is_terminal or self._console.is_jupyter):
             yield
             return
         columns = (

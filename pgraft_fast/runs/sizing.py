@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.commands.subjects import Config, Subject
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.cost import evaluations_of, probe
 from pgraft_fast.finetune.identity import sha256_of
+from pgraft_fast.runs.subject import Subject
 from pgraft_fast.sampling import calls_of
 from pgraft_fast.tasks.evaluation import whole_groups
 
@@ -40,7 +40,7 @@ def sized(subject: Subject, run: Path, log: Callable[[str], None]) -> Subject:
     return replace(subject, config=with_prompts(subject.config, prompts))
 
 
-def with_prompts(config: Config, prompts: int) -> Any:
+def with_prompts(config: Any, prompts: int) -> Any:
     """The config with this many prompts a round."""
     return config.model_copy(update={"sample": config.sample.model_copy(update={"prompts": prompts})})
 
@@ -53,7 +53,7 @@ def prompts_that_fit(subject: Subject) -> int:
         raise InputError("sample.prompts is missing: give it, or a [budget] in time or model_calls to fill")
     task = subject.task
     evaluations = evaluations_of(task.schedule, config, task.parameterization)
-    fits: list[Callable[[Config], bool]] = []
+    fits: list[Callable[[Any], bool]] = []
     if calls is not None:
         each = calls_of(task.model)
         fits.append(lambda one: one.run_calls(evaluations, each) <= calls)
@@ -69,12 +69,12 @@ def prompts_that_fit(subject: Subject) -> int:
     return prompts
 
 
-def evaluation_samples(config: Config) -> int:
+def evaluation_samples(config: Any) -> int:
     """Samples of one evaluation."""
     return whole_groups(config.evaluate.samples, config.sample.candidates)
 
 
-def probe_of(subject: Subject, config: Config) -> Any:
+def probe_of(subject: Subject, config: Any) -> Any:
     """A timed probe of the subject's model and reward."""
     task = subject.task
     return probe(

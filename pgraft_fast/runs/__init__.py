@@ -1,0 +1,1 @@
+"""Runs from their beginning to their end: measured before, trained, measured after, saved, told in a report."""

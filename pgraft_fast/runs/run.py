@@ -1,0 +1,167 @@
+"""A whole run in a folder that can be resumed.
+
+run/config.json, run/ledger.jsonl, run/checkpoints/, run/evaluation/{before,after}.safetensors, run/model.safetensors
+(tuned weights) or run/adapter/ (a LoRA), run/result.json, run/report/.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pgraft_fast.amounts import duration
+from pgraft_fast.errors import InputError
+from pgraft_fast.files import flush_folder, to_json, write_file
+from pgraft_fast.finetune import Ledger, Trainer
+from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.identity import sha256_of
+from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.report import report_seconds, write_run_report
+from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized
+from pgraft_fast.runs.subject import Subject
+from pgraft_fast.runs.terminal import Terminal
+from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, quality_of
+
+CONFIG, RESULT = "config.json", "result.json"
+
+
+OnRound = Callable[[int, dict[str, Any]], None]
+
+
+def finish_run(
+    run: Path, subject_of: Callable[[], Subject], terminal: Terminal, on_round: OnRound = lambda number, entry: None
+) -> dict[str, Any]:
+    """Run, or go on with a run, to its end. subject_of(): once the folder is locked. on_round(number, entry): after
+    each round. Returns what result.json holds.
+    """
+    with run_lock(run), stop_on_signals() as stop:
+        ledger = Ledger(run / "ledger.jsonl")
+        finished, subject = False, None
+        try:
+            subject = sized(subject_of(), run, terminal.line)
+            result = _Run(subject, run, ledger, terminal, stop, on_round).finish()
+            finished = True
+            return result
+        finally:
+            ledger.close(finished)
+            if subject is not None:
+                subject.close()
+
+
+def trainer_of(subject: Subject, run: Path, ledger: Ledger, **told: Any) -> Trainer:
+    """The trainer of a subject in a run folder. told: its log, check and on_round."""
+    task = subject.task
+    return Trainer(
+        task.model, task.schedule, subject.reward, subject.config, shape=task.shape,
+        parameterization=task.parameterization, prompts=task.prompts, run=run,
+        identity=subject.identity(), learner=subject.learner, ledger=ledger, **told,
+    )  # fmt: skip
+
+
+class _Run:
+    def __init__(
+        self, subject: Subject, run: Path, ledger: Ledger, terminal: Terminal, stop: StopRequest, on_round: OnRound
+    ) -> None:
+        self.on_round = on_round
+        self.subject, self.config = subject, subject.config
+        self.run, self.ledger, self.terminal, self.stop = run, ledger, terminal, stop
+        self.task, self.reward = subject.task, subject.reward
+        self.writer: Any = None
+        self.trainer = trainer_of(
+            subject, run, ledger, log=terminal.line, check=self._check, on_round=self._on_round,
+        )  # fmt: skip
+
+    def finish(self) -> dict[str, Any]:
+        config, trainer = self.config, self.trainer
+        if trainer.rounds_done == 0:
+            trainer.budget.check_first_round(trainer.calls_of_a_round())
+        write_file(self.run / CONFIG, to_json(config.model_dump()))
+        began, joules = self.ledger.elapsed, self.ledger.joules_now()
+        with self.terminal.progress(config.train.rounds * trainer.calls_of_a_round()):
+            before = self._evaluation("before")
+            # What the evaluation took tells what must be kept back for the one at the end.
+            evaluation = max(self.ledger.seconds["evaluate"], self.ledger.elapsed - began)
+            trainer.budget.reserve = SAFETY * (evaluation + report_seconds())
+            trainer.budget.reserve_joules = SAFETY * (self.ledger.joules_now() - joules)
+            trainer.run_rounds()
+            if trainer.rounds_done == 0:
+                raise InputError("budget: the time is up before the first round; raise [budget]")
+            config = self.config = config.with_cut(trainer.chosen.cut) if config.plans_cut else config
+            after = self._evaluation("after")
+        with self.ledger.phase("save"):
+            saved = self.subject.save(trainer, self.run)
+            flush_folder(self.run)
+            result = {**self._result(before, after), "saved": str(saved)}
+            write_file(self.run / RESULT, to_json(result))
+            write_run_report(self.run, self.task, config, result, before, after, trainer.last_candidates)
+        if self.writer is not None:
+            self.writer.close()
+        spent = ", ".join(f"{phase} {duration(s)}" for phase, s in self.ledger.seconds.items() if s > 0)
+        self.terminal.line(f"spent {self.ledger.model_calls:,} model calls; {spent}")
+        self.terminal.line(
+            f"reward {result['before']['reward']:.4f} -> {result['after']['reward']:.4f}, "
+            f"saved: {saved}, report: {self.run / 'report' / 'index.html'}"
+        )
+        return result
+
+    def _check(self) -> None:
+        self.stop.check()
+        self.terminal.advance(self.ledger.model_calls, f"round {self.trainer.rounds_done + 1}")
+
+    def _on_round(self, number: int, entry: dict[str, Any]) -> None:
+        self.on_round(number, entry)
+        if not self.config.log.tensorboard:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=number)
+        for key in ("reward", "reward_accepted", "loss", "accepted", "model_calls"):
+            self.writer.add_scalar(key, entry[key], number)
+        self.writer.flush()
+
+    def _evaluation(self, name: str) -> Evaluation:
+        """Drawn once and kept on disk; "after" is named by the round whose weights it shows."""
+        number = self.trainer.rounds_done
+        path = (
+            self.run / "evaluation" / ("before.safetensors" if name == "before" else f"after-{number:06d}.safetensors")
+        )
+        drawn_as = torch.frombuffer(bytearray.fromhex(sha256_of(self.trainer.identity)), dtype=torch.uint8)
+        if path.exists():
+            stored = tensors_from_bytes(path.read_bytes(), path)
+            # One that was drawn before a first round has no checkpoint that tells what of.
+            same = "drawn_as" in stored and torch.equal(stored["drawn_as"], drawn_as)
+            if same and stored["rewards"].numel() == evaluation_samples(self.config):
+                return Evaluation(stored["samples"], stored["rewards"])
+        tuned = None if name == "before" else self.trainer.tuned.eval()
+        found = evaluate(
+            self.task,
+            self.reward,
+            self.config,
+            self.config.evaluate.samples,
+            tuned=tuned,
+            cut=None if tuned is None else self.config.cut,
+            ledger=self.ledger,
+            check=self.stop.check,
+            execution=self.trainer.execution,
+        )
+        path.parent.mkdir(exist_ok=True)
+        write_file(path, tensor_bytes({"samples": found.samples, "rewards": found.rewards, "drawn_as": drawn_as}))
+        if name == "before":
+            self.ledger.commit(number)
+        return found
+
+    def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+        kept, n = accepted_of(before, self.config), self.config.sample.candidates
+        accepted = self.task.features(before.samples[kept]) if int(kept.sum()) > 3 else None
+        return {
+            "before": quality_of(self.task, before, accepted, n),
+            "after": quality_of(self.task, after, accepted, n),
+            "rounds": self.trainer.history,
+            "cut_plan": self.trainer.plan,
+            "spent": self.ledger.summary(),
+            "config": self.config.model_dump(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }

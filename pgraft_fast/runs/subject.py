@@ -1,0 +1,39 @@
+"""What a run is about: its task, its reward, what is trained, and how the result is saved."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.finetune import Learner, Trainer
+from pgraft_fast.tasks import Task
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """config: with nothing left open. learner: None for all weights of a copy. save(trainer, run): the result, its
+    path. identity(): what the task and the reward are, by content; a moment's work for a large model. close(): of the
+    reward.
+    """
+
+    config: Any
+    task: Task
+    reward: Callable[..., object]
+    save: Callable[[Trainer, Path], Path]
+    learner: Learner | None = None
+    identity: Callable[[], dict[str, Any]] = dict
+    close: Callable[[], None] = lambda: None
+
+
+def handover_of(task: Task, cut: float) -> dict[str, Any]:
+    """What must be known to hand over at the cut again."""
+    cut_logsnr = task.schedule.cut_logsnr(cut)
+    return {
+        "cut": cut,
+        "cut_logsnr": cut_logsnr if math.isfinite(cut_logsnr) else None,
+        "schedule": task.schedule.to_dict(),
+        "parameterization": task.parameterization,
+    }
