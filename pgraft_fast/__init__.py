@@ -9,10 +9,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Budget": "pgraft_fast.runs.pipeline_settings",
     "CorrectedPipeline": "pgraft_fast.integrations",
     "FinetuneSettings": "pgraft_fast.finetune",
+    "Lora": "pgraft_fast.runs.pipeline_settings",
     "NoiseCorrector": "pgraft_fast.inverse_noise",
     "PGraftCallback": "pgraft_fast.integrations",
+    "PGraftConfig": "pgraft_fast.runs.pipeline_settings",
+    "PGraftTrainer": "pgraft_fast.runs.pgraft_trainer",
     "Prompts": "pgraft_fast.finetune",
     "Schedule": "pgraft_fast.diffusion",
     "Trainer": "pgraft_fast.finetune",
@@ -41,7 +45,9 @@ _PARTS = (
     "integrations",
     "inverse_noise",
     "ops",
+    "pipelines",
     "rewards",
+    "runs",
     "sampling",
     "schedulers",
     "selection",

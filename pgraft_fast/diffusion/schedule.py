@@ -1,6 +1,6 @@
 """Noise schedules: x_t = alpha(t) x_0 + sigma(t) eps with t = 1 pure noise and t = 0 data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ class Schedule:
     """A noise schedule. Build one with `Schedule.linear_flow()` and its siblings.
 
     `alpha`, `sigma` and `logsnr` = log(alpha^2 / sigma^2) take a float or a tensor of times in [0, 1], compute
-    in float64 and return a tensor in the dtype of a floating-point input tensor, else float64.
+    in float64 and return a tensor in the dtype of a floating-point input tensor, else float64. begin: share of the
+    sampling steps that are made; below 1 where trajectories start from a noised picture, see `starting_at`.
     """
 
     law: NoiseLaw
+    begin: float = 1.0
 
     def alpha_sigma(self, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """Both coefficients at once."""
@@ -58,7 +60,21 @@ class Schedule:
     def t_of_share(self, share: float | Tensor) -> Tensor:
         """The time at which this share of equal sampling steps is left: 0.25 -> where the last quarter starts."""
         share, dtype = _float64(share)
-        return self.law.t_of_share(share).to(dtype)
+        return self.law.t_of_share(share * self.begin).to(dtype)
+
+    @property
+    def t_begin(self) -> float:
+        """The time at which trajectories start."""
+        return float(self.t_of_share(1.0)) if self.begin < 1.0 else 1.0
+
+    def starting_at(self, t: float) -> "Schedule":
+        """The same noise law, for trajectories that start at time t: shares count the steps from there."""
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2.0
+            later = float(self.law.t_of_share(torch.tensor(middle).double())) > t
+            low, high = (low, middle) if later else (middle, high)
+        return replace(self, begin=high)
 
     def cut_logsnr(self, cut: float) -> float:
         """Log-SNR of a cut given as the share of reference steps in [0, 1); +inf for 0 (no cut)."""
@@ -72,6 +88,8 @@ class Schedule:
         """
         if steps < 1:
             raise InputError(f"steps={steps}: a trajectory needs at least 1 step")
+        if self.begin < 1.0:
+            return self.t_of_share(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64))
         t = self.law.times(steps)
         if parameterization == "epsilon" and float(self.logsnr(1.0)) < EPSILON_MIN_LOGSNR:
             start = float(self.t_of_logsnr(EPSILON_MIN_LOGSNR))
@@ -80,16 +98,17 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """Name and parameters, JSON-ready; `Schedule.from_dict` reads it back."""
-        return {"name": _NAME_OF[type(self.law)], **asdict(self.law)}
+        told = {"name": _NAME_OF[type(self.law)], **asdict(self.law)}
+        return told if self.begin == 1.0 else {**told, "begin": self.begin}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Schedule":
         """Inverse of `to_dict`."""
-        parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "name"}
+        parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k not in ("name", "begin")}
         name = data.get("name")
         if name not in _LAWS:
             raise InputError(f"schedule name {name!r} is unknown; known: {', '.join(_LAWS)}")
-        return Schedule(_LAWS[name](**parameters))
+        return Schedule(_LAWS[name](**parameters), float(data.get("begin", 1.0)))
 
     @staticmethod
     def vp_linear(beta_min: float = 0.1, beta_max: float = 20.0) -> "Schedule":

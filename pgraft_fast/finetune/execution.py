@@ -31,7 +31,8 @@ class Execution:
 
     def of(self, module: nn.Module) -> Model:
         """What to call instead of the module, itself where it is such a one; its weights may change in place."""
-        if any(module is made for _, made in self._found.values()):
+        # Some run as they are.
+        if getattr(module, "runs_as_it_is", False) or any(module is made for _, made in self._found.values()):
             return module
         found = self._found.get(id(module))
         if found is None:

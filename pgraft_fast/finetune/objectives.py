@@ -61,7 +61,8 @@ def pgraft_loss(
         raise InputError(f"objective={objective!r}: frozen and advantage belong to contrast, which needs both")
     start = _start_time(schedule, cut, t_cut)
     if t is None:
-        t = 1.0 - torch.rand(x_cut.shape[0], device=x_cut.device, dtype=torch.float64) * (1.0 - start)
+        begin = schedule.t_begin
+        t = begin - torch.rand(x_cut.shape[0], device=x_cut.device, dtype=torch.float64) * (begin - start)
     t = t.to(torch.float64)
     origin = 0.0 if objective == "clean" else start
     alpha_cut, sigma_cut = (float(value) for value in schedule.alpha_sigma(origin))

@@ -228,7 +228,8 @@ class _Losses:
         another = (key[1:] != key[:-1]) | (epoch[1:] != epoch[:-1])
         number = torch.cat((another.new_zeros(1), another)).cumsum(0)
         share = (offset + number / (number[-1] + 1)) % 1.0
-        return _Batch(rows, key, epoch, 1.0 - share * (1.0 - self.kept.t_cut))
+        begin = self.schedule.t_begin
+        return _Batch(rows, key, epoch, begin - share * (begin - self.kept.t_cut))
 
     def loss(self, batch: _Batch) -> Tensor:
         kept = self.kept

@@ -6,13 +6,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, read_adapter, read_file, save_adapter
 from pgraft_fast.integrations.adapter_names import check_fits, prefix_of, to_peft
 from pgraft_fast.integrations.calls import watch
 from pgraft_fast.integrations.families import denoiser_of
 from pgraft_fast.integrations.fingerprint import base_fingerprint, base_weights, uncompiled
-from pgraft_fast.integrations.handover import CALLBACK, HELD, Held, Switches, around
+from pgraft_fast.integrations.handover import HELD, Held, Switches, around
 from pgraft_fast.integrations.moved_cut import moved_by_schedule
 from pgraft_fast.integrations.pipeline import STATE
 
@@ -64,18 +66,10 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
     held = Held(
         type(pipe), adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained, metadata.sample_shape
     )
-    prefix, known = prefix_of(denoiser), inspect.signature(LoraConfig).parameters
+    # A later peft may have written more than this one knows.
+    config = {name: value for name, value in config.items() if name in inspect.signature(LoraConfig).parameters}
     try:
-        denoiser.load_lora_adapter(
-            {f"{prefix}.{name}": tensor for name, tensor in tensors.items()},
-            prefix=prefix,
-            # A later peft may have written more than this one knows.
-            metadata={f"{prefix}.{name}": value for name, value in config.items() if name in known},
-            adapter_name=adapter_name,
-            _pipeline=pipe,
-            # Without random weights first, so that the caller's random state stays.
-            low_cpu_mem_usage=True,
-        )
+        _attach(pipe, denoiser, tensors, config, adapter_name)
         held.activate(weight)
     except BaseException:
         held.remove()
@@ -96,15 +90,31 @@ def unload_adapter(pipe: Any) -> Any:
     return pipe
 
 
+def _attach(pipe: Any, denoiser: Any, tensors: dict[str, Any], config: dict[str, Any], adapter_name: str) -> None:
+    """To the denoiser, without random weights first, so that the caller's random state stays."""
+    prefix = prefix_of(denoiser)
+    if hasattr(denoiser, "load_lora_adapter"):
+        denoiser.load_lora_adapter(
+            {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}, prefix=prefix,
+            metadata={f"{prefix}.{name}": value for name, value in config.items()}, adapter_name=adapter_name,
+            _pipeline=pipe, low_cpu_mem_usage=True,
+        )  # fmt: skip
+        return
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    inject_adapter_in_model(LoraConfig(**config), denoiser, adapter_name, low_cpu_mem_usage=True)
+    set_peft_model_state_dict(denoiser, tensors, adapter_name, low_cpu_mem_usage=True)
+    denoiser._hf_peft_config_loaded = True
+
+
 def _checked(pipe: Any, metadata: AdapterMetadata) -> Any:
     """The denoiser, if the pipeline can hand over and its model is of the right kind."""
     what = type(pipe).__name__
     denoiser = uncompiled(denoiser_of(pipe))
-    if not hasattr(denoiser, "load_lora_adapter"):
+    if not isinstance(denoiser, nn.Module):
         raise InputError(f"{what} has no denoiser of diffusers that takes a LoRA")
-    asked = inspect.signature(type(pipe).__call__).parameters
-    if metadata.cut_logsnr is not None and CALLBACK not in asked:
-        raise InputError(f"{what} calls nothing after its steps ({CALLBACK}): it cannot hand over at the cut")
+    if metadata.cut_logsnr is not None and not hasattr(pipe, "scheduler"):
+        raise InputError(f"{what} has no scheduler: it cannot hand over at the cut")
     if type(denoiser).__name__ != metadata.base_class:
         raise InputError(f"the adapter is for {metadata.base_class}, {what} has {type(denoiser).__name__}")
     try:

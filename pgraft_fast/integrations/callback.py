@@ -79,7 +79,13 @@ class PGraftCallback:
 
 
 def _left_out(pipe: Any, timestep: Any) -> int:
-    """Steps of the scheduler before the first one that the pipeline makes: some where it starts from a picture."""
+    """Steps of the scheduler before the first one that the pipeline makes: some where it starts from a picture.
+
+    A pipeline may tell another number than the timestep: most schedulers know where they are.
+    """
+    place = getattr(pipe.scheduler, "step_index", None)
+    if isinstance(place, int):
+        return max(0, place - 1)
     timesteps = [float(one) for one in pipe.scheduler.timesteps]
     first = float(timestep)
     return timesteps.index(first) if first in timesteps else 0

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 import threading
 import warnings
 import weakref
@@ -15,7 +16,7 @@ from pgraft_fast.integrations.calls import watch
 from pgraft_fast.integrations.families import denoiser_of
 from pgraft_fast.integrations.fingerprint import uncompiled
 from pgraft_fast.integrations.moved_cut import moved_by_size
-from pgraft_fast.integrations.views import target_of
+from pgraft_fast.integrations.views import like, target_of, view
 
 HELD = "_pgraft_adapter"
 CALLBACK = "callback_on_step_end"
@@ -107,12 +108,22 @@ class Held:
                     layer.unmerge()
             self.before.put_back()
             if set(configs) == {self.name}:
-                self.denoiser.unload_lora()
-                vars(self.denoiser).pop("_hf_peft_config_loaded", None)
+                remove_adapters(self.denoiser)
             else:
-                self.denoiser.delete_adapters(self.name)
+                for layer in _layers(self.denoiser):
+                    layer.delete_adapter(self.name)
+                configs.pop(self.name)
         for one in self.trained:
             one.requires_grad_(True)
+
+
+def remove_adapters(denoiser: Any) -> None:
+    """All of them, from any model of diffusers."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+
+    recurse_remove_peft_layers(denoiser)
+    for name in ("peft_config", "_hf_peft_config_loaded"):
+        vars(denoiser).pop(name, None)
 
 
 def _layers(denoiser: Any) -> list[Any]:
@@ -138,6 +149,11 @@ def _call(
         switches = Switches(held.denoiser)
         if not switches.act(held.name):
             return call(pipe, *args, **kwargs)
+        if CALLBACK not in _signature(original).parameters:
+            try:
+                return original(_calling_back(pipe, Handover(held.name, cut_logsnr, switches)), *args, **kwargs)
+            finally:
+                switches.put_back()
         bound = _signature(original).bind(pipe, *args, **kwargs)
         own = bound.arguments.get(CALLBACK)
         if not isinstance(own, PGraftCallback):
@@ -151,6 +167,18 @@ def _call(
             return call(*bound.args, **bound.kwargs)
         finally:
             switches.put_back()
+
+
+def _calling_back(pipe: Any, handover: Handover) -> Any:
+    """A view of a pipeline that calls nothing after its steps: its scheduler does."""
+    scheduler, done = pipe.scheduler, itertools.count()
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        found = scheduler.step(*args, **kwargs)
+        handover(target_of(pipe), next(done), args[1] if len(args) > 1 else kwargs["timestep"], {})
+        return found
+
+    return view(pipe, {"scheduler": view(scheduler, {"step": like(scheduler.step, step)})})
 
 
 def _lock_of(denoiser: Any) -> threading.RLock:

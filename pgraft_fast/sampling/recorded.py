@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pgraft_fast.diffusion import Schedule, normal
+from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import COLUMNS, solver_step, weighted_mse
 from pgraft_fast.ops.checks import over_samples, wide
-from pgraft_fast.sampling.guidance import Guided, Model
-from pgraft_fast.sampling.rollout import answer_of, rows_of
+from pgraft_fast.sampling.guidance import Guided, Model, calls_of
+from pgraft_fast.sampling.rollout import answer_of, first_states, rows_of
 from pgraft_fast.sampling.solvers import make_steps, make_table
 from pgraft_fast.threads import team_of
 
@@ -138,11 +138,12 @@ class _Recording:
         counter = torch.arange(len(times), device=ids.device)
         rounded = not (kept.dtype in _EXACT and self.dtype in _EXACT)
         density = density_table(self.coefficients, log_prob.dtype, ids.device) if rounded else None
-        x = self._keep(kept[0], normal(self.seed, ids, 0, kept.shape[2:], dtype=self.dtype).mul_(self.initial_scale))
+        first = first_states(self.model, self.seed, ids, condition, kept.shape[2:], self.initial_scale, self.dtype)
+        x = self._keep(kept[0], first)
         calls = 0
         for step in range(len(times)):
             answer = answer_of(self.model, x, times[step].expand(x.shape[0]), condition)
-            calls += x.shape[0] * (1 if answer.out_null is None else 2)
+            calls += x.shape[0] * calls_of(self.model)
             done = solver_step(
                 x,
                 answer.out,

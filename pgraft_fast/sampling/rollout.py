@@ -168,7 +168,7 @@ class _Trajectories:
         table = self.rows.coefficients.to(device, torch.float64 if self.dtype is torch.float64 else torch.float32)
         given = _Given(table, times, torch.arange(table.shape[0], device=device), sample_id, condition)
         if x_start is None:
-            x = normal(self.seed, sample_id, 0, self.shape, dtype=self.dtype).mul_(self.initial_scale)
+            x = first_states(self.above, self.seed, sample_id, condition, self.shape, self.initial_scale, self.dtype)
         else:
             x = x_start.to(self.dtype)
         kept: dict[float, Tensor] = {}
@@ -244,6 +244,18 @@ class _Trajectories:
         middle = min(max(plan.handover, plan.first), plan.last)
         above, below = model_evaluations(table[plan.first : middle]), model_evaluations(table[middle : plan.last])
         return above * calls_of(self.above) + below * calls_of(self.below)
+
+
+def first_states(
+    model: Model, seed: int, sample_id: Tensor, condition: Tensor | None, shape: Sequence[int], scale: float,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """(n, *shape): noise of this scale, or what the model has as initial_state(seed, sample_id, condition)."""
+    own = getattr(model, "initial_state", None)
+    found = None if own is None else own(seed, sample_id, condition)
+    if found is None:
+        return normal(seed, sample_id, 0, tuple(shape), dtype=dtype).mul_(scale)
+    return found.to(dtype)
 
 
 class _Answer(NamedTuple):

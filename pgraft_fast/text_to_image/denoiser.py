@@ -76,6 +76,11 @@ class Denoiser(nn.Module):
         return 2 if self._is_guided else 1
 
     @property
+    def unguided(self) -> float:
+        """`guidance` of training. An embedded scale is an input that the network always gets."""
+        return self.guidance if self.kind.embedded_guidance else 1.0
+
+    @property
     def _is_guided(self) -> bool:
         return self.guidance > 1.0 and not self.kind.embedded_guidance
 

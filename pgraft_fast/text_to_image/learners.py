@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -12,12 +12,14 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.settings import TrainSettings
 from pgraft_fast.finetune.training import Learner
 from pgraft_fast.schema import Name, Positive, Settings
-from pgraft_fast.text_to_image.denoiser import Adapters, Denoiser, named
+from pgraft_fast.text_to_image.denoiser import Adapters, named
 
 TUNED, EMA, FROZEN = "tuned", "ema", "frozen"
 # Quantised ones are subclasses.
 _LAYERS = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SHOWN = 4
+# Names of the projections of attention in the models of diffusers.
+ATTENTION = (("to_q", "to_k", "to_v", "to_out.0", "to_out"), ("to_query", "to_key", "to_value", "out_layer"))
 
 
 class LoraSettings(Settings):
@@ -30,6 +32,20 @@ class LoraSettings(Settings):
     targets: list[Name] = Field(default=["to_q", "to_k", "to_v", "to_out.0"], min_length=1)
 
 
+class OnNetwork(Protocol):
+    """A model of which several share a network. guidance: on which side of it, by whatever measure the model has."""
+
+    net: nn.Module
+    adapters: Adapters | None
+
+    @property
+    def unguided(self) -> Any:
+        """`guidance` of training."""
+
+    def like(self, *, guidance: Any = None, adapter: str | None = None) -> Any:
+        """Another on the same network, by default with the same LoRA and guidance."""
+
+
 class LoraLearner(Learner):
     """A LoRA in training, another one that follows it (`ema`), on one frozen network. reference: with neither. Where
     rounds start from the averaged weights, a third one keeps these.
@@ -39,7 +55,7 @@ class LoraLearner(Learner):
     """
 
     def __init__(
-        self, denoiser: Denoiser, settings: TrainSettings, lora: LoraSettings, seed: int, guidance: float | None = None
+        self, denoiser: OnNetwork, settings: TrainSettings, lora: LoraSettings, seed: int, guidance: Any = None
     ) -> None:
         net: Any = denoiser.net.requires_grad_(False)
         followers = (EMA, FROZEN) if settings.frozen == "ema" else (EMA,)
@@ -54,12 +70,12 @@ class LoraLearner(Learner):
                     weight.data = values[name].data.clone()
         adapters = denoiser.adapters = Adapters(net, TUNED)
         self.reference = denoiser.like()
-        self.model = denoiser.like(guidance=_unguided(denoiser), adapter=TUNED)
+        self.model = denoiser.like(guidance=denoiser.unguided, adapter=TUNED)
         self.ema = denoiser.like(adapter=EMA, guidance=guidance)
         self._start(values, averages, settings)
         self.sampled = denoiser.like(adapter=TUNED)
-        self.frozen = denoiser.like(guidance=_unguided(denoiser))
-        self.averaged = denoiser.like(guidance=_unguided(denoiser), adapter=EMA)
+        self.frozen = denoiser.like(guidance=denoiser.unguided)
+        self.averaged = denoiser.like(guidance=denoiser.unguided, adapter=EMA)
         adapters.use(None)
         for weight in averages.values():
             weight.requires_grad_(False)
@@ -87,27 +103,22 @@ class LoraLearner(Learner):
 class FullLearner(Learner):
     """All weights of the denoiser in training. guidance: see `LoraLearner`."""
 
-    def __init__(self, denoiser: Denoiser, settings: TrainSettings, guidance: float | None = None) -> None:
+    def __init__(self, denoiser: Any, settings: TrainSettings, guidance: Any = None) -> None:
         denoiser.net.requires_grad_(False)
         super().__init__(denoiser, settings)
         self.reference = denoiser
         model: Any = self.model
         ema: Any = self.ema
-        self.run = model.like(guidance=_unguided(denoiser))
-        self.averaged = ema.like(guidance=_unguided(denoiser))
+        self.run = model.like(guidance=denoiser.unguided)
+        self.averaged = ema.like(guidance=denoiser.unguided)
         self.ema = ema.like(guidance=guidance)
-        self.frozen = denoiser.like(guidance=_unguided(denoiser))
+        self.frozen = denoiser.like(guidance=denoiser.unguided)
 
     def freeze(self) -> None:
         """See `Learner.freeze`."""
         super().freeze()
         start: Any = self._start_of_round
-        self.frozen = start.like(guidance=_unguided(start))
-
-
-def _unguided(denoiser: Denoiser) -> float:
-    """An embedded scale is an input that the network always gets."""
-    return denoiser.guidance if denoiser.kind.embedded_guidance else 1.0
+        self.frozen = start.like(guidance=start.unguided)
 
 
 def _inject(net: Any, lora: LoraSettings, seed: int, followers: Sequence[str]) -> None:
@@ -124,7 +135,7 @@ def _inject(net: Any, lora: LoraSettings, seed: int, followers: Sequence[str]) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            net.add_adapter(config, adapter_name=TUNED)
+            add_adapter(net, config, TUNED)
         except (ValueError, TypeError, NotImplementedError) as error:
             text = " ".join(str(error).split())
             raise InputError(f"lora: {type(net).__name__} takes none of rank {lora.rank} there: {text}") from error
@@ -132,7 +143,29 @@ def _inject(net: Any, lora: LoraSettings, seed: int, followers: Sequence[str]) -
         # peft warns of a second LoRA, which is meant.
         warnings.simplefilter("ignore", UserWarning)
         for name in followers:
-            net.add_adapter(config, adapter_name=name)
+            add_adapter(net, config, name)
+
+
+def add_adapter(net: Any, config: Any, name: str) -> None:
+    """To a model of diffusers; some have no method for it."""
+    if hasattr(net, "add_adapter"):
+        net.add_adapter(config, adapter_name=name)
+        return
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, net, name)
+
+
+def default_targets(net: nn.Module) -> list[str]:
+    """The projections of attention by whatever names they have. Raises InputError where none is found."""
+    modules = dict(net.named_modules())
+    for known in ATTENTION:
+        named = {end: [module for name, module in modules.items() if f".{name}".endswith(f".{end}")] for end in known}
+        # Some models have a layer and a list of layers under one name.
+        found = [end for end, of_name in named.items() if of_name and all(isinstance(one, _LAYERS) for one in of_name)]
+        if len(found) > 1:
+            return found
+    raise InputError(f"lora.targets: {type(net).__name__} has no attention of known names; name its layers")
 
 
 def _check_targets(net: nn.Module, targets: list[str]) -> None:

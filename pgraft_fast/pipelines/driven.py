@@ -1,0 +1,109 @@
+"""A pipeline's own loop as model(x, t, condition), the condition being a prompt's number."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.pipelines.driver import Driver, seeds_of
+from pgraft_fast.pipelines.facts import Facts
+from pgraft_fast.text_to_image.denoiser import Adapters
+
+
+class Driven(nn.Module):
+    """model(x, t, condition): x (B, *shape) states, t (B,) in [0, 1], condition (B,) int64 prompt numbers.
+
+    Returns what the pipeline hands to its scheduler, guidance applied, of x's shape and dtype. Rows of one prompt and
+    time are one iteration of a loop; others follow one by one. Several share a network: with other LoRAs on, with
+    guidance or without. guided: whether the pipeline's guidance is on.
+    """
+
+    # Its loops hold frames of the pipeline's code: there is nothing to be copied or compiled.
+    runs_as_it_is = True
+
+    def __init__(
+        self, facts: Facts, net: nn.Module, drivers: dict[bool, Driver], *, guided: bool = True,
+        adapters: Adapters | None = None, adapter: str | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.facts, self.net, self.drivers, self.guided = facts, net, drivers, guided
+        self.adapters, self.adapter = adapters, adapter
+        self.calls_a_sample = (facts.guided if guided else facts.unguided).evaluations
+
+    @classmethod
+    def of(cls, facts: Facts) -> "Driven":
+        """The pipeline as it is, guided as its call asks for."""
+        net = getattr(facts.pipe, facts.denoiser)
+        return cls(facts, net, _drivers(facts, {}))
+
+    @property
+    def guidance(self) -> bool:
+        """Whether it is guided."""
+        return self.guided
+
+    @property
+    def unguided(self) -> bool:
+        """`guidance` of training."""
+        return False
+
+    def like(self, *, guidance: bool | None = None, adapter: str | None = None) -> "Driven":
+        """Another on the same network, by default with the same LoRA and guidance."""
+        return Driven(
+            self.facts, self.net, self.drivers, guided=self.guided if guidance is None else guidance,
+            adapters=self.adapters, adapter=self.adapter if adapter is None else adapter,
+        )  # fmt: skip
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Driven":
+        """The same pipeline with a copy of the network."""
+        net = copy.deepcopy(self.net, memo)
+        drivers = _drivers(self.facts, {self.facts.denoiser: net})
+        return Driven(self.facts, net, drivers, guided=self.guided)
+
+    def train(self, mode: bool = True) -> "Driven":
+        """The network stays in the mode in which the pipeline calls it: some answer otherwise in training."""
+        return self
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        if self.adapters is not None:
+            self.adapters.use(self.adapter)
+        places: dict[tuple[int, float], list[int]] = {}
+        for place, key in enumerate(zip(condition.tolist(), t.tolist(), strict=True)):
+            places.setdefault(key, []).append(place)
+        driver, times = self.drivers[self.guided], self.facts.times
+        if len(places) == 1:
+            (number, time), _ = places.popitem()
+            return driver.output(x, times.of_time(time), number)
+        parts = [driver.output(x[rows], times.of_time(time), number) for (number, time), rows in places.items()]
+        order = torch.tensor([row for rows in places.values() for row in rows], device=x.device)
+        return torch.cat(parts)[order.argsort()]
+
+    @torch.no_grad()
+    def initial_state(self, seed: int, sample_id: Tensor, condition: Tensor) -> Tensor | None:
+        """First states (B, *shape) float32 as the pipeline prepares them; None where they are plain noise."""
+        if self.facts.noise:
+            return None
+        numbers, ids = condition.tolist(), sample_id.tolist()
+        x = torch.empty(len(ids), *self.facts.shape, device=sample_id.device)
+        for number in dict.fromkeys(numbers):
+            rows = [row for row, one in enumerate(numbers) if one == number]
+            found = self.drivers[True].start(number, seeds_of(seed, [ids[row] for row in rows]))
+            x[rows] = found.to(x)
+        return x
+
+    def finish(self, x: Tensor, number: int) -> Any:
+        """What the pipeline's call returns for final states (n, *shape) of a prompt."""
+        return self.drivers[True].finish(x, number)
+
+    def close(self) -> None:
+        """Leave all loops."""
+        for driver in self.drivers.values():
+            driver.close()
+
+
+def _drivers(facts: Facts, nets: dict[str, nn.Module]) -> dict[bool, Driver]:
+    """With guidance and without; one where that is the same."""
+    guided = Driver(facts.guided.calls, facts.guided.state, nets)
+    if facts.unguided is facts.guided:
+        return {True: guided, False: guided}
+    return {True: guided, False: Driver(facts.unguided.calls, facts.unguided.state, nets)}

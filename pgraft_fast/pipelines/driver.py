@@ -1,0 +1,126 @@
+"""The open loops of a pipeline, by prompt: outputs, first states and media of any rows."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.loop import Loop, NotServedError
+
+# Conditioning of so many calls stays on the device.
+OPEN = 32
+
+
+@dataclass(frozen=True)
+class State:
+    """How states of n samples lie in the pipeline's: shape of one sample; `copies` of all of them, one behind the
+    other. dtype, device: of the pipeline's. time: dtype in which times are given.
+    """
+
+    shape: tuple[int, ...]
+    copies: int
+    dtype: torch.dtype
+    device: torch.device
+    time: torch.dtype
+
+    @classmethod
+    def of(cls, loop: Loop, rows: int, time: torch.dtype | None = None) -> "State":
+        """As a loop of so many samples starts. Raises NotServedError."""
+        x, t = loop.start, loop.start_time
+        assert t is not None
+        copies = x.shape[0] // rows
+        if x.shape[0] != max(1, copies) * rows or not torch.equal(x, x[:rows].repeat(copies, *[1] * (x.ndim - 1))):
+            raise NotServedError(f"a state of shape {tuple(x.shape)} for {rows} samples is not a row a sample")
+        return cls(tuple(x.shape[1:]), copies, x.dtype, x.device, torch.float32 if time is None else time)
+
+    def laid(self, x: Tensor) -> Tensor:
+        """States (n, *shape) as the pipeline has them."""
+        return x.to(self.device, self.dtype).repeat(self.copies, *[1] * (x.ndim - 1))
+
+
+class Driver:
+    """output(x, t, number): what the pipeline's loop makes of the states of samples of one prompt.
+
+    calls: the arguments. nets: see `Loop`. state: known after the first loop. Loops stay open between calls, at most
+    `OPEN` of them, each with the conditioning of its prompt.
+    """
+
+    def __init__(self, calls: Calls, state: State, nets: dict[str, nn.Module] | None = None) -> None:
+        self.calls, self.state, self.nets = calls, state, nets
+        self._blanks: dict[Any, Any] = {}
+        self._open: OrderedDict[tuple[int, int], Loop] = OrderedDict()
+
+    def output(self, x: Tensor, t: float, number: int) -> Tensor:
+        """(n, *shape) as x, in its dtype, on its device. t: a timestep of the pipeline's scheduler."""
+        loop = self._loop(number, x.shape[0])
+        try:
+            out = loop.output(self.state.laid(x), torch.tensor(t, device=self.state.device).to(self.state.time))
+        except BaseException:
+            self._drop(loop)
+            raise
+        return out[: x.shape[0]].to(x)
+
+    def start(self, number: int, seeds: Sequence[int]) -> Tensor:
+        """(n, *shape): first states as the pipeline prepares them, each from the noise of its seed."""
+        loop = self._opened(number, len(seeds), seeds)
+        return loop.start[: len(seeds)]
+
+    def finish(self, x: Tensor, number: int) -> Any:
+        """What the pipeline's call returns for final states x (n, *shape) of a prompt."""
+        loop = self._loop(number, x.shape[0])
+        self._open.pop((number, x.shape[0]))
+        return loop.finish(self.state.laid(x))
+
+    def close(self) -> None:
+        """Leave all calls."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def with_nets(self, nets: dict[str, nn.Module]) -> "Driver":
+        """Another on other networks."""
+        return Driver(self.calls, self.state, nets)
+
+    def _loop(self, number: int, rows: int) -> Loop:
+        key = (number, rows)
+        found = self._open.get(key)
+        if found is None or found.left == 0:
+            return self._opened(number, rows, seeds_of(0, range(rows)))
+        self._open.move_to_end(key)
+        return found
+
+    def _opened(self, number: int, rows: int, seeds: Sequence[int]) -> Loop:
+        key = (number, rows)
+        if key in self._open:
+            self._open.pop(key).close()
+        while len(self._open) >= OPEN:
+            self._open.popitem(last=False)[1].close()
+        calls = self.calls
+        loop = self._open[key] = Loop(calls.pipe, calls.of(number, rows, seeds), nets=self.nets, blanks=self._blanks)
+        return loop
+
+    def _drop(self, loop: Loop) -> None:
+        for key, one in list(self._open.items()):
+            if one is loop:
+                self._open.pop(key).close()
+
+
+def opened(calls: Calls, number: int, rows: int) -> tuple[Calls, Loop]:
+    """A first loop, of as many iterations as the pipeline makes; with the arguments that it was opened with."""
+    try:
+        return calls, Loop(calls.pipe, calls.of(number, rows, seeds_of(0, range(rows))))
+    except NotServedError:
+        raise
+    except (ValueError, IndexError):
+        calls = replace(calls, long=calls.steps)
+        return calls, Loop(calls.pipe, calls.of(number, rows, seeds_of(0, range(rows))))
+
+
+def seeds_of(seed: int, sample_ids: Sequence[int] | range) -> list[int]:
+    """A seed for each sample of a run, in [0, 2^63)."""
+    texts = [f"pgraft_fast {seed} {int(number)}" for number in sample_ids]
+    return [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 for text in texts]

@@ -1,0 +1,86 @@
+"""What a pipeline returns, as arrays: pictures, videos or audio, one array a sample."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgraft_fast.pipelines.loop import NotServedError
+
+Medium = Literal["image", "video", "audio"]
+_HOLDERS = ("images", "frames", "audios", "videos", "video", "audio")
+_FRAMES = 4
+_AUDIO_PICTURE = (64, 128)
+
+
+def media_of(returned: Any) -> list[np.ndarray]:
+    """The samples of what a call returned: pictures (H, W, 3) uint8, videos (F, H, W, 3) uint8, audio (channels,
+    samples) float32. Raises NotServedError.
+    """
+    for name in _HOLDERS:
+        found = getattr(returned, name, None)
+        if found is not None:
+            return [_array(one) for one in found]
+    if isinstance(returned, (tuple, list)) and len(returned):
+        return [_array(one) for one in returned[0]]
+    raise NotServedError(f"{type(returned).__name__}: what the pipeline returns is neither pictures, video nor audio")
+
+
+def medium_of(sample: np.ndarray) -> Medium:
+    """Which of the three it is."""
+    return "image" if sample.ndim == 3 else "video" if sample.ndim == 4 else "audio"
+
+
+def picture_of(sample: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 that shows a sample: itself, some frames side by side, or the wave of the first channel."""
+    if sample.ndim == 3:
+        return sample
+    if sample.ndim == 4:
+        return np.concatenate(sample[np.linspace(0, len(sample) - 1, min(len(sample), _FRAMES)).astype(int)], axis=1)
+    height, width = _AUDIO_PICTURE
+    peaks = [float(np.abs(part).max()) if part.size else 0.0 for part in np.array_split(sample[0], width)]
+    reach = np.asarray(peaks) / max(1e-12, *peaks) * height / 2.0
+    away = np.abs(np.arange(height)[:, None] + 0.5 - height / 2.0)
+    return np.repeat(np.where(away <= reach, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def pixels_of(samples: Tensor) -> Tensor:
+    """Pictures (n, 3, H, W) float32 in [-1, 1] from (n, H, W, 3) uint8."""
+    return samples.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def stacked(samples: Sequence[np.ndarray]) -> Tensor:
+    """One tensor of samples of one shape."""
+    return torch.from_numpy(np.stack(samples))
+
+
+def differ(one: Any, other: Any, allowed: float) -> bool:
+    """Whether two calls returned other samples. allowed: root mean square of differences, as a share of the range."""
+    mine, theirs = media_of(one), media_of(other)
+    if [a.shape for a in mine] != [b.shape for b in theirs]:
+        return True
+    for a, b in zip(mine, theirs, strict=True):
+        span = 255.0 if b.dtype == np.uint8 else max(float(np.abs(b).max()), 1e-12)
+        # Of bytes one may be rounded to its neighbour.
+        if not np.sqrt(np.square(a.astype(np.float64) - b).mean()) <= max(allowed, 2e-3) * span:
+            return True
+    return False
+
+
+def _array(sample: Any) -> np.ndarray:
+    if isinstance(sample, (list, tuple)):
+        return np.stack([_array(frame) for frame in sample])
+    if isinstance(sample, Tensor):
+        found = sample.detach().float().cpu().numpy()
+        found = np.moveaxis(found, -3, -1) if found.ndim >= 3 and found.shape[-3] in (1, 3) else found
+    else:
+        found = np.asarray(sample)
+    if found.ndim < 3 and found.dtype != np.uint8:
+        return np.atleast_2d(found.astype(np.float32))
+    if found.ndim == 2:
+        found = found[..., None]
+    if found.dtype != np.uint8:
+        found = (found.astype(np.float32).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return np.repeat(found, 3, axis=-1) if found.shape[-1] == 1 else found

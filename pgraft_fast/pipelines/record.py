@@ -1,0 +1,109 @@
+"""One call of a pipeline, run as it is and written down."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.pipelines.standin import function_of, pipeline_with, scaled, stand_in, step_call, without_variance
+
+
+@dataclass(frozen=True)
+class Step:
+    """x: the state as the denoiser sees it, (B, ...). out: the model's output. sample, next: the state as the scheduler
+    has it, before and after. level: (alpha, sigma) at this timestep, where the scheduler tells.
+    """
+
+    t: Tensor
+    x: Tensor
+    out: Tensor
+    sample: Tensor
+    next: Tensor
+    level: tuple[float, float] | None
+
+
+@dataclass
+class Record:
+    """steps: of the loop. media: what the call returned. nets: rows that each network of the loop was asked for in the
+    first iteration, by its name. shift: mu of a dynamic shift, where the pipeline sets one.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    nets: dict[str, int] = field(default_factory=dict)
+    media: Any = None
+    mu: float | None = None
+
+
+@torch.no_grad()
+def record(pipe: Any, call: dict[str, Any]) -> Record:
+    """Call the pipeline. Its parts stay as they are, the scheduler's counters too. Raises what the pipeline raises."""
+    own, found = pipe.scheduler, Record()
+    inside = False
+
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        nonlocal inside
+        mu = kwargs.get("mu")
+        found.mu = found.mu if mu is None else float(mu)
+        done = type(own).set_timesteps(scheduler, *args, **kwargs)
+        inside = True
+        return done
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        given = step_call(own, args, kwargs)
+        x = scaled(scheduler, given.sample, given.timestep)
+        level = _level(scheduler, given.timestep, given.sample)
+        done = type(own).step(scheduler, *args, **kwargs)
+        after = done.prev_sample if given.as_dict else done[0]
+        seen = (torch.as_tensor(given.timestep), x, without_variance(given.model_output, x), given.sample, after)
+        t, x, out, sample, after = (value.detach().clone() for value in seen)
+        found.steps.append(Step(t, x, out, sample, after, level))
+        return done
+
+    def around(name: str, net: nn.Module) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if inside and not found.steps:
+                found.nets[name] = found.nets.get(name, 0) + _rows((*args, *kwargs.values()))
+            return net(*args, **kwargs)
+
+        return forward
+
+    scheduler = stand_in(own, {"step": step, "set_timesteps": set_timesteps})
+    found.media = function_of(pipe)(pipeline_with(pipe, scheduler, around), **call)
+    return found
+
+
+def _rows(values: Sequence[Any]) -> int:
+    """Of the first argument that has some."""
+    for value in values:
+        if isinstance(value, Tensor) and value.ndim > 1:
+            return value.shape[0]
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            return len(value)
+    return 1
+
+
+def _level(scheduler: Any, t: Any, sample: Tensor) -> tuple[float, float] | None:
+    """By which the scheduler itself mixes data and noise."""
+    name = "scale_noise" if hasattr(scheduler, "scale_noise") else "add_noise"
+    if not hasattr(scheduler, name):
+        return None
+    one = torch.ones(1, 1, device=sample.device)
+    time = torch.as_tensor(t, device=sample.device).reshape(-1)[:1]
+    held = vars(scheduler).copy()
+
+    def mixed(data: Tensor, noise: Tensor) -> float:
+        order = (data, time, noise) if name == "scale_noise" else (data, noise, time)
+        return float(getattr(scheduler, name)(*order))
+
+    try:
+        alpha, sigma = mixed(one, 0.0 * one), mixed(0.0 * one, one)
+    except (AttributeError, NotImplementedError, IndexError, ValueError, RuntimeError):
+        return None
+    finally:
+        vars(scheduler).clear()
+        vars(scheduler).update(held)
+    size = (alpha**2 + sigma**2) ** 0.5
+    # Of schedulers whose states are x_0 + sigma noise, as the denoiser sees them.
+    return (alpha / size, sigma / size) if hasattr(scheduler, "scale_model_input") and alpha == 1.0 else (alpha, sigma)

@@ -1,0 +1,119 @@
+"""Fine-tuning of a diffusers pipeline in three lines of Python."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.runs.pipeline_run import Rewards, pipeline_subject
+from pgraft_fast.runs.pipeline_settings import PGraftConfig
+from pgraft_fast.runs.run import finish_run
+from pgraft_fast.runs.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Measured:
+    """reward: mean over held-out prompts, with its 95 % interval [low, high]."""
+
+    reward: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Of the history: mean reward of the candidates, of those accepted, how many these are, loss of the training."""
+
+    reward: float
+    reward_accepted: float
+    accepted: int
+    loss: float
+    model_calls: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """adapter: file of the LoRA, which `load_adapter` takes, or of all weights where its rank is 0. report: of HTML.
+
+    before, after: rewards of the reference and of the tuned model at the same seeds. cut: share of the steps that the
+    reference makes. gpu_hours: from start to exit, on every device.
+    """
+
+    adapter: Path
+    report: Path
+    before: Measured
+    after: Measured
+    history: tuple[Round, ...]
+    cut: float
+    model_calls: int
+    gpu_hours: float
+    run: Path
+
+
+class PGraftTrainer:
+    """Fine-tune a diffusers pipeline towards a reward.
+
+        trainer = PGraftTrainer(pipe, reward=score, prompts=["a red circle", ...], config=PGraftConfig(
+            cut=0.25, guidance=5.0, budget=Budget(gpu_hours=2.0), run="runs/red"))
+        result = trainer.train()
+        load_adapter(pipe, result.adapter)
+
+    pipe: any pipeline with a denoising loop and a scheduler; it is called as it is, nothing of it is written again, and
+    it is left as it was. reward: score(media, prompts) -> one number a sample, media being a list of what the pipeline
+    returns: pictures (H, W, 3) uint8, videos (F, H, W, 3) uint8, audio (channels, samples) float32; or a reward of
+    this package, "file.py:function", or a list of these, alone or as pairs with a weight. prompts: texts, or class
+    numbers. held_out: prompts to measure on, default a drawn tenth. call: other arguments of the pipeline's call, equal
+    for all prompts. on_round(number, entry): after each round. The same call again goes on with a run that was stopped.
+    Raises InputError, one line, which says what is wrong with which argument, or why the pipeline cannot be tuned.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        reward: Rewards,
+        prompts: Sequence[Any],
+        config: PGraftConfig | None = None,
+        *,
+        held_out: Sequence[Any] | None = None,
+        call: Mapping[str, Any] | None = None,
+        log: Callable[[str], None] | None = None,
+        on_round: Callable[[int, dict[str, Any]], None] = lambda number, entry: None,
+    ) -> None:
+        self.config = PGraftConfig() if config is None else config
+        try:
+            self._settings = self.config.settings()
+        except ValidationError as error:
+            raise InputError("config: " + "; ".join(item["msg"] for item in error.errors())) from error
+        for name in ("scheduler", "components"):
+            if not hasattr(pipe, name):
+                raise InputError(f"pipe: {type(pipe).__name__} is no pipeline of diffusers, it has no {name}")
+        self._pipe, self._reward, self._prompts = pipe, reward, prompts
+        self._held_out, self._call, self._on_round = held_out, call, on_round
+        self._terminal = Terminal(log)
+
+    def train(self) -> Result:
+        """Run, or go on with a run, to its end."""
+        run = Path(self.config.run)
+
+        def subject() -> Any:
+            return pipeline_subject(
+                self._pipe, self._reward, self._prompts, self._settings, held_out=self._held_out, call=self._call,
+                log=self._terminal.line,
+            )  # fmt: skip
+
+        told = finish_run(run, subject, self._terminal, self._on_round)
+        return _result(run, told)
+
+
+def _result(run: Path, told: Mapping[str, Any]) -> Result:
+    before, after = (Measured(told[name]["reward"], tuple(told[name]["reward_ci"])) for name in ("before", "after"))
+    history = tuple(Round(**{key: entry[key] for key in Round.__annotations__}) for entry in told["rounds"])
+    train = told["config"]["train"]
+    return Result(
+        adapter=Path(told["saved"]), report=run / "report" / "index.html", before=before, after=after, history=history,
+        cut=0.0 if told["config"]["method"] != "pgraft" else float(train["cut"]),
+        model_calls=told["spent"]["model_calls"], gpu_hours=told["spent"]["device_hours"], run=run,
+    )  # fmt: skip

@@ -1,0 +1,216 @@
+"""A pipeline, prompts and a reward as the subject of a run."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.files import write_file
+from pgraft_fast.finetune import Trainer
+from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.finetune.identity import sha256_of
+from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
+from pgraft_fast.integrations.fingerprint import base_fingerprint
+from pgraft_fast.integrations.handover import remove_adapters
+from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.driven import Driven
+from pgraft_fast.pipelines.facts import Facts, facts_of
+from pgraft_fast.rewards import PolicedReward, Policy, WeightedSum, load_reward, name_of
+from pgraft_fast.runs.pipeline_settings import PipelineRunSettings
+from pgraft_fast.runs.subject import MODEL, Subject, handover_of
+from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.pipeline import MediaReward, of_media, pipeline_task
+from pgraft_fast.tasks.text_to_image import with_held_out
+from pgraft_fast.text_to_image import PromptFile
+from pgraft_fast.text_to_image.contents import pipeline_contents
+from pgraft_fast.text_to_image.learners import EMA, TUNED, default_targets
+
+ADAPTER = "adapter"
+Rewards = Callable[..., object] | str | Sequence[Any]
+
+
+def pipeline_subject(
+    pipe: Any,
+    reward: Rewards,
+    prompts: Sequence[Any],
+    config: PipelineRunSettings,
+    *,
+    held_out: Sequence[Any] | None = None,
+    call: Mapping[str, Any] | None = None,
+    log: Callable[[str], None] = print,
+) -> Subject:
+    """Watch the pipeline and make ready what a run needs. Raises InputError."""
+    train, test = _prompts(prompts, held_out, config.seed)
+    calls = Calls(pipe, [*train, *test], dict(call or {}), guidance=config.sample.guidance, steps=config.sample.steps)
+    facts = facts_of(calls)
+    solver = config.sample.solver
+    if solver == "auto":
+        # Stochastic, so that a decision at the cut says something of the state there.
+        solver = "euler_sde" if facts.parameterization == "velocity" else "ddpm"
+        config = config.model_copy(update={"sample": config.sample.model_copy(update={"solver": solver})})
+    net: Any = getattr(pipe, facts.denoiser)
+    trained = [one for one in net.parameters() if one.requires_grad]
+    if config.lora.rank and config.lora.targets is None:
+        lora = config.lora.model_copy(update={"targets": default_targets(net)})
+        config = config.model_copy(update={"lora": lora})
+    if config.checkpointing:
+        net.enable_gradient_checkpointing()
+    fingerprint = base_fingerprint(net)
+    task, finish = pipeline_task(facts, _texts(train), _texts(test), config.lora.settings(), config.seed)
+    task = replace(task, identity={"base": fingerprint, "pipeline": task.name})
+    rewards = _rewards(reward, finish.medium, _rate(pipe, calls), config.policy, log)
+    _check_trained(task, facts, config)
+    assert task.learner is not None
+    model: Any = task.model
+
+    def close() -> None:
+        model.close()
+        rewards.close()
+        if config.lora.rank:
+            remove_adapters(net)
+        for one in trained:
+            one.requires_grad_(True)
+
+    return Subject(
+        config=config,
+        task=task,
+        reward=MediaReward(rewards, finish),
+        learner=task.learner(config.train),
+        save=lambda trainer, run: _save(trainer, run, config, task, net, rewards.name),
+        identity=lambda: {
+            "pipeline": pipeline_contents(pipe),
+            "call": sha256_of(_contents(dict(call or {}))),
+            "rewards": [_code(one) for one, _ in _parts(reward)],
+        },
+        close=close,
+    )
+
+
+def _prompts(prompts: Sequence[Any], held_out: Sequence[Any] | None, seed: int) -> tuple[list[Any], list[Any]]:
+    if isinstance(prompts, str) or not len(prompts):
+        raise InputError("prompts: give a list with at least one prompt")
+    if len(set(prompts)) < len(prompts):
+        prompts = list(dict.fromkeys(prompts))
+    if held_out is None and len(prompts) < 2:
+        # Measured on what is trained on, for want of others.
+        return list(prompts), list(prompts)
+    values = {str(value): value for value in (*prompts, *(held_out or ()))}
+    given = None if held_out is None else _file(held_out)
+    train, test = with_held_out(_file(prompts), given, seed)
+    return [values[text] for text in train.text], [values[text] for text in test.text]
+
+
+def _file(prompts: Sequence[Any]) -> PromptFile:
+    return PromptFile(tuple(str(one) for one in prompts), tuple("" for _ in prompts))
+
+
+def _texts(prompts: Sequence[Any]) -> list[str]:
+    return [str(one) for one in prompts]
+
+
+def _parts(reward: Rewards) -> list[tuple[Callable[..., object], float]]:
+    """(reward, weight) of each. Raises InputError."""
+    if isinstance(reward, str):
+        return [(load_reward(reward), 1.0)]
+    if callable(reward):
+        return [(reward, 1.0)]
+    if not isinstance(reward, (list, tuple)) or not reward:
+        what = type(reward).__name__
+        raise InputError(f"reward: {what} is neither a function, nor file.py:function, nor a list of these")
+    found: list[tuple[Callable[..., object], float]] = []
+    for one in reward:
+        pair = one if isinstance(one, tuple) and len(one) == 2 else (one, 1.0)
+        if isinstance(pair[0], (list, tuple)) or not isinstance(pair[1], (int, float)):
+            raise InputError("reward: a list holds rewards, or pairs of a reward and its weight")
+        found += [(part, float(pair[1])) for part, _ in _parts(pair[0])]
+    return found
+
+
+def _rewards(
+    reward: Rewards, medium: Any, rate: float | None, policy: Policy, log: Callable[[str], None]
+) -> WeightedSum:
+    parts: dict[str, tuple[Callable[..., object], float]] = {}
+    for one, weight in _parts(reward):
+        name = name_of(one)
+        while name in parts:
+            name += "_2"
+        parts[name] = (PolicedReward(of_media(one, medium, rate), policy, name=name, check_order=True, log=log), weight)
+    return WeightedSum(parts)
+
+
+def _rate(pipe: Any, calls: Calls) -> float | None:
+    """Frames or samples a second, where the call or the pipeline tells."""
+    for name in ("frame_rate", "fps"):
+        if name in calls.call:
+            return float(calls.call[name])
+    for part in ("vocoder", "vae"):
+        config = getattr(getattr(pipe, part, None), "config", None)
+        rate = getattr(config, "sampling_rate", None)
+        if rate is not None:
+            return float(rate)
+    return None
+
+
+def _check_trained(task: Task, facts: Facts, config: PipelineRunSettings) -> None:
+    """Raise InputError where what is trained is not asked at all noise levels that are trained on."""
+    model: Any = task.model
+    if facts.lowest == 0.0:
+        return
+    driven: Driven = model
+    cut = 0.0 if config.method != "pgraft" or config.train.cut == "auto" else float(config.train.cut)
+    at = float(task.schedule.t_of_share(cut))
+    if at < facts.lowest:
+        driven.close()
+        share = next(s / 100 for s in range(100) if float(task.schedule.t_of_share(s / 100)) >= facts.lowest)
+        raise InputError(
+            f"{task.name}: {facts.denoiser} is not asked below noise level {facts.lowest:.2f}, another network is; "
+            f"train above that with method='pgraft' and cut={share:g} or more"
+        )
+
+
+def _save(trainer: Trainer, run: Path, config: PipelineRunSettings, task: Task, net: Any, reward: str) -> Path:
+    if config.lora.rank == 0:
+        tuned: Any = trainer.tuned
+        metadata = {**handover_of(task, trainer.chosen.cut), "reward": reward, **task.identity}
+        write_file(run / MODEL, tensor_bytes(tuned.net.state_dict(), json.dumps(metadata)))
+        return run / MODEL
+    name = TUNED if config.method == "ddpo" else EMA
+    told = AdapterMetadata.of(
+        net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
+        sample_shape=task.shape if len(task.shape) == 3 else None,
+        extra={"method": config.method, "seed": config.seed, "pipeline": task.name}, adapter_name=name,
+    )  # fmt: skip
+    return save_adapter(run / ADAPTER, net, told, adapter_name=name)
+
+
+def _code(reward: Callable[..., object]) -> dict[str, str]:
+    """A reward by its name and the text of its code, as far as that is at hand."""
+    try:
+        text = inspect.getsource(reward if inspect.isroutine(reward) else type(reward))
+    except (OSError, TypeError):
+        text = ""
+    return {"name": name_of(reward), "code": sha256_of(text)}
+
+
+def _contents(value: Any) -> Any:
+    """A call's arguments as JSON that tells them apart."""
+    if isinstance(value, Mapping):
+        return {str(name): _contents(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_contents(one) for one in value]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, Tensor):
+        value = value.detach().float().cpu().numpy()
+    try:
+        array = np.asarray(value)
+        return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+    except (TypeError, ValueError):
+        return str(type(value))

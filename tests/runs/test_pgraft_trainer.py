@@ -1,0 +1,214 @@
+"""Fine-tuning of pipelines from Python: whole runs, and what their adapters do in the pipeline."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from every_pipeline import SERVED, build, call_of, prompts_of
+
+import pgraft_fast as pf
+from pgraft_fast.diffusion import Schedule
+from pgraft_fast.errors import InputError, StoppedError
+from pgraft_fast.integrations.adapter_files import read_adapter
+from pgraft_fast.integrations.callback import _logsnr_of_steps
+from pgraft_fast.pipelines.media import differ, media_of
+
+QUICK = ("sd", "flux", "wan", "audioldm2", "dit")
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.faults) for name in SERVED]
+
+
+def brightness(media, prompts):
+    assert len(media) == len(prompts)
+    return [float(one.astype(np.float64).mean()) for one in media]
+
+
+def config_of(run, **options):
+    small = {"steps": 4, "candidates": 4, "keep": 1, "prompts": 2, "epochs": 1, "batch_size": 2, "evaluate": 4}
+    return pf.PGraftConfig(**{**small, "cut": 0.5, "lora": pf.Lora(rank=2), "run": str(run), **options})
+
+
+def trainer_of(name, run, **options):
+    pipe = build(name)
+    return pipe, pf.PGraftTrainer(
+        pipe, brightness, prompts_of(name), config_of(run, **options), call=call_of(name), log=lambda text: None
+    )
+
+
+def drawn(pipe, name, steps=5):
+    prompts = {"dit": {"class_labels": [1]}, "ddpm": {}, "ddim": {}}
+    asked = {**prompts.get(name, {"prompt": "a red cube"}), **call_of(name)}
+    return pipe(**asked, num_inference_steps=steps, generator=torch.Generator().manual_seed(3))
+
+
+def merged(pipe, tensors):
+    """The denoiser's weights with the LoRA added to them, W + B A with alpha equal to the rank; the base's own."""
+    net = getattr(pipe, "transformer", None) or pipe.unet
+    base = {name: value.clone() for name, value in net.state_dict().items()}
+    tuned = dict(base)
+    for name, down in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            layer = name.partition(".")[2].removesuffix(".lora_A.weight")
+            up = tensors[name.replace("lora_A", "lora_B")]
+            change = up.flatten(1) @ down.flatten(1)
+            tuned[f"{layer}.weight"] = base[f"{layer}.weight"] + change.view_as(base[f"{layer}.weight"])
+    return net, base, tuned
+
+
+def drawn_by_hand(name, file, steps=5):
+    """Weights are exchanged before the step at which the noise is at the cut; the first step is the LoRA's."""
+    tensors, told = read_adapter(file)
+    pipe = build(name)
+    net, base, tuned = merged(pipe, tensors)
+    scheduler, plain, done = pipe.scheduler, pipe.scheduler.step, []
+
+    def step(*args, **kwargs):
+        found = plain(*args, **kwargs)
+        left_out = len(scheduler.timesteps) - calls
+        done.append(1)
+        following = left_out + len(done)
+        if following < len(scheduler.timesteps) and _logsnr_of_steps(scheduler)[following] >= told.cut_logsnr - 1e-6:
+            net.load_state_dict(base)
+        return found
+
+    counted = []
+    # The pipelines look at its signature.
+    scheduler.step = functools.wraps(plain)(lambda *args, **kwargs: (counted.append(1), plain(*args, **kwargs))[1])
+    drawn(pipe, name, steps)
+    calls = len(counted)
+    scheduler.step = functools.wraps(plain)(step)
+    net.load_state_dict(tuned)
+    return drawn(pipe, name, steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_and_its_adapter(name, tmp_path):
+    cut = 0.75 if name == "wan22" else 0.5
+    pipe, trainer = trainer_of(name, tmp_path / "run", cut=cut, learning_rate=3e-2, ema=0.0)
+    before = drawn(pipe, name)
+    result = trainer.train()
+    # The pipeline is as it was.
+    assert not differ(drawn(pipe, name), before, 0.0)
+    assert result.report.is_file() and result.cut == cut and len(result.history) == 1
+    assert result.before.interval[0] <= result.before.reward <= result.before.interval[1]
+    assert result.history[0].accepted >= 1 and math.isfinite(result.after.reward)
+    pf.load_adapter(pipe, result.adapter)
+    found = drawn(pipe, name)
+    assert not differ(found, drawn_by_hand(name, result.adapter), 1e-4)
+    assert any(not np.array_equal(*pair) for pair in zip(media_of(found), media_of(before), strict=True))
+    pf.unload_adapter(pipe)
+    assert not differ(drawn(pipe, name), before, 0.0)
+
+
+@pytest.mark.parametrize("method", ["graft", "ddpo"])
+def test_baselines(method, tmp_path):
+    _, trainer = trainer_of("sd3", tmp_path / "run", method=method, rounds=2)
+    result = trainer.train()
+    assert result.cut == 0.0 and len(result.history) == 2
+    assert read_adapter(result.adapter)[1].cut_logsnr is None
+
+
+def test_all_weights(tmp_path):
+    pipe, trainer = trainer_of("flux", tmp_path / "run", lora=pf.Lora(rank=0))
+    held = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    result = trainer.train()
+    assert result.adapter.name == "model.safetensors"
+    assert all(torch.equal(held[name], value) for name, value in pipe.transformer.state_dict().items())
+
+
+def test_a_stopped_run_goes_on_to_the_same_end(tmp_path):
+    _, whole = trainer_of("sd", tmp_path / "whole", rounds=3)
+    expected = whole.train()
+
+    def stop(number, entry):
+        if number == 2:
+            raise StoppedError("stopped by hand")
+
+    pipe, trainer = trainer_of("sd", tmp_path / "parts", rounds=3)
+    trainer._on_round = stop
+    with pytest.raises(StoppedError):
+        trainer.train()
+    assert not hasattr(pipe.unet, "peft_config")
+    pipe, trainer = trainer_of("sd", tmp_path / "parts", rounds=3)
+    found = trainer.train()
+    assert found.adapter.read_bytes() == expected.adapter.read_bytes()
+    assert found.after == expected.after and found.model_calls == expected.model_calls
+    config, call = config_of(tmp_path / "parts", rounds=3), {"eta": 0.5}
+    with pytest.raises(InputError, match=r"^call="):
+        pf.PGraftTrainer(pipe, brightness, prompts_of("sd"), config, call=call, log=lambda text: None).train()
+
+
+def test_an_image_to_image_run_starts_at_its_strength(tmp_path):
+    """The states begin as the pipeline prepares them, at the noise of its strength, and the cut counts from there."""
+    pipe = build("sd_img2img")
+    call = {**call_of("sd_img2img"), "strength": 0.5}
+    trainer = pf.PGraftTrainer(pipe, brightness, prompts_of(""), config_of(tmp_path), call=call, log=lambda text: None)
+    result = trainer.train()
+    told = read_adapter(result.adapter)[1]
+    schedule = Schedule.from_dict(told.schedule)
+    assert schedule.t_begin == pytest.approx(0.5, abs=0.01)
+    assert told.cut_logsnr == pytest.approx(float(schedule.logsnr(schedule.t_begin / 2.0)), abs=0.1)
+
+
+def told(**options):
+    given = {"pipe": build("sd"), "reward": brightness, "prompts": ["a", "b"], **options}
+    run = given.pop("run", "unused")
+    config = given.pop("config", None) or config_of(run)
+    return lambda: pf.PGraftTrainer(**given, config=config, log=lambda text: None).train()
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"pipe": 3}, "pipe: int is no pipeline of diffusers, it has no scheduler"),
+        ({"prompts": []}, "prompts: give a list with at least one prompt"),
+        ({"prompts": "a red cube"}, "prompts: give a list with at least one prompt"),
+        ({"call": {"hight": 3}}, "call: StableDiffusionPipeline takes no hight"),
+        ({"call": {"prompt": "a"}}, "call: prompt is what the prompts are; give it as prompts"),
+        ({"call": {"num_inference_steps": 3}}, "call: num_inference_steps is set by the run, leave it out"),
+        (
+            {"call": {"clip_skip": "x"}},
+            "StableDiffusionPipeline: its own call fails with these arguments: TypeE.*",
+        ),
+        ({"reward": "score"}, "reward 'score': expected file.py:function"),
+        ({"reward": [brightness, 3]}, "reward: int is neither a function, nor file.py:function, nor a list of these"),
+    ],
+)
+def test_wrong_input_is_one_line(options, line, tmp_path):
+    with pytest.raises(pf.errors.PgraftError, match=f"^{line}$") as caught:
+        told(run=tmp_path / "run", **options)()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reward_of_another_medium(tmp_path):
+    def loudness(media, prompts):
+        return [0.0] * len(media)
+
+    loudness.medium = "audio"
+    with pytest.raises(InputError, match=r"^reward 'loudness' takes audio, the pipeline makes image$"):
+        told(run=tmp_path / "run", reward=loudness)()
+
+
+def test_rewards_get_what_the_pipeline_returns(tmp_path):
+    """Several with weights; audio with its rate; pictures as bytes, or for ours in [-1, 1]."""
+    seen = {}
+
+    def loudness(media, prompts, rate):
+        seen["audio"] = (media[0].shape[0], media[0].dtype, rate)
+        return [float(np.square(one).mean()) for one in media]
+
+    pipe = build("audioldm2")
+    pf.PGraftTrainer(
+        pipe, [(loudness, 2.0), brightness], ["a", "b"], config_of(tmp_path / "audio"), call=call_of("audioldm2"),
+        log=lambda text: None,
+    ).train()  # fmt: skip
+    assert seen["audio"] == (1, np.float32, float(pipe.vocoder.config.sampling_rate))
+
+    def pixels(media, prompts):
+        seen["pixels"] = (tuple(media.shape), float(media.min()))
+        return media.mean(dim=(1, 2, 3))
+
+    pixels.medium = "pixels"
+    told(run=tmp_path / "pixels", reward=pixels)()
+    assert seen["pixels"][0][1:] == (3, 16, 16) and -1.0 <= seen["pixels"][1] < 0.0
