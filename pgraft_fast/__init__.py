@@ -18,6 +18,7 @@ _HOME = {
     "PGraftConfig": "pgraft_fast.runs.pipeline_settings",
     "PGraftTrainer": "pgraft_fast.runs.pgraft_trainer",
     "Prompts": "pgraft_fast.finetune",
+    "Result": "pgraft_fast.runs.pgraft_trainer",
     "Schedule": "pgraft_fast.diffusion",
     "Trainer": "pgraft_fast.finetune",
     "accelerate": "pgraft_fast.integrations",

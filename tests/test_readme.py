@@ -53,7 +53,7 @@ def of(beginning: str) -> list[str]:
 
 def test_every_block_is_known():
     fences = re.findall(r"^```(\w*)$", README, re.M)
-    assert fences == ["python", ""] * len(PYTHON) and len(PYTHON) == 7
+    assert fences == ["python", ""] * len(PYTHON) and len(PYTHON) == 8
     indented = re.findall(r"^    (\S+) ", TEXT, re.M)
     assert set(indented) == {"make", ".venv/bin/pgraft-fast"} and len(indented) == len(COMMANDS) > 15
 
@@ -154,7 +154,7 @@ def test_a_loaded_adapter(folder, monkeypatch):
     """By load_adapter and in plain diffusers: the same pictures, others than the base's."""
     monkeypatch.chdir(folder)
     pipe, other = plain(), plain()
-    exec(block("load_adapter"), {"pipe": pipe})
+    exec(block('load_adapter(pipe, "'), {"pipe": pipe})
     names = {"pipe": other}
     exec(block("load_lora_weights"), names)
     assert names["level"] is not None
@@ -162,6 +162,19 @@ def test_a_loaded_adapter(folder, monkeypatch):
     found, base = draw(pipe), draw(plain())
     assert float((found - by_callback).abs().max()) <= 1 / 255
     assert float((found - base).abs().max()) > 1 / 255
+
+
+def test_a_pipeline_is_tuned(tmp_path, monkeypatch):
+    """As it stands, but for sizes."""
+    monkeypatch.chdir(tmp_path)
+    code = block("PGraftTrainer")
+    small = "cut=0.25, steps=4, prompts=2, evaluate=4, epochs=1, batch_size=2"
+    assert "cut=0.25" in code
+    names = {"pipe": plain()}
+    base = draw(names["pipe"])
+    exec(code.replace("cut=0.25", small), names)
+    assert names["result"].report.is_file()
+    assert float((draw(names["pipe"]) - base).abs().max()) > 0.0
 
 
 def test_an_accelerated_pipeline(folder, monkeypatch):
