@@ -72,7 +72,7 @@ class Schedule:
         low, high = 0.0, 1.0
         for _ in range(60):
             middle = (low + high) / 2.0
-            later = float(self.law.t_of_share(torch.tensor(middle).double())) > t
+            later = float(self.law.t_of_share(torch.tensor(middle, dtype=torch.float64))) > t
             low, high = (low, middle) if later else (middle, high)
         return replace(self, begin=high)
 

@@ -64,8 +64,9 @@ class PGraftTrainer:
     pipe: any pipeline with a denoising loop and a scheduler; it is called as it is, nothing of it is written again, and
     it is left as it was. reward: score(media, prompts) -> one number a sample, media being a list of what the pipeline
     returns: pictures (H, W, 3) uint8, videos (F, H, W, 3) uint8, audio (channels, samples) float32; or a reward of
-    this package, "file.py:function", or a list of these, alone or as pairs with a weight. prompts: texts, or class
-    numbers. held_out: prompts to measure on, default a drawn tenth. call: other arguments of the pipeline's call, equal
+    this package, "file.py:function", or a list of these, alone or as pairs with a weight. prompts: texts, class
+    numbers, or {"prompt": text, argument: value} where other arguments of the call differ from prompt to prompt.
+    held_out: prompts to measure on, default a drawn tenth. call: other arguments of the pipeline's call, equal
     for all prompts. on_round(number, entry): after each round. The same call again goes on with a run that was stopped.
     Raises InputError, one line, which says what is wrong with which argument, or why the pipeline cannot be tuned.
     """

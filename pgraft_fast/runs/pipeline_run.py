@@ -23,12 +23,11 @@ from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.facts import Facts, facts_of
 from pgraft_fast.rewards import PolicedReward, Policy, WeightedSum, load_reward, name_of
+from pgraft_fast.runs.asked import Asked
 from pgraft_fast.runs.pipeline_settings import PipelineRunSettings
 from pgraft_fast.runs.subject import MODEL, Subject, handover_of
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.pipeline import MediaReward, of_media, pipeline_task
-from pgraft_fast.tasks.text_to_image import with_held_out
-from pgraft_fast.text_to_image import PromptFile
 from pgraft_fast.text_to_image.contents import pipeline_contents
 from pgraft_fast.text_to_image.learners import EMA, TUNED, default_targets
 
@@ -47,8 +46,11 @@ def pipeline_subject(
     log: Callable[[str], None] = print,
 ) -> Subject:
     """Watch the pipeline and make ready what a run needs. Raises InputError."""
-    train, test = _prompts(prompts, held_out, config.seed)
-    calls = Calls(pipe, [*train, *test], dict(call or {}), guidance=config.sample.guidance, steps=config.sample.steps)
+    asked = Asked.of(prompts, held_out, config.seed)
+    calls = Calls(
+        pipe, asked.prompts, dict(call or {}), asked.columns, guidance=config.sample.guidance,
+        steps=config.sample.steps,
+    )  # fmt: skip
     facts = facts_of(calls)
     solver = config.sample.solver
     if solver == "auto":
@@ -63,7 +65,7 @@ def pipeline_subject(
     if config.checkpointing:
         net.enable_gradient_checkpointing()
     fingerprint = base_fingerprint(net)
-    task, finish = pipeline_task(facts, _texts(train), _texts(test), config.lora.settings(), config.seed)
+    task, finish = pipeline_task(facts, asked.train, asked.held_out, config.lora.settings(), config.seed)
     task = replace(task, identity={"base": fingerprint, "pipeline": task.name})
     rewards = _rewards(reward, finish.medium, _rate(pipe, calls), config.policy, log)
     _check_trained(task, facts, config)
@@ -86,33 +88,11 @@ def pipeline_subject(
         save=lambda trainer, run: _save(trainer, run, config, task, net, rewards.name),
         identity=lambda: {
             "pipeline": pipeline_contents(pipe),
-            "call": sha256_of(_contents(dict(call or {}))),
+            "call": sha256_of(_contents({**(call or {}), **({"of prompts": asked.columns} if asked.columns else {})})),
             "rewards": [_code(one) for one, _ in _parts(reward)],
         },
         close=close,
     )
-
-
-def _prompts(prompts: Sequence[Any], held_out: Sequence[Any] | None, seed: int) -> tuple[list[Any], list[Any]]:
-    if isinstance(prompts, str) or not len(prompts):
-        raise InputError("prompts: give a list with at least one prompt")
-    if len(set(prompts)) < len(prompts):
-        prompts = list(dict.fromkeys(prompts))
-    if held_out is None and len(prompts) < 2:
-        # Measured on what is trained on, for want of others.
-        return list(prompts), list(prompts)
-    values = {str(value): value for value in (*prompts, *(held_out or ()))}
-    given = None if held_out is None else _file(held_out)
-    train, test = with_held_out(_file(prompts), given, seed)
-    return [values[text] for text in train.text], [values[text] for text in test.text]
-
-
-def _file(prompts: Sequence[Any]) -> PromptFile:
-    return PromptFile(tuple(str(one) for one in prompts), tuple("" for _ in prompts))
-
-
-def _texts(prompts: Sequence[Any]) -> list[str]:
-    return [str(one) for one in prompts]
 
 
 def _parts(reward: Rewards) -> list[tuple[Callable[..., object], float]]:

@@ -27,7 +27,7 @@ def pipeline_task(
 ) -> tuple[Task, "Finish"]:
     """The task, whose samples are the pipeline's states, and what makes media of them.
 
-    train, held_out: texts of the prompts of `facts.guided.calls`, first those that are trained on.
+    train, held_out: names of the prompts of `facts.guided.calls`, first those that are trained on, no two alike.
     """
     model = Driven.of(facts)
     finish = Finish(model, [*train, *held_out])
@@ -53,18 +53,23 @@ def pipeline_task(
 class Finish:
     """media(states): what the pipeline returns for final states, by its own epilogue."""
 
-    def __init__(self, model: Driven, texts: Sequence[str]) -> None:
+    def __init__(self, model: Driven, names: Sequence[str]) -> None:
         self._model = model
-        self._number = {text: number for number, text in reversed(list(enumerate(texts)))}
+        self._number = {name: number for number, name in reversed(list(enumerate(names)))}
+        self._prompts = model.facts.guided.calls.prompts
 
     @property
     def medium(self) -> Medium:
         """Of the pipeline."""
         return medium_of(media_of(self._model.facts.media)[0])
 
-    def media(self, states: Tensor, prompts: Sequence[str] | None = None) -> list[np.ndarray]:
-        """One array a sample. prompts: of the samples; without, all are finished in a call with the first prompt."""
-        numbers = [0] * len(states) if prompts is None else [self._number[text] for text in prompts]
+    def text(self, name: str) -> str:
+        """The prompt of a name."""
+        return str(self._prompts[self._number[name]])
+
+    def media(self, states: Tensor, names: Sequence[str] | None = None) -> list[np.ndarray]:
+        """One array a sample. names: of their prompts; without, all are finished in a call with the first prompt."""
+        numbers = [0] * len(states) if names is None else [self._number[name] for name in names]
         found: list[np.ndarray] = [np.empty(0)] * len(states)
         for number in dict.fromkeys(numbers):
             of_prompt = [row for row, one in enumerate(numbers) if one == number]
@@ -90,8 +95,9 @@ class MediaReward:
         self, samples: Tensor, prompts: Sequence[str], sample_ids: Sequence[int],
         on_wait: Callable[[], None] = lambda: None,
     ) -> object:  # fmt: skip
-        """(B,) of states (B, ...)."""
-        return self._call(stacked(self._finish.media(samples, prompts)), prompts, sample_ids, on_wait)
+        """(B,) of states (B, ...). prompts: their names."""
+        texts = [self._finish.text(name) for name in prompts]
+        return self._call(stacked(self._finish.media(samples, prompts)), texts, sample_ids, on_wait)
 
 
 def of_media(reward: Callable[..., object], medium: Medium, rate: float | None = None) -> Callable[..., object]:

@@ -212,3 +212,22 @@ def test_rewards_get_what_the_pipeline_returns(tmp_path):
     pixels.medium = "pixels"
     told(run=tmp_path / "pixels", reward=pixels)()
     assert seen["pixels"][0][1:] == (3, 16, 16) and -1.0 <= seen["pixels"][1] < 0.0
+
+
+def test_each_prompt_with_a_picture_of_its_own(tmp_path):
+    """Image to image: the states of a prompt start from its own picture."""
+    seen = {}
+
+    def closeness(media, prompts):
+        for one, prompt in zip(media, prompts, strict=True):
+            seen.setdefault(prompt, []).append(float(one.mean()))
+        return [0.01 * number for number in range(len(media))]
+
+    call = call_of("sd_img2img")
+    picture = call.pop("image")
+    prompts = [{"prompt": "a", "image": picture}, {"prompt": "b", "image": picture.point(lambda value: 255 - value)}]
+    pf.PGraftTrainer(
+        build("sd_img2img"), closeness, prompts, config_of(tmp_path / "run"), held_out=[prompts[0]],
+        call={**call, "strength": 0.3}, log=lambda text: None,
+    ).train()  # fmt: skip
+    assert set(seen) == {"a", "b"}

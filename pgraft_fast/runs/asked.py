@@ -1,0 +1,70 @@
+"""What a run asks its pipeline for: prompts to train and to measure on, with arguments of their own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.tasks.text_to_image import with_held_out
+from pgraft_fast.text_to_image import PromptFile
+
+PROMPT = "prompt"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """train, held_out: names of the prompts, no two alike. prompts: of all, first those of train, as the pipeline
+    gets them; columns: other arguments of its call, a value for each.
+    """
+
+    train: list[str]
+    held_out: list[str]
+    prompts: list[Any]
+    columns: dict[str, list[Any]]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Any], held_out: Sequence[Any] | None, seed: int) -> "Asked":
+        """Prompts are texts, class numbers, or {"prompt": text, argument: value}. held_out: default a drawn tenth, or
+        the only prompt itself. Raises InputError.
+        """
+        entries = _entries(prompts, "prompts")
+        tested = {} if held_out is None else _entries(held_out, "held_out")
+        if held_out is None and len(entries) < 2:
+            # Measured on what is trained on, for want of others.
+            train, test = list(entries), list(entries)
+        else:
+            parts = with_held_out(_file(entries), None if held_out is None else _file(tested), seed)
+            train, test = (list(part.text) for part in parts)
+        known = {**entries, **tested}
+        found = [known[name] for name in (*train, *test)]
+        names = list(found[0])
+        odd = next((one for one in found if list(one) != names), None)
+        if odd is not None:
+            raise InputError(f"prompts: {odd[PROMPT]!r} has {_told(odd)}, others {_told(found[0])}; give all alike")
+        columns = {name: [one[name] for one in found] for name in names if name != PROMPT}
+        return cls(train, test, [one[PROMPT] for one in found], columns)
+
+
+def _entries(prompts: Sequence[Any], what: str) -> dict[str, dict[str, Any]]:
+    """By name, each once."""
+    if isinstance(prompts, (str, Mapping)) or not len(prompts):
+        raise InputError(f"{what}: give a list with at least one prompt")
+    found: dict[str, dict[str, Any]] = {}
+    for one in prompts:
+        entry = dict(one) if isinstance(one, Mapping) else {PROMPT: one}
+        if not isinstance(entry.get(PROMPT), (str, int)):
+            raise InputError(f"{what}: {one!r} is neither a text, nor a class number, nor a table with 'prompt'")
+        name = str(entry.pop(PROMPT))
+        while name in found and entry:
+            # The same words with other arguments.
+            name += " "
+        found[name] = {PROMPT: one[PROMPT] if isinstance(one, Mapping) else one, **dict(sorted(entry.items()))}
+    return found
+
+
+def _file(entries: Mapping[str, Any]) -> PromptFile:
+    return PromptFile(tuple(entries), tuple("" for _ in entries))
+
+
+def _told(entry: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in entry if name != PROMPT) or "no other arguments"

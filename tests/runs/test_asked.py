@@ -1,0 +1,54 @@
+"""Prompts of a run: texts, classes, and tables with arguments of their own."""
+
+import pytest
+
+from pgraft_fast.errors import InputError
+from pgraft_fast.runs.asked import Asked
+
+
+def test_a_tenth_is_held_out_and_every_prompt_comes_once():
+    texts = [f"prompt {number}" for number in range(20)]
+    asked = Asked.of([*texts, *texts[:5]], None, 0)
+    assert len(asked.held_out) == 2 and sorted([*asked.train, *asked.held_out]) == sorted(texts)
+    assert asked.prompts == [*asked.train, *asked.held_out] and asked.columns == {}
+    assert Asked.of(texts, None, 1).held_out != asked.held_out
+
+
+def test_classes_stay_numbers():
+    asked = Asked.of([3, 5, 7], [3], 0)
+    assert asked.train == ["5", "7"] and asked.held_out == ["3"] and asked.prompts == [5, 7, 3]
+
+
+def test_one_prompt_is_measured_on_itself():
+    asked = Asked.of(["a"], None, 0)
+    assert asked.train == asked.held_out == ["a"]
+
+
+def test_arguments_of_each_prompt_follow_it():
+    given = [{"prompt": f"p{number}", "strength": number / 10, "image": number} for number in range(8)]
+    given.append({"prompt": "p0", "strength": 0.9, "image": 9})
+    asked = Asked.of(given, None, 3)
+    columns = (asked.columns["strength"], asked.columns["image"])
+    for prompt, strength, image in zip(asked.prompts, *columns, strict=True):
+        assert {"prompt": prompt, "strength": strength, "image": image} in given
+    assert len(asked.prompts) == 9
+
+
+NO_LIST = "prompts: give a list with at least one prompt"
+NO_PROMPT = "neither a text, nor a class number, nor a table with 'prompt'"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "line"),
+    [
+        ([], NO_LIST),
+        ("a", NO_LIST),
+        ({"prompt": "a"}, NO_LIST),
+        ([1.5], f"prompts: 1.5 is {NO_PROMPT}"),
+        ([{"text": "a"}], f"prompts: {{'text': 'a'}} is {NO_PROMPT}"),
+        ([{"prompt": "a"}, {"prompt": "b", "image": 1}, "c"], "prompts: '.' has .*, others .*; give all alike"),
+    ],
+)
+def test_wrong_prompts(prompts, line):
+    with pytest.raises(InputError, match=f"^{line}$"):
+        Asked.of(prompts, None, 0)
