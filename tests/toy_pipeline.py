@@ -35,6 +35,7 @@ class Habits:
     sideways: bool = False
     rescaled: bool = False
     constant: bool = False
+    single: bool = False
     edits: bool = False
     twice: bool = False
     random: bool = False
@@ -57,6 +58,8 @@ class ToyPipeline(DiffusionPipeline):
     ):  # fmt: skip
         habits, texts = self.habits, [prompt] if isinstance(prompt, str) else prompt
         label = torch.tensor([float(len(text)) / 10.0 for text in texts for _ in range(num_images_per_prompt)])
+        if habits.single and len(label) > 1:
+            raise ValueError("one at a time")
         self._guidance = guidance_scale
         x = diffusers.utils.torch_utils.randn_tensor((len(label), 3, 4, 4), generator=generator)
         self.scheduler.set_timesteps(num_inference_steps)

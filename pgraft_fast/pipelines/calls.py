@@ -1,5 +1,6 @@
 """The arguments of a pipeline's call: prompts one by one, several samples of each, with guidance and without."""
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ class Calls:
     argument is. columns: more arguments that differ from prompt to prompt. call: those that are equal for all.
     guidance: scale, by whatever name the pipeline has for it; None is the pipeline's default. steps: of a trajectory.
     repeat: whether a prompt is written out for each of its samples, in place of the argument that asks for several.
-    long: iterations of one call.
+    rows: samples of a call that is watched; 1 where the pipeline makes no more at once. long: iterations of one call.
     """
 
     pipe: Any
@@ -36,6 +37,7 @@ class Calls:
     guidance: float | None = None
     steps: int = 25
     repeat: bool = False
+    rows: int = 2
     long: int = LONG
 
     @cached_property
@@ -61,6 +63,10 @@ class Calls:
                 raise InputError(f"columns: {name} has {len(values)} values for {len(self.prompts)} prompts")
         if self.guidance is not None and self.guidance_name is None:
             raise InputError(f"guidance={self.guidance}: {kind} has no guidance; leave it out")
+
+    def seeds(self, seed: int = 0) -> list[int]:
+        """Of a call that is watched."""
+        return seeds_of(seed, range(self.rows))
 
     @property
     def guidance_name(self) -> str | None:
@@ -99,3 +105,9 @@ class Calls:
             drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
             made["generator"] = drawn[0] if rows == 1 else drawn
         return made
+
+
+def seeds_of(seed: int, sample_ids: Sequence[int] | range) -> list[int]:
+    """A seed for each sample of a run, in [0, 2^63)."""
+    texts = [f"pgraft_fast {seed} {int(number)}" for number in sample_ids]
+    return [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 for text in texts]

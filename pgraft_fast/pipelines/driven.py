@@ -1,12 +1,14 @@
 """A pipeline's own loop as model(x, t, condition), the condition being a prompt's number."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.pipelines.driver import Driver, seeds_of
+from pgraft_fast.pipelines.calls import seeds_of
+from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.text_to_image.denoiser import Adapters
 
@@ -67,14 +69,15 @@ class Driven(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         if self.adapters is not None:
             self.adapters.use(self.adapter)
-        places: dict[tuple[int, float], list[int]] = {}
-        for place, key in enumerate(zip(condition.tolist(), t.tolist(), strict=True)):
+        numbers = condition.tolist()
+        places: dict[tuple[int, float, int], list[int]] = {}
+        for place, key in enumerate(zip(numbers, t.tolist(), self._slots(numbers), strict=True)):
             places.setdefault(key, []).append(place)
         driver, times = self.drivers[self.guided], self.facts.times
         if len(places) == 1:
-            (number, time), _ = places.popitem()
-            return driver.output(x, times.of_time(time), number)
-        parts = [driver.output(x[rows], times.of_time(time), number) for (number, time), rows in places.items()]
+            (number, time, slot), _ = places.popitem()
+            return driver.output(x, times.of_time(time), number, slot)
+        parts = [driver.output(x[rows], times.of_time(time), n, slot) for (n, time, slot), rows in places.items()]
         order = torch.tensor([row for rows in places.values() for row in rows], device=x.device)
         return torch.cat(parts)[order.argsort()]
 
@@ -85,11 +88,22 @@ class Driven(nn.Module):
             return None
         numbers, ids = condition.tolist(), sample_id.tolist()
         x = torch.empty(len(ids), *self.facts.shape, device=sample_id.device)
-        for number in dict.fromkeys(numbers):
-            rows = [row for row, one in enumerate(numbers) if one == number]
-            found = self.drivers[True].start(number, seeds_of(seed, [ids[row] for row in rows]))
+        places: dict[tuple[int, int], list[int]] = {}
+        for place, key in enumerate(zip(numbers, self._slots(numbers), strict=True)):
+            places.setdefault(key, []).append(place)
+        for (number, slot), rows in places.items():
+            found = self.drivers[True].start(number, seeds_of(seed, [ids[row] for row in rows]), slot)
             x[rows] = found.to(x)
         return x
+
+    def _slots(self, numbers: list[int]) -> list[int]:
+        """0, or where samples must be alone, which one of its prompt's each is."""
+        seen: Counter[int] = Counter()
+        found = []
+        for number in numbers:
+            found.append(seen[number] if self.facts.alone else 0)
+            seen[number] += 1
+        return found
 
     def finish(self, x: Tensor, number: int) -> Any:
         """What the pipeline's call returns for final states (n, *shape) of a prompt."""

@@ -1,6 +1,5 @@
 """The open loops of a pipeline, by prompt: outputs, first states and media of any rows."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.loop import Loop, NotServedError
 
 # Conditioning of so many calls stays on the device.
-OPEN = 32
+OPEN = 64
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,13 @@ class Driver:
     def __init__(self, calls: Calls, state: State, nets: dict[str, nn.Module] | None = None) -> None:
         self.calls, self.state, self.nets = calls, state, nets
         self._blanks: dict[Any, Any] = {}
-        self._open: OrderedDict[tuple[int, int], Loop] = OrderedDict()
+        self._open: OrderedDict[tuple[int, int, int], Loop] = OrderedDict()
 
-    def output(self, x: Tensor, t: float, number: int) -> Tensor:
-        """(n, *shape) as x, in its dtype, on its device. t: a timestep of the pipeline's scheduler."""
-        loop = self._loop(number, x.shape[0])
+    def output(self, x: Tensor, t: float, number: int, slot: int = 0) -> Tensor:
+        """(n, *shape) as x, in its dtype, on its device. t: a timestep of the pipeline's scheduler. slot: of several
+        loops of equally many samples of the prompt.
+        """
+        loop = self._loop(number, x.shape[0], slot)
         try:
             out = loop.output(self.state.laid(x), torch.tensor(t, device=self.state.device).to(self.state.time))
         except BaseException:
@@ -65,15 +66,15 @@ class Driver:
             raise
         return out[: x.shape[0]].to(x)
 
-    def start(self, number: int, seeds: Sequence[int]) -> Tensor:
+    def start(self, number: int, seeds: Sequence[int], slot: int = 0) -> Tensor:
         """(n, *shape): first states as the pipeline prepares them, each from the noise of its seed."""
-        loop = self._opened(number, len(seeds), seeds)
+        loop = self._opened(number, len(seeds), slot, seeds)
         return loop.start[: len(seeds)]
 
     def finish(self, x: Tensor, number: int) -> Any:
         """What the pipeline's call returns for final states x (n, *shape) of a prompt."""
-        loop = self._loop(number, x.shape[0])
-        self._open.pop((number, x.shape[0]))
+        loop = self._loop(number, x.shape[0], 0)
+        self._open.pop((number, x.shape[0], 0))
         return loop.finish(self.state.laid(x))
 
     def close(self) -> None:
@@ -85,16 +86,16 @@ class Driver:
         """Another on other networks."""
         return Driver(self.calls, self.state, nets)
 
-    def _loop(self, number: int, rows: int) -> Loop:
-        key = (number, rows)
+    def _loop(self, number: int, rows: int, slot: int) -> Loop:
+        key = (number, rows, slot)
         found = self._open.get(key)
         if found is None or found.left == 0:
-            return self._opened(number, rows, seeds_of(0, range(rows)))
+            return self._opened(number, rows, slot, seeds_of(0, range(rows)))
         self._open.move_to_end(key)
         return found
 
-    def _opened(self, number: int, rows: int, seeds: Sequence[int]) -> Loop:
-        key = (number, rows)
+    def _opened(self, number: int, rows: int, slot: int, seeds: Sequence[int]) -> Loop:
+        key = (number, rows, slot)
         if key in self._open:
             self._open.pop(key).close()
         while len(self._open) >= OPEN:
@@ -118,9 +119,3 @@ def opened(calls: Calls, number: int, rows: int) -> tuple[Calls, Loop]:
     except (ValueError, IndexError):
         calls = replace(calls, long=calls.steps)
         return calls, Loop(calls.pipe, calls.of(number, rows, seeds_of(0, range(rows))))
-
-
-def seeds_of(seed: int, sample_ids: Sequence[int] | range) -> list[int]:
-    """A seed for each sample of a run, in [0, 2^63)."""
-    texts = [f"pgraft_fast {seed} {int(number)}" for number in sample_ids]
-    return [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1 for text in texts]

@@ -1,25 +1,23 @@
 """What watching calls of a pipeline tells of it; whether its driven loop does the same."""
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.diffusion.from_diffusers import parameterization_from_diffusers
 from pgraft_fast.errors import InputError, PgraftError
+from pgraft_fast.pipelines.agreement import compare, is_noise, seeds_decide
 from pgraft_fast.pipelines.calls import Calls
-from pgraft_fast.pipelines.driver import Driver, State, opened, seeds_of
+from pgraft_fast.pipelines.driver import State, opened
 from pgraft_fast.pipelines.loop import Loop, NotServedError
-from pgraft_fast.pipelines.media import differ
 from pgraft_fast.pipelines.record import Record, record
 from pgraft_fast.pipelines.times import Times
 
-_STEPS, _ROWS = 4, 2
-# Root mean squares of differences as shares of what is compared: rounding, other orders of rows, no more.
-_ALLOWED = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.1}
+_STEPS = 4
 # Of angles atan2(sigma, alpha); a timestep between two entries of a table is interpolated in two ways.
 _LEVEL = 0.03
 DENOISERS = ("transformer", "unet")
@@ -29,6 +27,7 @@ DENOISERS = ("transformer", "unet")
 class Facts:
     """guided: as the call asks for; unguided: the same where there is no guidance to switch off. begin: time t at which
     trajectories start, 1 is noise. noise: whether they start from plain noise, and the seeds decide nothing else.
+    alone: whether a sample's seed must be its call's only one, as where one picture is encoded with noise for all.
     lowest: noise level t down to which the denoiser is asked; below it another network is. media: what one call
     returned.
     """
@@ -42,6 +41,7 @@ class Facts:
     denoiser: str
     begin: float
     noise: bool
+    alone: bool
     lowest: float
     media: Any
 
@@ -64,11 +64,7 @@ def facts_of(calls: Calls, number: int = 0) -> Facts:
     """Watch the pipeline, and check that driven it does the same. Raises InputError, which says what was seen."""
     calls.check()
     name = type(calls.pipe).__name__
-    try:
-        own = _recorded(calls, number)
-    except InputError:
-        calls = replace(calls, repeat=True)
-        own = _recorded(calls, number)
+    calls, own = _first_recorded(calls, number)
     _check_states(name, own)
     try:
         return _facts(name, calls, own, number)
@@ -80,48 +76,60 @@ def facts_of(calls: Calls, number: int = 0) -> Facts:
 
 def _facts(name: str, calls: Calls, own: Record, number: int) -> Facts:
     denoiser = _denoiser(calls.pipe, own)
-    calls, loop = opened(calls, number, _ROWS)
-    start, start_time = loop.start[:_ROWS], loop.start_time
-    state, times = _state(loop), Times.of(calls.pipe.scheduler, *loop.levels)
+    calls, loop = opened(calls, number, calls.rows)
+    start, start_time = loop.start[: calls.rows], loop.start_time
+    state, times = _state(loop, calls.rows), Times.of(calls.pipe.scheduler, *loop.levels)
     schedule = _schedule(calls.pipe.scheduler, times, own.mu)
     _check_levels(name, own, schedule, times)
     guided = _way(calls, state, own, number, denoiser)
+    seeded, alone = seeds_decide(calls, state, own, number)
     unguided, (calls, theirs) = guided, _unguided(calls, number, own)
     if theirs is not own:
-        unguided = _way(calls, _state(opened(calls, number, _ROWS)[1]), theirs, number, denoiser)
+        unguided = _way(calls, _state(opened(calls, number, calls.rows)[1], calls.rows), theirs, number, denoiser)
     return Facts(
         pipe=calls.pipe, guided=guided, unguided=unguided, times=times, schedule=schedule,
         parameterization=parameterization_from_diffusers(calls.pipe.scheduler), denoiser=denoiser,
         begin=min(1.0, times.back(float(start_time))),  # type: ignore[arg-type]
-        noise=_is_noise(start) and not _is_seeded(guided, own, number), media=own.media,
+        noise=is_noise(start, calls.seeds()) and not seeded, alone=alone, media=own.media,
         lowest=_lowest(guided, times, own, number, denoiser),
     )  # fmt: skip
 
 
-def _state(loop: Loop) -> State:
+def _state(loop: Loop, rows: int) -> State:
     try:
-        return State.of(loop, _ROWS)
+        return State.of(loop, rows)
     finally:
         loop.close()
 
 
 def _way(calls: Calls, state: State, own: Record, number: int, denoiser: str) -> Way:
     """Checked. The times' dtype is one that gives the same as the pipeline's own."""
-    rows = max(1, round(own.nets.get(denoiser, _ROWS) / _ROWS))
+    rows = max(1, round(own.nets.get(denoiser, calls.rows) / calls.rows))
     try:
-        _compare(calls, state, own, number)
+        compare(calls, state, own, number)
     except NotServedError:
         exact = replace(state, time=own.steps[0].t.dtype)
         if exact == state:
             raise
         state = exact
-        _compare(calls, state, own, number)
+        compare(calls, state, own, number)
     return Way(calls, state, rows)
+
+
+def _first_recorded(calls: Calls, number: int) -> tuple[Calls, Record]:
+    """Of several samples in whichever way the pipeline makes them, or of one. Raises what its first try does."""
+    try:
+        return calls, _recorded(calls, number)
+    except InputError as error:
+        for other in (replace(calls, repeat=True), replace(calls, rows=1)):
+            with contextlib.suppress(InputError):
+                return other, _recorded(other, number)
+        raise error
 
 
 def _recorded(calls: Calls, number: int) -> Record:
     try:
-        return record(calls.pipe, calls.of(number, _ROWS, seeds_of(0, range(_ROWS)), _STEPS))
+        return record(calls.pipe, calls.of(number, calls.rows, calls.seeds(), _STEPS))
     except InputError:
         raise
     except Exception as error:
@@ -153,42 +161,6 @@ def _check_levels(name: str, own: Record, schedule: Schedule, times: Times) -> N
             )
 
 
-def _compare(calls: Calls, state: State, own: Record, number: int) -> None:
-    name, driver = type(calls.pipe).__name__, Driver(calls, state)
-    allowed = _ALLOWED.get(state.dtype, 1e-4)
-    seeds = seeds_of(0, range(_ROWS))
-    try:
-        driver.start(number, seeds)
-        for place, step in enumerate([*own.steps, own.steps[0]]):
-            t, x = float(step.t.reshape(-1)[0]), step.x[:_ROWS]
-            with torch.no_grad():
-                found = driver.output(x, t, number)
-            off = _off(found, step.out[:_ROWS].to(found))
-            if off > allowed:
-                raise NotServedError(
-                    f"{name}: the output of step {place % len(own.steps)} is another one (off by {off:.2g}) than for "
-                    "the same state and time in its own loop: it depends on more than these"
-                )
-        media = driver.finish(own.steps[-1].next[:_ROWS], number)
-        if differ(media, own.media, allowed):
-            raise NotServedError(f"{name}: from the same final state it makes something else than its own loop")
-        first = own.steps[0]
-        driver.start(number, seeds[:1])
-        with torch.no_grad():
-            found = driver.output(first.x[:1], float(first.t.reshape(-1)[0]), number)
-        off = _off(found, first.out[:1].to(found))
-        if off > allowed:
-            raise NotServedError(f"{name}: the output of a sample alone is off by {off:.2g} from that beside a second")
-    finally:
-        driver.close()
-
-
-def _off(found: Tensor, expected: Tensor) -> float:
-    size = float(expected.float().square().mean().sqrt())
-    off = float((found.float() - expected.float()).square().mean().sqrt()) / max(size, 1e-12)
-    return math.inf if math.isnan(off) else off
-
-
 def _denoiser(pipe: Any, own: Record) -> str:
     known = [name for name in DENOISERS if name in own.nets]
     if known:
@@ -214,8 +186,8 @@ def _unguided(calls: Calls, number: int, own: Record) -> tuple[Calls, Record]:
 
 def _lowest(way: Way, times: Times, own: Record, number: int, denoiser: str) -> float:
     """By bisection, on the safe side."""
-    loop = Loop(way.calls.pipe, way.calls.of(number, _ROWS, seeds_of(0, range(_ROWS))))
-    x = way.state.laid(own.steps[-1].x[:_ROWS])
+    loop = Loop(way.calls.pipe, way.calls.of(number, way.calls.rows, way.calls.seeds()))
+    x = way.state.laid(own.steps[-1].x[: way.calls.rows])
 
     @torch.no_grad()
     def asked(t: float) -> bool:
@@ -249,28 +221,3 @@ def _shift(config: Any, mu: float | None) -> float | None:
     if mu is None:
         return 1.0
     return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
-
-
-def _is_seeded(way: Way, own: Record, number: int) -> bool:
-    """Whether outputs depend on the seeds of a call, as where a picture is encoded with noise."""
-    first, found = own.steps[0], []
-    driver = Driver(way.calls, way.state)
-    try:
-        for seed in (0, 1):
-            driver.start(number, seeds_of(seed, range(_ROWS)))
-            with torch.no_grad():
-                found.append(driver.output(first.x[:_ROWS], float(first.t.reshape(-1)[0]), number))
-    finally:
-        driver.close()
-    return not torch.equal(*found)
-
-
-def _is_noise(start: Tensor) -> bool:
-    """Whether first states are the numbers that the generators of their seeds draw, in whatever order and scale."""
-    for row, seed in zip(start, seeds_of(0, range(_ROWS)), strict=True):
-        drawn = torch.randn(row.numel(), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-        mine, theirs = row.flatten().float().cpu().sort().values, drawn.to(row.dtype).float().sort().values
-        scale = float(theirs.square().mean().sqrt() / mine.square().mean().sqrt().clamp(min=1e-12))
-        if not torch.allclose(mine * scale, theirs, rtol=1e-2, atol=1e-2):
-            return False
-    return True

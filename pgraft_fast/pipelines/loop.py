@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from greenlet import GreenletExit, greenlet
 from torch import Tensor, nn
 
 from pgraft_fast.errors import InputError
@@ -54,7 +53,7 @@ class Loop:
         self.levels: tuple[Tensor | None, Tensor] = (None, self._times)
         self._pipe = self._driven(pipe, nets or {})
         self._function = function_of(pipe)
-        self._loop = greenlet(self._run)
+        self._loop = _coroutines().greenlet(self._run)
         with torch.no_grad():
             found = self._switch()
         if not isinstance(found, tuple):
@@ -87,7 +86,7 @@ class Loop:
     def close(self) -> None:
         """Leave the call where it is."""
         if not self._loop.dead:
-            self._loop.throw(GreenletExit)
+            self._loop.throw(_coroutines().GreenletExit)
 
     def _driven(self, pipe: Any, nets: dict[str, nn.Module]) -> Any:
         members = {"step": self._step, "set_timesteps": self._set_timesteps, "scale_model_input": self._scale}
@@ -163,6 +162,14 @@ class Loop:
             return out
 
         return call
+
+
+def _coroutines() -> Any:
+    try:
+        import greenlet
+    except ImportError:
+        raise InputError("a pipeline's loop is driven with greenlet: pip install 'pgraft-fast[text]'") from None
+    return greenlet
 
 
 class _Ended:

@@ -73,8 +73,9 @@ class Finish:
         found: list[np.ndarray] = [np.empty(0)] * len(states)
         for number in dict.fromkeys(numbers):
             of_prompt = [row for row, one in enumerate(numbers) if one == number]
-            for low in range(0, len(of_prompt), _AT_ONCE):
-                rows = of_prompt[low : low + _AT_ONCE]
+            count = _AT_ONCE if self._model.facts.guided.calls.rows > 1 else 1
+            for low in range(0, len(of_prompt), count):
+                rows = of_prompt[low : low + count]
                 for row, made in zip(rows, media_of(self._model.finish(states[rows], number)), strict=True):
                     found[row] = made
         return found

@@ -2,14 +2,15 @@
 
 import dataclasses
 import random
+import sys
 
 import pytest
 import torch
 from toy_pipeline import SCHEDULERS, Habits, toy
 
-from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.errors import InputError
+from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.driven import Driven
-from pgraft_fast.pipelines.driver import seeds_of
 from pgraft_fast.pipelines.facts import facts_of
 from pgraft_fast.pipelines.loop import NotServedError
 from pgraft_fast.pipelines.record import record
@@ -21,12 +22,13 @@ REFUSED = ("edits", "twice", "random", "momentum", "counted")
 def off(pipe, facts):
     """The largest difference to the pipeline's own outputs, at all states of a call that nobody watched before."""
     calls = facts.guided.calls
-    own = record(pipe, calls.of(1, 3, seeds_of(7, range(3)), 6))
+    rows = 1 if calls.rows == 1 else 3
+    own = record(pipe, calls.of(1, rows, seeds_of(7, range(rows)), 6))
     driven = Driven.of(facts)
     worst = 0.0
     for step in reversed(own.steps):
-        t = torch.full((3,), facts.times.back(float(step.t)), dtype=torch.float64)
-        out = driven(step.x.double(), t, torch.ones(3, dtype=torch.int64)).float()
+        t = torch.full((rows,), facts.times.back(float(step.t)), dtype=torch.float64)
+        out = driven(step.x.double(), t, torch.ones(rows, dtype=torch.int64)).float()
         worst = max(worst, float((out - step.out).detach().abs().max() / step.out.abs().max()))
     driven.close()
     return worst
@@ -35,7 +37,7 @@ def off(pipe, facts):
 @pytest.mark.parametrize("seed", range(100))
 def test_drawn_loops(seed):
     rng = random.Random(seed)
-    habits = Habits(**{field.name: rng.random() < 0.5 for field in dataclasses.fields(Habits)[:5]})
+    habits = Habits(**{field.name: rng.random() < 0.5 for field in dataclasses.fields(Habits)[:6]})
     habit = rng.choice((None, None, None, *REFUSED))
     if habit is not None:
         habits = dataclasses.replace(habits, **{habit: True})
@@ -48,6 +50,24 @@ def test_drawn_loops(seed):
         return
     assert habit is None
     assert off(pipe, facts) < 1e-4
+
+
+def test_one_sample_at_a_time():
+    """Where the pipeline makes no more, samples of a prompt are loops of their own."""
+    facts = facts_of(Calls(toy(Habits(single=True)), PROMPTS))
+    driven = Driven.of(facts)
+    x, t, numbers = torch.randn(4, 3, 4, 4), torch.full((4,), 0.5), torch.tensor([0, 1, 0, 0])
+    whole = driven(x, t, numbers)
+    for row in range(4):
+        assert torch.equal(driven(x[row : row + 1], t[:1], numbers[row : row + 1])[0], whole[row])
+    driven.close()
+
+
+def test_without_greenlet(monkeypatch):
+    monkeypatch.setitem(sys.modules, "greenlet", None)
+    line = r"a pipeline's loop is driven with greenlet: pip install 'pgraft-fast\[text\]'"
+    with pytest.raises(InputError, match=f"^{line}$"):
+        facts_of(Calls(toy(), PROMPTS))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ import pytest
 import torch
 from every_pipeline import SERVED, build, call_of, prompts_of
 
-from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.driven import Driven
-from pgraft_fast.pipelines.driver import seeds_of
 from pgraft_fast.pipelines.facts import facts_of
 from pgraft_fast.pipelines.loop import NotServedError
 from pgraft_fast.pipelines.media import differ
@@ -34,13 +33,14 @@ def watched(request):
 
 
 def test_outputs_are_those_of_its_own_loop(watched):
-    facts, numbers = watched.facts, torch.ones(2, dtype=torch.int64)
-    starts, first = watched.driven.drivers[True].start(1, seeds_of(5, SEEDS)), watched.own.steps[0]
+    facts, driver, first = watched.facts, watched.driven.drivers[True], watched.own.steps[0]
+    starts = driver.start(1, seeds_of(5, SEEDS))
     if facts.begin == 1.0 and facts.times.first == 0.0:
         assert torch.equal(starts, first.x[:2])
     for step in reversed(watched.own.steps):
-        t = torch.full((2,), facts.times.back(float(step.t.reshape(-1)[0])), dtype=torch.float64)
-        out = watched.driven(step.x[:2].double(), t, numbers)
+        # Through our times and back.
+        t = facts.times.of_time(facts.times.back(float(step.t.reshape(-1)[0])))
+        out = driver.output(step.x[:2], t, 1)
         span = float(step.out.abs().max())
         assert float((out - step.out[:2]).detach().abs().max()) <= 1e-5 * span
 
@@ -67,7 +67,8 @@ def test_calls_and_gradients(watched):
         for number in range(STEPS):
             out = watched.driven(x, torch.full((2,), 0.99 - 0.01 * number), numbers)
         calls = 2 if facts.lowest else plain // len(watched.own.steps)
-        assert len(rows) == STEPS * calls
+        # Where samples must be alone, one after the other.
+        assert len(rows) == STEPS * calls * (2 if facts.alone else 1)
     finally:
         seen.remove()
     unguided = watched.driven.like(guidance=False)

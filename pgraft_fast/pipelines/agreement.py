@@ -1,0 +1,89 @@
+"""Whether a driven loop does what the pipeline's own call did."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.driver import Driver, State
+from pgraft_fast.pipelines.loop import NotServedError
+from pgraft_fast.pipelines.media import differ
+from pgraft_fast.pipelines.record import Record
+
+# Root mean squares of differences as shares of what is compared: rounding, other orders of rows, no more.
+_ALLOWED = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.1}
+
+
+def compare(calls: Calls, state: State, own: Record, number: int) -> None:
+    """Raise NotServedError unless the driven loop gives what the pipeline's own call gave: at all of its steps, for a
+    sample alone, and at the end.
+    """
+    name, driver = type(calls.pipe).__name__, Driver(calls, state)
+    allowed = _ALLOWED.get(state.dtype, 1e-4)
+    rows, seeds = calls.rows, calls.seeds()
+    try:
+        driver.start(number, seeds)
+        for place, step in enumerate([*own.steps, own.steps[0]]):
+            t, x = float(step.t.reshape(-1)[0]), step.x[:rows]
+            with torch.no_grad():
+                found = driver.output(x, t, number)
+            off = _off(found, step.out[:rows].to(found))
+            if off > allowed:
+                raise NotServedError(
+                    f"{name}: the output of step {place % len(own.steps)} is another one (off by {off:.2g}) than for "
+                    "the same state and time in its own loop: it depends on more than these"
+                )
+        media = driver.finish(own.steps[-1].next[:rows], number)
+        if differ(media, own.media, allowed):
+            raise NotServedError(f"{name}: from the same final state it makes something else than its own loop")
+        if rows == 1:
+            return
+        first = own.steps[0]
+        driver.start(number, seeds[:1])
+        with torch.no_grad():
+            found = driver.output(first.x[:1], float(first.t.reshape(-1)[0]), number)
+        off = _off(found, first.out[:1].to(found))
+        if off > allowed:
+            raise NotServedError(f"{name}: the output of a sample alone is off by {off:.2g} from that beside a second")
+    finally:
+        driver.close()
+
+
+def _off(found: Tensor, expected: Tensor) -> float:
+    size = float(expected.float().square().mean().sqrt())
+    off = float((found.float() - expected.float()).square().mean().sqrt()) / max(size, 1e-12)
+    return math.inf if math.isnan(off) else off
+
+
+def seeds_decide(calls: Calls, state: State, own: Record, number: int) -> tuple[bool, bool]:
+    """Whether outputs depend on the seeds of a call, and whether those of a sample on the seeds of others."""
+    first = own.steps[0]
+    driver, allowed = Driver(calls, state), _ALLOWED.get(state.dtype, 1e-4)
+    count = calls.rows
+
+    @torch.no_grad()
+    def output(seeds: Sequence[int], rows: slice) -> Tensor:
+        driver.start(number, seeds)
+        return driver.output(first.x[:count][rows], float(first.t.reshape(-1)[0]), number)
+
+    seeds, every, last = calls.seeds(), slice(None), slice(count - 1, count)
+    try:
+        found = output(seeds, every)
+        if torch.equal(found, output(calls.seeds(1), every)):
+            return False, count == 1
+        return True, count == 1 or _off(output(seeds[last], last), found[last]) > allowed
+    finally:
+        driver.close()
+
+
+def is_noise(start: Tensor, seeds: Sequence[int]) -> bool:
+    """Whether first states are the numbers that the generators of their seeds draw, in whatever order and scale."""
+    for row, seed in zip(start, seeds, strict=True):
+        drawn = torch.randn(row.numel(), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+        mine, theirs = row.flatten().float().cpu().sort().values, drawn.to(row.dtype).float().sort().values
+        scale = float(theirs.square().mean().sqrt() / mine.square().mean().sqrt().clamp(min=1e-12))
+        if not torch.allclose(mine * scale, theirs, rtol=1e-2, atol=1e-2):
+            return False
+    return True
