@@ -143,7 +143,7 @@ class _Recording:
         calls = 0
         for step in range(len(times)):
             answer = answer_of(self.model, x, times[step].expand(x.shape[0]), condition)
-            calls += x.shape[0] * calls_of(self.model)
+            calls += x.shape[0] * (calls_of(self.model) if answer.out_null is None else 2)
             done = solver_step(
                 x,
                 answer.out,

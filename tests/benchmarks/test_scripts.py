@@ -94,14 +94,15 @@ def test_a_check_that_is_stopped_while_a_piece_starts_stops_it(tmp_path, monkeyp
                 signal.raise_signal(number)
 
     monkeypatch.setattr(subprocess, "Popen", Stopped)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What starts the tests may have Ctrl-C ignored.
+    interrupt, before = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             checked([piece("sleeps", "import time; time.sleep(600)")], tmp_path, monkeypatch)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert [one.returncode for one in started] == [-signal.SIGKILL]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is interrupt
 
 
 def writers(file):

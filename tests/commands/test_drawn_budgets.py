@@ -9,9 +9,9 @@ from clock import Clock
 from text_runs import text_config
 
 from pgraft_fast.cli import main
-from pgraft_fast.commands import finetune
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.runs import run
 from pgraft_fast.runs.sizing import SAFETY
 from pgraft_fast.text_to_image.denoiser import Denoiser
 
@@ -75,9 +75,9 @@ def model(tmp_path):
 def clock(monkeypatch):
     """Time that passes with the work alone: 0.1 s a network call, 0.5 s a report."""
     clock = Clock()
-    monkeypatch.setattr(finetune, "Ledger", partial(Ledger, clock=clock))
-    monkeypatch.setattr(finetune, "report_seconds", lambda: REPORT)
-    monkeypatch.setattr(finetune, "write_run_report", clock.during(finetune.write_run_report, REPORT))
+    monkeypatch.setattr(run, "Ledger", partial(Ledger, clock=clock))
+    monkeypatch.setattr(run, "report_seconds", lambda: REPORT)
+    monkeypatch.setattr(run, "write_run_report", clock.during(run.write_run_report, REPORT))
     monkeypatch.setattr(Denoiser, "forward", clock.during(Denoiser.forward, CALL))
     return clock
 
