@@ -2,18 +2,27 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgraft_fast.pipelines.calls import Calls
-from pgraft_fast.pipelines.driver import Driver, State
+from pgraft_fast.pipelines.driver import DENOISERS, Driver, State
 from pgraft_fast.pipelines.loop import NotServedError
 from pgraft_fast.pipelines.media import differ
 from pgraft_fast.pipelines.record import Record
 
 # Root mean squares of differences as shares of what is compared: rounding, other orders of rows, no more.
-_ALLOWED = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.1}
+ALLOWED = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.1}
+
+
+def allowed_of(pipe: Any, state: State) -> float:
+    """By the dtypes of the state and of the denoiser."""
+    nets = [getattr(pipe, name, None) for name in DENOISERS]
+    weights = [next(net.parameters(), None) for net in nets if isinstance(net, nn.Module)]
+    dtypes = [state.dtype, *(one.dtype for one in weights if one is not None)]
+    return max(ALLOWED.get(dtype, 1e-4) for dtype in dtypes)
 
 
 def compare(calls: Calls, state: State, own: Record, number: int) -> None:
@@ -21,7 +30,7 @@ def compare(calls: Calls, state: State, own: Record, number: int) -> None:
     sample alone, and at the end.
     """
     name, driver = type(calls.pipe).__name__, Driver(calls, state)
-    allowed = _ALLOWED.get(state.dtype, 1e-4)
+    allowed = allowed_of(calls.pipe, state)
     rows, seeds = calls.rows, calls.seeds()
     try:
         driver.start(number, seeds)
@@ -29,10 +38,10 @@ def compare(calls: Calls, state: State, own: Record, number: int) -> None:
             t, x = float(step.t.reshape(-1)[0]), step.x[:rows]
             with torch.no_grad():
                 found = driver.output(x, t, number)
-            off = _off(found, step.out[:rows].to(found))
-            if off > allowed:
+            far = off(found, step.out[:rows].to(found))
+            if far > allowed:
                 raise NotServedError(
-                    f"{name}: the output of step {place % len(own.steps)} is another one (off by {off:.2g}) than for "
+                    f"{name}: the output of step {place % len(own.steps)} is another one (off by {far:.2g}) than for "
                     "the same state and time in its own loop: it depends on more than these"
                 )
         media = driver.finish(own.steps[-1].next[:rows], number)
@@ -44,23 +53,24 @@ def compare(calls: Calls, state: State, own: Record, number: int) -> None:
         driver.start(number, seeds[:1])
         with torch.no_grad():
             found = driver.output(first.x[:1], float(first.t.reshape(-1)[0]), number)
-        off = _off(found, first.out[:1].to(found))
-        if off > allowed:
-            raise NotServedError(f"{name}: the output of a sample alone is off by {off:.2g} from that beside a second")
+        far = off(found, first.out[:1].to(found))
+        if far > allowed:
+            raise NotServedError(f"{name}: the output of a sample alone is off by {far:.2g} from that beside a second")
     finally:
         driver.close()
 
 
-def _off(found: Tensor, expected: Tensor) -> float:
+def off(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference, as a share of what is expected."""
     size = float(expected.float().square().mean().sqrt())
-    off = float((found.float() - expected.float()).square().mean().sqrt()) / max(size, 1e-12)
-    return math.inf if math.isnan(off) else off
+    far = float((found.float() - expected.float()).square().mean().sqrt()) / max(size, 1e-12)
+    return math.inf if math.isnan(far) else far
 
 
 def seeds_decide(calls: Calls, state: State, own: Record, number: int) -> tuple[bool, bool]:
     """Whether outputs depend on the seeds of a call, and whether those of a sample on the seeds of others."""
     first = own.steps[0]
-    driver, allowed = Driver(calls, state), _ALLOWED.get(state.dtype, 1e-4)
+    driver, allowed = Driver(calls, state), allowed_of(calls.pipe, state)
     count = calls.rows
 
     @torch.no_grad()
@@ -73,7 +83,7 @@ def seeds_decide(calls: Calls, state: State, own: Record, number: int) -> tuple[
         found = output(seeds, every)
         if torch.equal(found, output(calls.seeds(1), every)):
             return False, count == 1
-        return True, count == 1 or _off(output(seeds[last], last), found[last]) > allowed
+        return True, count == 1 or off(output(seeds[last], last), found[last]) > allowed
     finally:
         driver.close()
 

@@ -12,7 +12,7 @@ from pgraft_fast.diffusion.from_diffusers import parameterization_from_diffusers
 from pgraft_fast.errors import InputError, PgraftError
 from pgraft_fast.pipelines.agreement import compare, is_noise, seeds_decide
 from pgraft_fast.pipelines.calls import Calls
-from pgraft_fast.pipelines.driver import State, opened
+from pgraft_fast.pipelines.driver import DENOISERS, State, opened
 from pgraft_fast.pipelines.loop import Loop, NotServedError
 from pgraft_fast.pipelines.record import Record, record
 from pgraft_fast.pipelines.times import Times
@@ -20,13 +20,13 @@ from pgraft_fast.pipelines.times import Times
 _STEPS = 4
 # Of angles atan2(sigma, alpha); a timestep between two entries of a table is interpolated in two ways.
 _LEVEL = 0.03
-DENOISERS = ("transformer", "unet")
 
 
 @dataclass(frozen=True)
 class Facts:
     """guided: as the call asks for; unguided: the same where there is no guidance to switch off. begin: time t at which
-    trajectories start, 1 is noise. noise: whether they start from plain noise, and the seeds decide nothing else.
+    trajectories start, 1 is noise. noise: whether they start from plain noise, and the seeds decide nothing else;
+    seeded: whether they do.
     alone: whether a sample's seed must be its call's only one, as where one picture is encoded with noise for all.
     lowest: noise level t down to which the denoiser is asked; below it another network is. media: what one call
     returned.
@@ -42,6 +42,7 @@ class Facts:
     begin: float
     noise: bool
     alone: bool
+    seeded: bool
     lowest: float
     media: Any
 
@@ -90,7 +91,7 @@ def _facts(name: str, calls: Calls, own: Record, number: int) -> Facts:
         pipe=calls.pipe, guided=guided, unguided=unguided, times=times, schedule=schedule,
         parameterization=parameterization_from_diffusers(calls.pipe.scheduler), denoiser=denoiser,
         begin=min(1.0, times.back(float(start_time))),  # type: ignore[arg-type]
-        noise=is_noise(start, calls.seeds()) and not seeded, alone=alone, media=own.media,
+        noise=is_noise(start, calls.seeds()) and not seeded, alone=alone, seeded=seeded, media=own.media,
         lowest=_lowest(guided, times, own, number, denoiser),
     )  # fmt: skip
 
@@ -144,7 +145,8 @@ def _told(error: Exception) -> str:
 
 def _check_states(name: str, own: Record) -> None:
     for before, after in zip(own.steps, own.steps[1:], strict=False):
-        if before.next.shape != after.sample.shape or not torch.equal(before.next, after.sample):
+        # Some bring it to the denoiser's dtype.
+        if before.next.shape != after.sample.shape or not torch.equal(before.next.to(after.sample), after.sample):
             raise NotServedError(f"{name}: its loop changes the state between two steps, it cannot be fine-tuned here")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,16 @@ class NotServedError(InputError):
     """A pipeline whose loop cannot be driven; the text says what was seen."""
 
 
+@dataclass(frozen=True)
+class NetCall:
+    """One call of a network in an iteration; the tensors of its arguments are copied before it."""
+
+    net: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+
 class Loop:
     """One call of a pipeline that waits at `scheduler.step` of each iteration for the state and the time of the next.
 
@@ -36,14 +47,15 @@ class Loop:
     timesteps. called: networks in the last iteration. Gradients flow into the output where they are enabled; the
     pipeline's own `no_grad` is left out. nets: used in the place of the pipeline's own, by name. blanks: outputs of
     networks by call, kept from loop to loop: the first iteration, whose output nobody asks for, takes zeros of their
-    shapes. A loop belongs to the thread that made it. Nothing is set on the pipeline, and no part of it is changed.
-    Raises NotServedError, and what the pipeline does.
+    shapes. watch: told of each call of a network in the loop. A loop belongs to the thread that made it. Nothing is set
+    on the pipeline, and no part of it is changed. Raises NotServedError, and what the pipeline does.
     """
 
     def __init__(
         self, pipe: Any, call: dict[str, Any], *, nets: dict[str, nn.Module] | None = None,
-        blanks: dict[Any, Any] | None = None,
+        blanks: dict[Any, Any] | None = None, watch: Callable[[NetCall], None] | None = None,
     ) -> None:  # fmt: skip
+        self._watch = watch
         self._call, self._blanks = call, {} if blanks is None else blanks
         self._next: tuple[Tensor, Tensor | None] | None = None
         self._number = -1
@@ -154,11 +166,15 @@ class Loop:
                 return net(*args, **kwargs)
             self.called.add(name)
             key = (name, _shapes(args), _shapes(kwargs))
+            given = None if self._watch is None else (_copied(args), _copied(kwargs))
             if self._next is None and key in self._blanks:
-                return copy.copy(self._blanks[key])
-            out = net(*args, **kwargs)
-            if self._next is None:
-                self._blanks[key] = _zeros(out)
+                out = copy.copy(self._blanks[key])
+            else:
+                out = net(*args, **kwargs)
+                if self._next is None:
+                    self._blanks[key] = _zeros(out)
+            if self._watch is not None and given is not None:
+                self._watch(NetCall(name, *given, out))
             return out
 
         return call
@@ -187,6 +203,14 @@ def _shapes(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_shapes(one) for one in value)
     return value if isinstance(value, (bool, int, str, type(None))) else type(value)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {name: _copied(one) for name, one in value.items()}
+    return type(value)(_copied(one) for one in value) if type(value) in (list, tuple) else value
 
 
 def _zeros(value: Any) -> Any:

@@ -27,7 +27,7 @@ class Step:
 @dataclass
 class Record:
     """steps: of the loop. media: what the call returned. nets: rows that each network of the loop was asked for in the
-    first iteration, by its name. shift: mu of a dynamic shift, where the pipeline sets one.
+    first iteration, by its name. mu: of a dynamic shift, where the pipeline sets one.
     """
 
     steps: list[Step] = field(default_factory=list)

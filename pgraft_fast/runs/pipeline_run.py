@@ -66,6 +66,9 @@ def pipeline_subject(
         net.enable_gradient_checkpointing()
     fingerprint = base_fingerprint(net)
     task, finish = pipeline_task(facts, asked.train, asked.held_out, config.lora.settings(), config.seed)
+    driven: Driven = task.model  # type: ignore[assignment]
+    if driven.why[False] is not None:
+        log(f"{task.name}: rows are trained one after the other, in the pipeline's own loop: {driven.why[False]}")
     task = replace(task, identity={"base": fingerprint, "pipeline": task.name})
     rewards = _rewards(reward, finish.medium, _rate(pipe, calls), config.policy, log)
     _check_trained(task, facts, config)

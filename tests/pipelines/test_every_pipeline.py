@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from every_pipeline import SERVED, build, call_of, prompts_of
+from every_pipeline import CASES, build, call_of, prompts_of
 
 from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.driven import Driven
@@ -25,7 +25,7 @@ class Watched:
         self.driven = Driven.of(self.facts)
 
 
-@pytest.fixture(scope="module", params=SERVED)
+@pytest.fixture(scope="module", params=CASES)
 def watched(request):
     made = Watched(request.param)
     yield made

@@ -1,0 +1,132 @@
+"""How a pipeline's loop calls its denoiser, and what it makes of the answer, as data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An argument that is the same in all iterations. rows: of a sample, along its first dimension; 0 where all samples
+    share it.
+    """
+
+    rows: int = 0
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The states, `copies` times. dim: along which constants of this length follow them; None where there are none."""
+
+    copies: int
+    dtype: torch.dtype
+    dim: int | None = None
+    length: int = 0
+
+    def laid(self, x: Tensor) -> Tensor:
+        """From states (n, *shape), without what follows them."""
+        return x.to(self.dtype).repeat(self.copies, *[1] * (x.ndim - 1))
+
+    def tail(self, value: Tensor) -> Tensor:
+        """What follows the states in an argument."""
+        return value.narrow(self.dim or 0, value.shape[self.dim or 0] - self.length, self.length)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A list with an entry for each row, `copies` for a sample. state: of states, in this shape and dtype, or else of
+    constants.
+    """
+
+    copies: int
+    state: bool
+    dtype: torch.dtype = torch.float32
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Time:
+    """t / divisor, or `of` less that, worked out in dtype where first is true, else brought to it afterwards.
+
+    rows: of each state; 0 where it has none. extra: sides of the other dimensions.
+    """
+
+    divisor: float
+    less_from: float | None
+    dtype: torch.dtype
+    first: bool
+    rows: int
+    extra: tuple[int, ...] = ()
+
+    def of(self, t: Tensor) -> Tensor:
+        """From timesteps of any shape."""
+        value = t.to(self.dtype) if self.first else t
+        value = value if self.divisor == 1.0 else value / self.divisor
+        value = value if self.less_from is None else self.less_from - value
+        return value.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where in an answer the output for the states is. copies: of them; the first `length` along dim."""
+
+    copies: int
+    dim: int | None = None
+    length: int = 0
+
+    def of(self, out: Any, x: Tensor) -> list[Tensor]:
+        """(n, *shape) for each copy of the states x."""
+        found = answer_of(out)
+        if isinstance(found, list):
+            found = torch.stack([one.reshape(x.shape[1:]) for one in found])
+        if self.dim is not None:
+            found = found.narrow(self.dim, 0, self.length)
+        return [one.reshape(x.shape) for one in found.chunk(self.copies)]
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """One call of the denoiser. args, kwargs: with a rule in the place of each leaf."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    part: Part
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """calls: of the denoiser in their order. weights: the output is the sum of all parts of all answers by these, in
+    dtype.
+    """
+
+    calls: tuple[CallRule, ...]
+    weights: tuple[float, ...]
+    dtype: torch.dtype
+
+    def output(self, parts: list[Tensor]) -> Tensor:
+        """From the parts."""
+        weights, parts = self.weights, [part.to(self.dtype) for part in parts]
+        if len(parts) == 1:
+            return parts[0] if weights[0] == 1.0 else parts[0] * weights[0]
+        total = sum(weights)
+        if len(parts) == 2 and abs(abs(total) - 1.0) < 1e-4:
+            # Guidance, worked out as the pipelines do.
+            sign, null = round(total), 0 if abs(weights[1]) >= abs(weights[0]) else 1
+            return sign * (parts[null] + weights[1 - null] * sign * (parts[1 - null] - parts[null]))
+        return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(dim=0)
+
+
+def answer_of(out: Any) -> Any:
+    """The tensor, or list of tensors, of what a denoiser returns."""
+    return out if isinstance(out, (Tensor, list)) else out[0]
+
+
+def leaves_of(rule: Any) -> list[Any]:
+    """The rules of a call's arguments, in their order."""
+    if isinstance(rule, dict):
+        return [leaf for one in rule.values() for leaf in leaves_of(one)]
+    if isinstance(rule, (list, tuple)):
+        return [leaf for one in rule for leaf in leaves_of(one)]
+    return [rule]
