@@ -23,8 +23,9 @@ from pgraft_fast.integrations.fingerprint import base_fingerprint
 from pgraft_fast.rewards.local_models import DTYPES
 from pgraft_fast.runs.subject import MODEL, Subject, handover_of
 from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.decoded import DecodedReward
 from pgraft_fast.tasks.pictures import Pictures, thumbnail_features
-from pgraft_fast.tasks.text_to_image import Parts, PictureReward, folder_features, text_task, with_held_out
+from pgraft_fast.tasks.text_to_image import Parts, folder_features, text_task, with_held_out
 from pgraft_fast.text_to_image import Decoder, PromptFile, kind_of, load_pipeline, read_prompts
 from pgraft_fast.text_to_image.agreement import Asked, check_agreement
 from pgraft_fast.text_to_image.contents import pipeline_contents
@@ -56,7 +57,7 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     return Subject(
         config=resolved,
         task=task,
-        reward=PictureReward(rewards, decoder),
+        reward=DecodedReward(rewards, lambda latents, prompts: (decoder(latents), prompts)),
         learner=task.learner(config.train),
         save=lambda trainer, run: _save(trainer, run, resolved, task, pipe, fingerprint, rewards.name),
         identity=lambda: {

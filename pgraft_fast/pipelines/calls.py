@@ -83,6 +83,8 @@ class Calls:
         for name, values in GUIDANCE_OFF.items():
             guidance = None if name == self.guidance_name else self.guidance
             for value in values if name in self.names else ():
+                if self.call.get(name) == value and guidance == self.guidance:
+                    continue
                 yield replace(self, call={**self.call, name: value}, guidance=guidance)
 
     def of(self, number: int, rows: int, seeds: Sequence[int], steps: int | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.explain import NotExplainedError
 from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.pipelines.fast import FastLoop
+from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.text_to_image.denoiser import Adapters
 
 # Times at which a loop is watched, as shares of the first.
@@ -69,11 +70,6 @@ class Driven(nn.Module):
                 self.why[guided] = str(error)
 
     @property
-    def guidance(self) -> bool:
-        """Whether it is guided."""
-        return self.guided
-
-    @property
     def unguided(self) -> bool:
         """`guidance` of training."""
         return False
@@ -107,16 +103,13 @@ class Driven(nn.Module):
         fast = self.fast[self.guided]
         if fast is not None:
             return fast.output(x, [self.facts.times.of_time(one) for one in t.tolist()], numbers)
-        places: dict[tuple[int, float, int], list[int]] = {}
-        for place, key in enumerate(zip(numbers, t.tolist(), self._slots(numbers), strict=True)):
-            places.setdefault(key, []).append(place)
         driver, times = self.drivers[self.guided], self.facts.times
-        if len(places) == 1:
-            (number, time, slot), _ = places.popitem()
-            return driver.output(x, times.of_time(time), number, slot)
-        parts = [driver.output(x[rows], times.of_time(time), n, slot) for (n, time, slot), rows in places.items()]
-        order = torch.tensor([row for rows in places.values() for row in rows], device=x.device)
-        return torch.cat(parts)[order.argsort()]
+        groups = rows_by(zip(numbers, t.tolist(), self._slots(numbers), strict=True))
+        parts = [
+            driver.output(x if len(groups) == 1 else x[rows], times.of_time(time), number, slot)
+            for (number, time, slot), rows in groups.items()
+        ]
+        return in_order(parts, groups)
 
     @torch.no_grad()
     def initial_state(self, seed: int, sample_id: Tensor, condition: Tensor) -> Tensor | None:
@@ -125,10 +118,7 @@ class Driven(nn.Module):
             return None
         numbers, ids = condition.tolist(), sample_id.tolist()
         x = torch.empty(len(ids), *self.facts.shape, device=sample_id.device)
-        places: dict[tuple[int, int], list[int]] = {}
-        for place, key in enumerate(zip(numbers, self._slots(numbers), strict=True)):
-            places.setdefault(key, []).append(place)
-        for (number, slot), rows in places.items():
+        for (number, slot), rows in rows_by(zip(numbers, self._slots(numbers), strict=True)).items():
             found = self.drivers[True].start(number, seeds_of(seed, [ids[row] for row in rows]), slot)
             x[rows] = found.to(x)
         return x

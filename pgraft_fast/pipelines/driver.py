@@ -84,10 +84,6 @@ class Driver:
         while self._open:
             self._open.popitem()[1].close()
 
-    def with_nets(self, nets: dict[str, nn.Module]) -> "Driver":
-        """Another on other networks."""
-        return Driver(self.calls, self.state, nets)
-
     def _loop(self, number: int, rows: int, slot: int) -> Loop:
         key = (number, rows, slot)
         found = self._open.get(key)

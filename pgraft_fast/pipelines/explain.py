@@ -191,8 +191,9 @@ def _explanation(rules: tuple[CallRule, ...], iterations: Sequence[Iteration]) -
     for digits in range(4) if len(fitted) <= 2 and total in (-1, 1) else ():
         scale = round(fitted[-1], digits)
         rounded = Explanation(rules, (total - scale, scale)[-len(fitted) :], dtype)
-        if off(rounded) <= 1.5 * least + 1e-7:
-            best, least = rounded, off(rounded)
+        far = off(rounded)
+        if far <= 1.5 * least + 1e-7:
+            best, least = rounded, far
             break
     # What is not a number is no sum either.
     if not least <= _RESIDUAL.get(dtype, 1e-5):

@@ -12,6 +12,7 @@ from pgraft_fast.pipelines.agreement import allowed_of, off
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.explain import Iteration, NotExplainedError, explained
+from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.pipelines.loop import Loop, NetCall
 from pgraft_fast.pipelines.rules import Constant, Explanation, Listed, Time, Whole
 
@@ -62,14 +63,15 @@ class FastLoop:
 
     def output(self, x: Tensor, t: Sequence[float], numbers: Sequence[int]) -> Tensor:
         """(n, *shape) as x, in its dtype, on its device. t: the timestep, numbers: the prompt of each row."""
-        groups: dict[Any, list[int]] = {}
-        for row, (time, number) in enumerate(zip(t, numbers, strict=True)):
-            key = self._constants(number).key if self.together else (number, time)
-            groups.setdefault(key, []).append(row)
-        parts = [self._output(x[rows], [t[row] for row in rows], [numbers[row] for row in rows]).to(x)
-                 for rows in groups.values()]  # fmt: skip
-        order = torch.tensor([row for rows in groups.values() for row in rows], device=x.device)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)[order.argsort()]
+        if self.together:
+            groups = rows_by(self._constants(number).key for number in numbers)
+        else:
+            groups = rows_by(zip(numbers, t, strict=True))
+        parts = [
+            self._output(x[rows], [t[row] for row in rows], [numbers[row] for row in rows]).to(x)
+            for rows in groups.values()
+        ]
+        return in_order(parts, groups)
 
     def _constants(self, number: int) -> "_Constants":
         known = self._known.pop(number, None)

@@ -27,7 +27,8 @@ from pgraft_fast.runs.asked import Asked
 from pgraft_fast.runs.pipeline_settings import PipelineRunSettings
 from pgraft_fast.runs.subject import MODEL, Subject, handover_of
 from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.pipeline import MediaReward, of_media, pipeline_task
+from pgraft_fast.tasks.decoded import DecodedReward
+from pgraft_fast.tasks.pipeline import of_media, pipeline_task
 from pgraft_fast.text_to_image.contents import pipeline_contents
 from pgraft_fast.text_to_image.learners import EMA, TUNED, default_targets
 
@@ -86,7 +87,7 @@ def pipeline_subject(
     return Subject(
         config=config,
         task=task,
-        reward=MediaReward(rewards, finish),
+        reward=DecodedReward(rewards, finish.decoded),
         learner=task.learner(config.train),
         save=lambda trainer, run: _save(trainer, run, config, task, net, rewards.name),
         identity=lambda: {

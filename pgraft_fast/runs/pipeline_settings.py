@@ -6,7 +6,6 @@ from pydantic import Field
 
 from pgraft_fast.finetune.settings import (
     BudgetSettings,
-    FinetuneSettings,
     SampleSettings,
     SelectSettings,
     TrainSettings,
@@ -112,6 +111,3 @@ class PGraftConfig(Settings):
             ),
             evaluate=EvaluateSettings(samples=self.evaluate),
         )  # fmt: skip
-
-
-__all__ = ["Budget", "FinetuneSettings", "Lora", "PGraftConfig", "PipelineRunSettings"]

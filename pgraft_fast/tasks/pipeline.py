@@ -12,8 +12,9 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Learner, Prompts, TrainSettings
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.facts import Facts
+from pgraft_fast.pipelines.grouping import rows_by
 from pgraft_fast.pipelines.media import Medium, media_of, medium_of, picture_of, pixels_of, stacked
-from pgraft_fast.rewards.protocol import MAX_INVALID_SHARE, as_call, name_of
+from pgraft_fast.rewards.protocol import as_call, name_of
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.pictures import thumbnail_features
 from pgraft_fast.text_to_image import FullLearner, LoraLearner, LoraSettings
@@ -71,34 +72,19 @@ class Finish:
         """One array a sample. names: of their prompts; without, all are finished in a call with the first prompt."""
         numbers = [0] * len(states) if names is None else [self._number[name] for name in names]
         found: list[np.ndarray] = [np.empty(0)] * len(states)
-        for number in dict.fromkeys(numbers):
-            of_prompt = [row for row, one in enumerate(numbers) if one == number]
-            count = _AT_ONCE if self._model.facts.guided.calls.rows > 1 else 1
+        count = _AT_ONCE if self._model.facts.guided.calls.rows > 1 else 1
+        for number, of_prompt in rows_by(numbers).items():
             for low in range(0, len(of_prompt), count):
                 rows = of_prompt[low : low + count]
                 for row, made in zip(rows, media_of(self._model.finish(states[rows], number)), strict=True):
                     found[row] = made
         return found
 
-
-class MediaReward:
-    """A reward of what the pipeline returns, as one of its states.
-
-    The reward gets tensors: pictures (B, H, W, 3) uint8, videos (B, F, H, W, 3) uint8, audio (B, channels, samples).
-    """
-
-    def __init__(self, reward: Callable[..., object], finish: Finish) -> None:
-        self._reward, self._call, self._finish = reward, as_call(reward), finish
-        self.name = name_of(reward)
-        self.max_invalid_share = float(getattr(reward, "max_invalid_share", MAX_INVALID_SHARE))
-
-    def __call__(
-        self, samples: Tensor, prompts: Sequence[str], sample_ids: Sequence[int],
-        on_wait: Callable[[], None] = lambda: None,
-    ) -> object:  # fmt: skip
-        """(B,) of states (B, ...). prompts: their names."""
-        texts = [self._finish.text(name) for name in prompts]
-        return self._call(stacked(self._finish.media(samples, prompts)), texts, sample_ids, on_wait)
+    def decoded(self, states: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
+        """For rewards: pictures (B, H, W, 3) uint8, videos (B, F, H, W, 3) uint8, audio (B, channels, samples); the
+        prompts.
+        """
+        return stacked(self.media(states, names)), [self.text(name) for name in names]
 
 
 def of_media(reward: Callable[..., object], medium: Medium, rate: float | None = None) -> Callable[..., object]:

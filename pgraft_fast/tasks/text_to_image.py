@@ -11,7 +11,6 @@ from torch import Tensor
 from pgraft_fast.diffusion import Stream, uniform
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Learner, Prompts, TrainSettings
-from pgraft_fast.rewards.protocol import MAX_INVALID_SHARE, as_call, name_of
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.pictures import Pictures, thumbnail_features, to_pictures
 from pgraft_fast.text_to_image import (
@@ -120,22 +119,6 @@ def folder_features(folder: Path, size: int, features: Callable[[Tensor], Tensor
     numbers = torch.arange(min(len(pictures), _REFERENCE))
     with torch.no_grad():
         return torch.cat([features(pictures.at(part)).flatten(1).cpu() for part in numbers.split(100)])
-
-
-class PictureReward:
-    """A reward of pictures as one of latents."""
-
-    def __init__(self, reward: Callable[..., object], decoder: Decoder) -> None:
-        self._reward, self._call, self._decoder = reward, as_call(reward), decoder
-        self.name = name_of(reward)
-        self.max_invalid_share = float(getattr(reward, "max_invalid_share", MAX_INVALID_SHARE))
-
-    def __call__(
-        self, samples: Tensor, prompts: Sequence[str], sample_ids: Sequence[int],
-        on_wait: Callable[[], None] = lambda: None,
-    ) -> object:  # fmt: skip
-        """(B,) of latents (B, C, h, w)."""
-        return self._call(self._decoder(samples), prompts, sample_ids, on_wait)
 
 
 def _prompts(text: Sequence[str], first: int, table: PromptTable) -> Prompts:
