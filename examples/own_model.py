@@ -3,11 +3,13 @@
 python examples/own_model.py
 """
 
+import copy
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import pgraft_fast as pf
-from pgraft_fast.finetune import BudgetSettings, SampleSettings, SelectSettings, TrainSettings
 
 
 class Denoiser(nn.Module):
@@ -44,17 +46,18 @@ def to_the_right(x_0: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 def main(run: str = "runs/ring", steps: int = 2000, rounds: int = 2) -> tuple[float, float]:
     schedule = pf.Schedule.vp_linear()
     model = base(schedule, steps)
-    settings = pf.FinetuneSettings(
-        sample=SampleSettings(prompts=32, candidates=8),
-        select=SelectSettings(rule="top_k", k=2),
-        train=TrainSettings(cut=0.25, rounds=rounds, steps=150, learning_rate=1e-3),
-        budget=BudgetSettings(wall_seconds=600.0),
-    )
-    trainer = pf.Trainer(model, schedule, to_the_right, settings, shape=(2,), run=run)
-    trainer.run_rounds()
+    config = pf.PGraftConfig(
+        prompts=32, candidates=8, cut=0.25, rounds=rounds, epochs=150, batch_size=64, learning_rate=1e-3,
+        evaluate=1024, budget=pf.Budget(wall_seconds=600.0), run=run,
+    )  # fmt: skip
+    result = pf.PGraftTrainer.from_model(model, schedule, to_the_right, config=config, shape=(2,)).train()
+
+    # All weights were trained, of a copy: above the cut it draws, below it the model itself.
+    tuned = copy.deepcopy(model)
+    tuned.load_state_dict(load_file(result.adapter))
     draw = {"shape": (2,), "n": 1024, "steps": 25, "seed": 1}
     before = pf.rollout(model, schedule, **draw).x_0
-    after = pf.rollout(model, schedule, tuned=trainer.tuned, cut=0.25, **draw).x_0
+    after = pf.rollout(model, schedule, tuned=tuned, cut=result.cut, **draw).x_0
     return float(before[:, 0].mean()), float(after[:, 0].mean())
 
 

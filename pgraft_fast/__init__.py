@@ -4,24 +4,67 @@ Names are loaded when they are first used, so importing the package costs next t
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # For editors and type checkers; what is loaded is in `_HOME` and `_PARTS`.
+    from pgraft_fast import diagnostics as diagnostics
+    from pgraft_fast import diffusion as diffusion
+    from pgraft_fast import errors as errors
+    from pgraft_fast import finetune as finetune
+    from pgraft_fast import integrations as integrations
+    from pgraft_fast import inverse_noise as inverse_noise
+    from pgraft_fast import ops as ops
+    from pgraft_fast import pipelines as pipelines
+    from pgraft_fast import rewards as rewards
+    from pgraft_fast import runs as runs
+    from pgraft_fast import sampling as sampling
+    from pgraft_fast import schedulers as schedulers
+    from pgraft_fast import selection as selection
+    from pgraft_fast import tasks as tasks
+    from pgraft_fast import text_to_image as text_to_image
+    from pgraft_fast.diffusion import Schedule as Schedule
+    from pgraft_fast.finetune import FinetuneSettings as FinetuneSettings
+    from pgraft_fast.finetune import Prompts as Prompts
+    from pgraft_fast.finetune import pgraft_loss as pgraft_loss
+    from pgraft_fast.finetune.cut_plan import plan_cut as plan_cut
+    from pgraft_fast.integrations.adapter_files import save_adapter as save_adapter
+    from pgraft_fast.integrations.adapters import load_adapter as load_adapter
+    from pgraft_fast.integrations.adapters import unload_adapter as unload_adapter
+    from pgraft_fast.integrations.callback import PGraftCallback as PGraftCallback
+    from pgraft_fast.integrations.corrected import CorrectedPipeline as CorrectedPipeline
+    from pgraft_fast.integrations.pipeline import accelerate as accelerate
+    from pgraft_fast.integrations.pipeline import restore as restore
+    from pgraft_fast.inverse_noise import NoiseCorrector as NoiseCorrector
+    from pgraft_fast.inverse_noise.invert import invert as invert
+    from pgraft_fast.ops import use_backend as use_backend
+    from pgraft_fast.rewards import Reward as Reward
+    from pgraft_fast.runs.pgraft_trainer import PGraftTrainer as PGraftTrainer
+    from pgraft_fast.runs.pgraft_trainer import Result as Result
+    from pgraft_fast.runs.pipeline_settings import Budget as Budget
+    from pgraft_fast.runs.pipeline_settings import Lora as Lora
+    from pgraft_fast.runs.pipeline_settings import PGraftConfig as PGraftConfig
+    from pgraft_fast.sampling import guided as guided
+    from pgraft_fast.sampling.rollout import rollout as rollout
+    from pgraft_fast.selection import accept as accept
+    from pgraft_fast.selection import acceptance_law as acceptance_law
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Budget": "pgraft_fast.runs.pipeline_settings",
-    "CorrectedPipeline": "pgraft_fast.integrations",
+    "CorrectedPipeline": "pgraft_fast.integrations.corrected",
     "FinetuneSettings": "pgraft_fast.finetune",
     "Lora": "pgraft_fast.runs.pipeline_settings",
     "NoiseCorrector": "pgraft_fast.inverse_noise",
-    "PGraftCallback": "pgraft_fast.integrations",
+    "PGraftCallback": "pgraft_fast.integrations.callback",
     "PGraftConfig": "pgraft_fast.runs.pipeline_settings",
     "PGraftTrainer": "pgraft_fast.runs.pgraft_trainer",
     "Prompts": "pgraft_fast.finetune",
     "Result": "pgraft_fast.runs.pgraft_trainer",
+    "Reward": "pgraft_fast.rewards",
     "Schedule": "pgraft_fast.diffusion",
-    "Trainer": "pgraft_fast.finetune",
-    "accelerate": "pgraft_fast.integrations",
+    "accelerate": "pgraft_fast.integrations.pipeline",
     "accept": "pgraft_fast.selection",
     "acceptance_law": "pgraft_fast.selection",
     "guided": "pgraft_fast.sampling",
@@ -29,8 +72,9 @@ _HOME = {
     "load_adapter": "pgraft_fast.integrations.adapters",
     "pgraft_loss": "pgraft_fast.finetune",
     "plan_cut": "pgraft_fast.finetune.cut_plan",
-    "restore": "pgraft_fast.integrations",
+    "restore": "pgraft_fast.integrations.pipeline",
     "rollout": "pgraft_fast.sampling",
+    "save_adapter": "pgraft_fast.integrations.adapter_files",
     "unload_adapter": "pgraft_fast.integrations.adapters",
     "use_backend": "pgraft_fast.ops",
 }

@@ -1,5 +1,7 @@
 """The package as a whole: what importing it costs, its layout, its README."""
 
+import ast
+import importlib
 import json
 import re
 import subprocess
@@ -41,10 +43,22 @@ def test_every_public_name_without_diffusers_or_triton():
         "print([m for m in ('triton', 'diffusers') if m in sys.modules])"
     )
     assert run_python(code).strip() == "[]"
-    assert len(pf.__all__) <= 25
+    assert len(pf.__all__) <= 26
     assert set(pf.__all__) <= set(dir(pf))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         pf.nothing  # noqa: B018
+
+
+def test_editors_see_what_is_there():
+    """The block for type checkers names what is loaded, from where it is, and no more."""
+    tree = ast.parse((ROOT / "pgraft_fast/__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    shown = {one.asname: (node.module, one.name) for node in block.body for one in node.names}
+    assert set(shown) == {*pf._HOME, *pf._PARTS}
+    for name, (module, original) in shown.items():
+        assert name == original
+        found = importlib.import_module(f"{module}.{name}") if name in pf._PARTS else getattr(pf, name)
+        assert found is (getattr(pf, name) if name in pf._PARTS else getattr(importlib.import_module(module), name))
 
 
 def test_the_promised_calls():
@@ -93,7 +107,7 @@ def test_packages_are_listed():
 def test_arrows_point_one_way():
     """Nothing imports upwards."""
     order = [
-        ["amounts", "errors", "files", "schema", "sizes", "threads", "waiting"], ["ops"], ["diffusion"],
+        ["amounts", "errors", "extras", "files", "schema", "sizes", "threads", "waiting"], ["ops"], ["diffusion"],
         ["sampling", "selection", "rewards", "schedulers"],
         ["finetune", "diagnostics", "inverse_noise"], ["integrations", "text_to_image", "pipelines"], ["tasks"],
         ["report"], ["runs"], ["commands"], ["cli"], ["__main__"],

@@ -1,16 +1,13 @@
 """What a config is about."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from pgraft_fast.commands.config import RunConfig, load_task
 from pgraft_fast.commands.reward_contents import code_contents
 from pgraft_fast.commands.text_config import TextConfig
-from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Trainer
-from pgraft_fast.finetune.checkpoint import tensor_bytes
-from pgraft_fast.runs.subject import MODEL, Subject, handover_of
+from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 
 Config = RunConfig | TextConfig
@@ -44,5 +41,4 @@ def _save_weights(trainer: Trainer, run: Path, config: RunConfig, task: Task) ->
         "reward": Path(config.task.reward).name,
         **task.identity,
     }
-    write_file(run / MODEL, tensor_bytes(trainer.tuned.state_dict(), json.dumps(metadata)))
-    return run / MODEL
+    return save_weights(trainer.tuned, run, metadata)

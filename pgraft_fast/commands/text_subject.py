@@ -1,6 +1,5 @@
 """The subject of a text-to-image config."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,14 +13,12 @@ from pgraft_fast.commands.reward_config import build_reward
 from pgraft_fast.commands.reward_contents import reward_contents
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import inception_features
-from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Trainer
-from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.finetune.identity import sha256_of_files, sha256_of_texts
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
 from pgraft_fast.integrations.fingerprint import base_fingerprint
 from pgraft_fast.rewards.local_models import DTYPES
-from pgraft_fast.runs.subject import MODEL, Subject, handover_of
+from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.decoded import DecodedReward
 from pgraft_fast.tasks.pictures import Pictures, thumbnail_features
@@ -177,8 +174,7 @@ def _save(
     if config.lora.rank == 0:
         tuned: Any = trainer.tuned
         metadata = {**handover_of(task, trainer.chosen.cut), "reward": reward, "base": fingerprint}
-        write_file(run / MODEL, tensor_bytes(tuned.net.state_dict(), json.dumps(metadata)))
-        return run / MODEL
+        return save_weights(tuned.net, run, metadata)
     name = TUNED if config.method == "ddpo" else EMA
     told = AdapterMetadata.of(
         net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,

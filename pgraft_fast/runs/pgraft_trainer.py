@@ -5,12 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
+from torch import Tensor, nn
 
+from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
-from pgraft_fast.runs.pipeline_run import Rewards, pipeline_subject
-from pgraft_fast.runs.pipeline_settings import PGraftConfig
-from pgraft_fast.runs.run import finish_run
+from pgraft_fast.finetune import Prompts
+from pgraft_fast.runs.model_run import model_settings, model_subject
+from pgraft_fast.runs.pipeline_run import pipeline_subject
+from pgraft_fast.runs.pipeline_settings import PGraftConfig, PipelineRunSettings
+from pgraft_fast.runs.rewards import Rewards
+from pgraft_fast.runs.run import OnRound, finish_run
+from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
 
 
@@ -71,6 +78,10 @@ class PGraftTrainer:
     Raises InputError, one line, which says what is wrong with which argument, or why the pipeline cannot be tuned.
     """
 
+    config: PGraftConfig
+    _settings: PipelineRunSettings
+    _subject: Callable[[], Subject]
+
     def __init__(
         self,
         pipe: Any,
@@ -81,32 +92,68 @@ class PGraftTrainer:
         held_out: Sequence[Any] | None = None,
         call: Mapping[str, Any] | None = None,
         log: Callable[[str], None] | None = None,
-        on_round: Callable[[int, dict[str, Any]], None] = lambda number, entry: None,
+        on_round: OnRound = lambda number, entry: None,
     ) -> None:
-        self.config = PGraftConfig() if config is None else config
-        try:
-            self._settings = self.config.settings()
-        except ValidationError as error:
-            raise InputError("config: " + "; ".join(item["msg"] for item in error.errors())) from error
         for name in ("scheduler", "components"):
             if not hasattr(pipe, name):
                 raise InputError(f"pipe: {type(pipe).__name__} is no pipeline of diffusers, it has no {name}")
-        self._pipe, self._reward, self._prompts = pipe, reward, prompts
-        self._held_out, self._call, self._on_round = held_out, call, on_round
-        self._terminal = Terminal(log)
+        self._begin(config, PGraftConfig.settings, log, on_round)
+        self._subject = lambda: pipeline_subject(
+            pipe, reward, prompts, self._settings, held_out=held_out, call=call, log=self._terminal.line
+        )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        schedule: Schedule,
+        reward: Rewards,
+        prompts: Prompts | Sequence[str] | None = None,
+        config: PGraftConfig | None = None,
+        *,
+        shape: Sequence[int],
+        parameterization: str = "epsilon",
+        held_out: Prompts | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        pictures: Callable[[Tensor], np.ndarray] | None = None,
+        log: Callable[[str], None] | None = None,
+        on_round: OnRound = lambda number, entry: None,
+    ) -> "PGraftTrainer":
+        """The same for a model of one's own, model(x, t) or model(x, t, condition): all weights of a copy are trained.
+
+            trainer = PGraftTrainer.from_model(model, Schedule.vp_linear(), score, config=config, shape=(3, 32, 32))
+            result = trainer.train()
+            tuned.load_state_dict(safetensors.torch.load_file(result.adapter))    # above result.cut
+
+        schedule, parameterization, shape: see `rollout`. reward: score(samples, prompts) -> one number a sample of
+        (B, *shape). prompts: texts that the reward gets, with a condition for each where the model takes one (see
+        `Prompts`); default one empty text. held_out: to measure on, default the same. features(samples) -> (n, d):
+        space of the distances in the report, default the values themselves. pictures(samples) -> (n, H, W) or
+        (n, H, W, 3) uint8 for the report, default the values as they are. config: without lora and guidance.
+        """
+        made = cls.__new__(cls)
+        made._begin(config, model_settings, log, on_round)
+        made._subject = lambda: model_subject(
+            model, schedule, reward, prompts, made._settings, shape=shape, parameterization=parameterization,
+            held_out=held_out, features=features, pictures=pictures, log=made._terminal.line,
+        )  # fmt: skip
+        return made
+
+    def _begin(
+        self, config: PGraftConfig | None, settings_of: Callable[[PGraftConfig], PipelineRunSettings],
+        log: Callable[[str], None] | None, on_round: OnRound,
+    ) -> None:  # fmt: skip
+        self.config = PGraftConfig() if config is None else config
+        try:
+            self._settings = settings_of(self.config)
+        except ValidationError as error:
+            raise InputError("config: " + "; ".join(item["msg"] for item in error.errors())) from error
+        self._terminal, self._on_round = Terminal(log), on_round
 
     def train(self) -> Result:
         """Run, or go on with a run, to its end."""
         run = Path(self.config.run)
-
-        def subject() -> Any:
-            return pipeline_subject(
-                self._pipe, self._reward, self._prompts, self._settings, held_out=self._held_out, call=self._call,
-                log=self._terminal.line,
-            )  # fmt: skip
-
-        told = finish_run(run, subject, self._terminal, self._on_round)
-        return _result(run, told)
+        return _result(run, finish_run(run, self._subject, self._terminal, self._on_round))
 
 
 def _result(run: Path, told: Mapping[str, Any]) -> Result:

@@ -1,8 +1,6 @@
 """A pipeline, prompts and a reward as the subject of a run."""
 
 import hashlib
-import inspect
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Trainer
-from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
 from pgraft_fast.integrations.fingerprint import base_fingerprint
@@ -22,10 +18,10 @@ from pgraft_fast.integrations.handover import remove_adapters
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.facts import Facts, facts_of
-from pgraft_fast.rewards import PolicedReward, Policy, WeightedSum, load_reward, name_of
 from pgraft_fast.runs.asked import Asked
 from pgraft_fast.runs.pipeline_settings import PipelineRunSettings
-from pgraft_fast.runs.subject import MODEL, Subject, handover_of
+from pgraft_fast.runs.rewards import Rewards, reward_codes, weighted
+from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.decoded import DecodedReward
 from pgraft_fast.tasks.pipeline import of_media, pipeline_task
@@ -33,7 +29,6 @@ from pgraft_fast.text_to_image.contents import pipeline_contents
 from pgraft_fast.text_to_image.learners import EMA, TUNED, default_targets
 
 ADAPTER = "adapter"
-Rewards = Callable[..., object] | str | Sequence[Any]
 
 
 def pipeline_subject(
@@ -71,7 +66,8 @@ def pipeline_subject(
     if driven.why[False] is not None:
         log(f"{task.name}: rows are trained one after the other, in the pipeline's own loop: {driven.why[False]}")
     task = replace(task, identity={"base": fingerprint, "pipeline": task.name})
-    rewards = _rewards(reward, finish.medium, _rate(pipe, calls), config.policy, log)
+    medium, rate = finish.medium, _rate(pipe, calls)
+    rewards = weighted(reward, config.policy, log, lambda one: of_media(one, medium, rate))
     _check_trained(task, facts, config)
     assert task.learner is not None
     model: Any = task.model
@@ -93,40 +89,10 @@ def pipeline_subject(
         identity=lambda: {
             "pipeline": pipeline_contents(pipe),
             "call": sha256_of(_contents({**(call or {}), **({"of prompts": asked.columns} if asked.columns else {})})),
-            "rewards": [_code(one) for one, _ in _parts(reward)],
+            "rewards": reward_codes(reward),
         },
         close=close,
     )
-
-
-def _parts(reward: Rewards) -> list[tuple[Callable[..., object], float]]:
-    """(reward, weight) of each. Raises InputError."""
-    if isinstance(reward, str):
-        return [(load_reward(reward), 1.0)]
-    if callable(reward):
-        return [(reward, 1.0)]
-    if not isinstance(reward, (list, tuple)) or not reward:
-        what = type(reward).__name__
-        raise InputError(f"reward: {what} is neither a function, nor file.py:function, nor a list of these")
-    found: list[tuple[Callable[..., object], float]] = []
-    for one in reward:
-        pair = one if isinstance(one, tuple) and len(one) == 2 else (one, 1.0)
-        if isinstance(pair[0], (list, tuple)) or not isinstance(pair[1], (int, float)):
-            raise InputError("reward: a list holds rewards, or pairs of a reward and its weight")
-        found += [(part, float(pair[1])) for part, _ in _parts(pair[0])]
-    return found
-
-
-def _rewards(
-    reward: Rewards, medium: Any, rate: float | None, policy: Policy, log: Callable[[str], None]
-) -> WeightedSum:
-    parts: dict[str, tuple[Callable[..., object], float]] = {}
-    for one, weight in _parts(reward):
-        name = name_of(one)
-        while name in parts:
-            name += "_2"
-        parts[name] = (PolicedReward(of_media(one, medium, rate), policy, name=name, check_order=True, log=log), weight)
-    return WeightedSum(parts)
 
 
 def _rate(pipe: Any, calls: Calls) -> float | None:
@@ -162,9 +128,8 @@ def _check_trained(task: Task, facts: Facts, config: PipelineRunSettings) -> Non
 def _save(trainer: Trainer, run: Path, config: PipelineRunSettings, task: Task, net: Any, reward: str) -> Path:
     if config.lora.rank == 0:
         tuned: Any = trainer.tuned
-        metadata = {**handover_of(task, trainer.chosen.cut), "reward": reward, **task.identity}
-        write_file(run / MODEL, tensor_bytes(tuned.net.state_dict(), json.dumps(metadata)))
-        return run / MODEL
+        handover = handover_of(task, trainer.chosen.cut)
+        return save_weights(tuned.net, run, {**handover, "reward": reward, **task.identity})
     name = TUNED if config.method == "ddpo" else EMA
     told = AdapterMetadata.of(
         net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
@@ -172,15 +137,6 @@ def _save(trainer: Trainer, run: Path, config: PipelineRunSettings, task: Task, 
         extra={"method": config.method, "seed": config.seed, "pipeline": task.name}, adapter_name=name,
     )  # fmt: skip
     return save_adapter(run / ADAPTER, net, told, adapter_name=name)
-
-
-def _code(reward: Callable[..., object]) -> dict[str, str]:
-    """A reward by its name and the text of its code, as far as that is at hand."""
-    try:
-        text = inspect.getsource(reward if inspect.isroutine(reward) else type(reward))
-    except (OSError, TypeError):
-        text = ""
-    return {"name": name_of(reward), "code": sha256_of(text)}
 
 
 def _contents(value: Any) -> Any:

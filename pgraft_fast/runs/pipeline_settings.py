@@ -65,7 +65,8 @@ class PGraftConfig(Settings):
     default as many as fill the budget. steps: of a trajectory. guidance: scale, by whatever name the pipeline has for
     it; default its own. solver: default a stochastic one. budget: see `Budget`. lora: see `Lora`. run: folder of the
     run, which the same call goes on with. objective, strength, epochs, batch_size, micro_batch, learning_rate, ema: of
-    the training, see `TrainSettings`. checkpointing: of activations, slower and smaller. evaluate: samples of held-out
+    the training, see `TrainSettings`; objective: default "contrast" for pipelines, whose samples are guided, "state"
+    for models of one's own. checkpointing: of activations, slower and smaller. evaluate: samples of held-out
     prompts, drawn before and after.
     """
 
@@ -83,7 +84,7 @@ class PGraftConfig(Settings):
     lora: Lora = Lora()
     run: Name = "runs/pgraft"
     seed: Seed = 0
-    objective: Literal["state", "clean", "contrast"] = "contrast"
+    objective: Literal["state", "clean", "contrast"] | None = None
     strength: Positive = 8.0
     epochs: Times = 2
     batch_size: Batch = 16
@@ -105,8 +106,8 @@ class PGraftConfig(Settings):
             ),
             select=SelectSettings(k=keep),
             train=TrainSettings(
-                cut=self.cut, objective=self.objective, strength=self.strength, advantage="reward", rounds=self.rounds,
-                epochs=self.epochs, batch_size=self.batch_size, micro_batch=self.micro_batch,
+                cut=self.cut, objective=self.objective or "contrast", strength=self.strength, advantage="reward",
+                rounds=self.rounds, epochs=self.epochs, batch_size=self.batch_size, micro_batch=self.micro_batch,
                 learning_rate=self.learning_rate, ema=self.ema,
             ),
             evaluate=EvaluateSettings(samples=self.evaluate),

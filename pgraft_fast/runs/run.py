@@ -12,12 +12,12 @@ import torch
 
 from pgraft_fast.amounts import duration
 from pgraft_fast.errors import InputError
+from pgraft_fast.extras import REPORT, need
 from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
-from pgraft_fast.report import report_seconds, write_run_report
 from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
@@ -35,11 +35,14 @@ def finish_run(
     """Run, or go on with a run, to its end. subject_of(): once the folder is locked. on_round(number, entry): after
     each round. Returns what result.json holds.
     """
+    need("the report of a run", *REPORT)
     with run_lock(run), stop_on_signals() as stop:
         ledger = Ledger(run / "ledger.jsonl")
         finished, subject = False, None
         try:
             subject = sized(subject_of(), run, terminal.line)
+            if subject.config.log.tensorboard:
+                need("log.tensorboard", "tensorboard")
             result = _Run(subject, run, ledger, terminal, stop, on_round).finish()
             finished = True
             return result
@@ -73,6 +76,8 @@ class _Run:
         )  # fmt: skip
 
     def finish(self) -> dict[str, Any]:
+        from pgraft_fast.report import report_seconds, write_run_report
+
         config, trainer = self.config, self.trainer
         if trainer.rounds_done == 0:
             trainer.budget.check_first_round(trainer.calls_of_a_round())

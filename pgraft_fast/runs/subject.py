@@ -1,12 +1,17 @@
 """What a run is about: its task, its reward, what is trained, and how the result is saved."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Learner, Trainer
+from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.tasks import Task
 
 MODEL = "model.safetensors"
@@ -37,3 +42,9 @@ def handover_of(task: Task, cut: float) -> dict[str, Any]:
         "schedule": task.schedule.to_dict(),
         "parameterization": task.parameterization,
     }
+
+
+def save_weights(model: nn.Module, run: Path, metadata: dict[str, Any]) -> Path:
+    """All weights of a model into the run's folder."""
+    write_file(run / MODEL, tensor_bytes(model.state_dict(), json.dumps(metadata)))
+    return run / MODEL

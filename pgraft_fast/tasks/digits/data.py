@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pgraft_fast.extras import need
+
 SHAPE = (1, 8, 8)
 N_CLASSES = 10
 HELD_OUT = 360
@@ -26,6 +28,7 @@ class Digits:
 @lru_cache(maxsize=2)
 def load_digits(split: str) -> Digits:
     """split: "train" (1,437) or "held_out" (360), stratified by label."""
+    need("the digits", "sklearn")
     # Imported here: scikit-learn takes half a second to import.
     from sklearn.datasets import load_digits as sklearn_digits
     from sklearn.model_selection import train_test_split
