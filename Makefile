@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Processes that tests start would compile every library anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test coverage test-faults test-gpu bench bench-compare gpu-check lint plots readme-tables clean
 
 demo: $(READY)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pgraft_fast import schedulers as schedulers
     from pgraft_fast import selection as selection
     from pgraft_fast import tasks as tasks
-    from pgraft_fast import text_to_image as text_to_image
     from pgraft_fast.diffusion import Schedule as Schedule
     from pgraft_fast.finetune import FinetuneSettings as FinetuneSettings
     from pgraft_fast.finetune import Prompts as Prompts
@@ -38,11 +37,11 @@ if TYPE_CHECKING:
     from pgraft_fast.inverse_noise import NoiseCorrector as NoiseCorrector
     from pgraft_fast.inverse_noise.invert import invert as invert
     from pgraft_fast.ops import use_backend as use_backend
+    from pgraft_fast.pipelines.loras import Lora as Lora
     from pgraft_fast.rewards import Reward as Reward
     from pgraft_fast.runs.pgraft_trainer import PGraftTrainer as PGraftTrainer
     from pgraft_fast.runs.pgraft_trainer import Result as Result
     from pgraft_fast.runs.pipeline_settings import Budget as Budget
-    from pgraft_fast.runs.pipeline_settings import Lora as Lora
     from pgraft_fast.runs.pipeline_settings import PGraftConfig as PGraftConfig
     from pgraft_fast.sampling import guided as guided
     from pgraft_fast.sampling.rollout import rollout as rollout
@@ -55,7 +54,7 @@ _HOME = {
     "Budget": "pgraft_fast.runs.pipeline_settings",
     "CorrectedPipeline": "pgraft_fast.integrations.corrected",
     "FinetuneSettings": "pgraft_fast.finetune",
-    "Lora": "pgraft_fast.runs.pipeline_settings",
+    "Lora": "pgraft_fast.pipelines.loras",
     "NoiseCorrector": "pgraft_fast.inverse_noise",
     "PGraftCallback": "pgraft_fast.integrations.callback",
     "PGraftConfig": "pgraft_fast.runs.pipeline_settings",
@@ -97,7 +96,6 @@ _PARTS = (
     "schedulers",
     "selection",
     "tasks",
-    "text_to_image",
 )
 
 

@@ -82,9 +82,12 @@ def work_of(model: Any, rows: int, shape: Sequence[int]) -> float | None:
     return rows * (2.0 * weights * places + _EACH_ELEMENT * elements)
 
 
-def team_of(model: Any, rows: int, shape: Sequence[int], device: torch.device) -> Team:
-    """For calls of a model; `work_of`."""
-    return Team(work_of(model, rows, shape), device)
+def team_of(model: Any, rows: int, shape: Sequence[int], device: torch.device, *others: Any) -> Team:
+    """For calls of a model, or of any of several; `work_of`. The largest decides, so that two on one network take as
+    many threads as one.
+    """
+    works = [work_of(one, rows, shape) for one in (model, *others)]
+    return Team(None if None in works else max(one for one in works if one is not None), device)
 
 
 def _weights(model: Any, seen: set[int]) -> int | None:

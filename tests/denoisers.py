@@ -1,19 +1,23 @@
 """A tiny pipeline's denoiser as a model of prompt numbers."""
 
-import torch
+from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.driven import Driven
+from pgraft_fast.pipelines.facts import facts_of
 
-from pgraft_fast.text_to_image import Denoiser, PromptTable, kind_of
-
-TEXTS = ("a red cube", "two cats")
+# The last one stands for none.
+TEXTS = ("a red cube", "two cats", "")
 NAMES = ("sd", "sdxl", "sd3", "flux")
 
 
-def table_of(pipe, kind, null=""):
-    return PromptTable(lambda texts: kind.encode(pipe, texts, 64), TEXTS, null, torch.device("cpu"), torch.float32)
+def denoiser(pipe, guidance=1.0):
+    call = {"height": 16, "width": 16}
+    if "max_sequence_length" in Calls(pipe, TEXTS).names:
+        call["max_sequence_length"] = 64
+    model = Driven.of(facts_of(Calls(pipe, TEXTS, call, guidance=guidance)))
+    assert all(why is None for why in model.why.values())
+    model.prepare([0, 1, 2])
+    return model
 
 
-def denoiser(pipe, guidance=1.0, size=16):
-    kind = kind_of(pipe)
-    table = table_of(pipe, kind)
-    table.prepare(torch.arange(2))
-    return Denoiser(kind.net(pipe), kind, table, kind.constants(pipe, size, size), guidance=guidance)
+def schedule_of(model):
+    return model.facts.schedule, model.facts.parameterization

@@ -19,8 +19,11 @@ _SET = ("prompt", "class_labels", "num_inference_steps", "generator", "guidance_
 
 
 def build(name, seed=0):
-    """The pipeline."""
-    return pipelines.build(name, seed=seed) if name in pipelines.NAMES else zoo.build(name, seed)
+    """The pipeline, whose scheduler does not cut x_0 off."""
+    pipe = pipelines.build(name, seed=seed) if name in pipelines.NAMES else zoo.build(name, seed)
+    if pipe.scheduler.config.get("clip_sample"):
+        pipe.scheduler.register_to_config(clip_sample=False)
+    return pipe
 
 
 def call_of(name):

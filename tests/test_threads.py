@@ -55,6 +55,25 @@ def test_a_rollout_takes_what_its_work_is_worth(width, n, threads):
     assert torch.get_num_threads() == 2
 
 
+def test_two_models_on_one_network_take_as_many_threads_as_one():
+    """Or a tuned model that equals the reference would draw other bits."""
+
+    class Other(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, t):
+            return self.net(x, t)
+
+    net = Net(1024)
+    rows = int(0.7 * LEAST_SHARED / work_of(net, 1, (4,)))
+    roll(net, rows, batch_size=4096, tuned=Other(net), cut=0.5)
+    assert set(net.threads) == {1} and len(net.threads) == 3
+    roll(Other(net), 2 * rows, batch_size=4096, tuned=Net(8), cut=0.5)
+    assert net.threads[3:] == [2]
+
+
 def test_between_batches_the_callers_threads():
     """What a caller does in `on_batch` is not the library's work."""
     seen = []

@@ -12,7 +12,7 @@ folder = "{name}"
 device = "cpu"
 height = 16
 width = 16
-max_sequence_length = 64
+{length}
 [prompts]
 train = "prompts.txt"
 held_out = "held_out.csv"
@@ -51,6 +51,9 @@ def text_config(
     (folder / "prompts.txt").write_text("".join(f"thing number {n}\n" for n in range(12)))
     (folder / "held_out.csv").write_text("prompt,category\na red cube,colour\ntwo cats,counting\na blue cube,colour\n")
     path = folder / "config.toml"
-    text = TEXT.format(name=name, rounds=rounds, reward=reward, reward_more=reward_more, top=top, more=more)
+    length = "max_sequence_length = 64" if name in ("sd3", "flux") else ""
+    text = TEXT.format(
+        name=name, rounds=rounds, reward=reward, reward_more=reward_more, top=top, more=more, length=length
+    )
     path.write_text(text.replace('run = "run"', f'run = "{folder / "run"}"'))
     return path

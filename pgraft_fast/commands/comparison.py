@@ -159,8 +159,8 @@ class _One:
             above: Any = tuned
             found.append(
                 evaluate(
-                    replace(task, model=reference.like(guidance=scale)), self.subject.reward, config,
-                    config.evaluate.samples, tuned=None if tuned is None else above.like(guidance=scale),
+                    replace(task, model=reference.like(way=scale)), self.subject.reward, config,
+                    config.evaluate.samples, tuned=None if tuned is None else above.like(way=scale),
                     cut=cut, ledger=Ledger(), check=self.check,
                     execution=Execution("eager", next(reference.parameters()).device),
                 )

@@ -6,15 +6,15 @@ from typing import Any, Literal
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.commands.text_config import TextConfig
-from pgraft_fast.commands.text_subject import ADAPTER
 from pgraft_fast.errors import InputError
 from pgraft_fast.integrations.adapter_files import read_adapter, save_adapter
+from pgraft_fast.runs.pipeline_run import ADAPTER
 
 
 def export(run: Path, out: Path, format: Literal["diffusers", "kohya"]) -> dict[str, Any]:
     """Raises InputError where the run has no adapter."""
     from pgraft_fast.commands.evaluate_text import tuned_of
-    from pgraft_fast.text_to_image.learners import EMA, TUNED
+    from pgraft_fast.pipelines.learners import EMA, TUNED
 
     _, _, config = read_run(str(run))
     if not isinstance(config, TextConfig) or config.lora.rank == 0:

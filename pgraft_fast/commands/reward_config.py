@@ -46,6 +46,7 @@ from pgraft_fast.rewards.local_models import DTYPES, what_is_missing
 from pgraft_fast.rewards.process import CommandReward
 from pgraft_fast.rewards.urls import with_variables
 from pgraft_fast.rewards.vqa_score import VqaScore
+from pgraft_fast.tasks.pipeline import Medium, of_media
 
 _AESTHETIC = "sac+logos+ava1-l14-linearMSE.pth of github.com/christophschuhmann/improved-aesthetic-predictor"
 _LOG = logging.getLogger("pgraft_fast.rewards")
@@ -62,12 +63,15 @@ def build_reward(
     folder: Path = Path(),
     logs: Path | None = None,
     log: Callable[[str], None] = _LOG.warning,
+    medium: Medium = "image",
+    rate: float | None = None,
 ) -> WeightedSum:
     """The weighted sum of the rewards of a config, each under the policy. Nothing is loaded or started yet.
 
     task_rewards: for kind "task". device: of the models, the samples' own where None. folder: relative paths start
     there, and commands run in it. logs: folder for what commands write to stderr, <name>.log. log: gets a line for
-    every failure that does not stop the run. Close the result, or use it in a `with`.
+    every failure that does not stop the run. medium: what is scored; of others than pictures functions get a list of
+    arrays, and `rate` where they ask for it. Close the result, or use it in a `with`.
     Raises InputError, which says what to download where, and RewardError where a function cannot be loaded.
     """
     parts: dict[str, tuple[Callable[..., object], float]] = {}
@@ -75,8 +79,11 @@ def build_reward(
         name = _unused(_name(settings), parts)
         place = _Place(name, folder, logs, device, policy, task_rewards or {})
         own_code = isinstance(settings, CallableSettings | TaskRewardSettings)
+        if medium != "image" and not own_code:
+            raise InputError(f"rewards.{number}.kind = {settings.kind!r} takes pictures, the pipeline makes {medium}")
         try:
             reward = place.build(settings)
+            reward = reward if medium == "image" else of_media(reward, medium, rate)
         except InputError as error:
             raise InputError(f"rewards.{number}.{error}") from error
         policed = PolicedReward(

@@ -8,11 +8,10 @@ from pydantic import Field, model_validator
 from pgraft_fast.commands.config import RunConfig, checked, override, read_config, read_toml
 from pgraft_fast.commands.reward_settings import RewardSettings
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.settings import Advantage, SampleSettings, TrainSettings
-from pgraft_fast.rewards import Policy
-from pgraft_fast.runs.settings import EvaluateSettings, RunSettings
-from pgraft_fast.schema import Batch, Count, Name, Part, Positive, Rate, Scale, Settings, Size, Times
-from pgraft_fast.text_to_image.learners import LoraSettings
+from pgraft_fast.runs.pipeline_settings import PipelineRunSettings
+from pgraft_fast.runs.settings import EvaluateSettings
+from pgraft_fast.schema import Batch, Count, Name, Settings, Size
+from pgraft_fast.tasks.pictures import is_picture
 
 # What a preset sets where the config says nothing, for a model of Stable Diffusion 1 or 2's size in 8 GB; larger models
 # halve the numbers by themselves when memory is full.
@@ -32,9 +31,10 @@ class PipelineSettings(Settings):
     """The model. folder: of diffusers; repository: where to download it. shipped: shapes instead, "sd" or "sd3".
 
     variant: of the weight files, such as "fp16"; default the plain ones, or the only one there is. height, width: in
-    pixels, default the model's own. vae_slice: latents decoded at once. negative_prompt: the other side of guidance;
-    default what the pipeline takes where none is given. max_sequence_length: tokens of T5 in Stable Diffusion 3 and
-    Flux.
+    pixels, default the model's own. vae_slice: samples decoded at once. negative_prompt: the other side of guidance;
+    default what the pipeline takes where none is given. max_sequence_length: tokens of a text, where the pipeline has
+    this argument; default its own. call: other arguments of its call; a file name that ends as one of a picture is that
+    picture.
     """
 
     folder: Name | None = None
@@ -47,7 +47,8 @@ class PipelineSettings(Settings):
     width: Size | None = None
     vae_slice: Batch = 8
     negative_prompt: str | None = None
-    max_sequence_length: int = Field(default=256, ge=0, le=512)
+    max_sequence_length: int | None = Field(default=None, ge=0, le=2**16)
+    call: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -67,43 +68,6 @@ class PromptSettings(Settings):
     held_out: Name | None = None
 
 
-class TextSampleSettings(SampleSettings):
-    """See `SampleSettings`. prompts: default as many as fill the budget. guidance: scale of classifier-free guidance, 1
-    and less is none. guidance_tuned: that of the tuned model, above the cut; default guidance.
-    """
-
-    prompts: Count | None = None  # type: ignore[assignment]
-    candidates: Count = 4
-    guidance: Scale = 5.0
-    guidance_tuned: Scale | None = None
-    solver: Literal["auto", "ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"] = "auto"  # type: ignore[assignment]
-    batch_size: Batch = 16
-    overlap: bool = True
-
-
-class TextTrainSettings(TrainSettings):
-    """See `TrainSettings`; without steps, two epochs. checkpointing: of activations, slower and smaller.
-
-    The candidates are those of the guided sampler: `contrast` does not learn guidance from them, the others do. What
-    its rows count by, and its strength, are what was best on shapes.
-    """
-
-    objective: Literal["state", "clean", "contrast"] = "contrast"
-    strength: Positive = 8.0
-    advantage: Advantage = "reward"
-    epochs: Times | None = 2
-    batch_size: Batch = 16
-    learning_rate: Rate = 1e-4
-    ema: Part = 0.9
-    checkpointing: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _steps_are_meant(cls, given: Any) -> Any:
-        """Steps that are asked for are not passed over for the default epochs."""
-        return {"epochs": None, **given} if isinstance(given, dict) and "steps" in given else given
-
-
 class TextEvaluateSettings(EvaluateSettings):
     """samples: of held-out prompts, before and after, rounded up to whole groups of candidates. reference: folder of
     pictures for the Frechet distance. inception: file of InceptionV3's weights for its features.
@@ -114,30 +78,14 @@ class TextEvaluateSettings(EvaluateSettings):
     inception: Name | None = None
 
 
-class TextConfig(RunSettings):
+class TextConfig(PipelineRunSettings):
     """A whole run. memory: presets, see `PRESETS`."""
 
     memory: Literal["8gb", "16gb", "24gb", "80gb"] | None = None
     model: PipelineSettings
     prompts: PromptSettings = PromptSettings()
-    lora: LoraSettings = LoraSettings()
     rewards: list[RewardSettings] = Field(min_length=1)
-    policy: Policy = Policy()
-    sample: TextSampleSettings = TextSampleSettings()
-    train: TextTrainSettings = TextTrainSettings()
     evaluate: TextEvaluateSettings = TextEvaluateSettings()
-
-    @model_validator(mode="after")
-    def _guidance_fits(self) -> Self:
-        sample = self.sample
-        if sample.guidance_tuned is None:
-            return self
-        told = f"sample.guidance_tuned={sample.guidance_tuned}"
-        if self.method == "ddpo":
-            raise ValueError(f"{told}: DDPO trains the guided answer at sample.guidance; leave it out")
-        if sample.guidance_tuned > 1.0 >= sample.guidance:
-            raise ValueError(f"{told}: the candidates are drawn without guidance (sample.guidance={sample.guidance})")
-        return self
 
     @model_validator(mode="after")
     def _has_prompts(self) -> Self:
@@ -156,6 +104,7 @@ def read_text_config(path: Path, overrides: dict[str, Any]) -> TextConfig:
             if isinstance(part, dict) and isinstance(part.get(key), str):
                 part[key] = str(path.parent / part[key])
     _place_rewards(data.get("rewards"), path.parent)
+    _place_pictures(data.get("model"), path.parent)
     override(data, overrides)
     apply_preset(data)
     return checked(TextConfig, data, str(path))
@@ -184,3 +133,9 @@ def _place_rewards(rewards: Any, folder: Path) -> None:
         for key in ("model", "clip", "weights", "function"):
             if isinstance(reward, dict) and isinstance(reward.get(key), str):
                 reward[key] = str(folder / reward[key])
+
+
+def _place_pictures(model: Any, folder: Path) -> None:
+    call = model.get("call") if isinstance(model, dict) else None
+    if isinstance(call, dict):
+        call.update({name: str(folder / value) for name, value in call.items() if is_picture(value)})

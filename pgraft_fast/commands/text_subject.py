@@ -1,11 +1,12 @@
-"""The subject of a text-to-image config."""
+"""The subject of a config that names a pipeline."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pgraft_fast.commands.devices import device_of
@@ -13,92 +14,83 @@ from pgraft_fast.commands.reward_config import build_reward
 from pgraft_fast.commands.reward_contents import reward_contents
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import inception_features
-from pgraft_fast.finetune import Trainer
+from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.identity import sha256_of_files, sha256_of_texts
-from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
-from pgraft_fast.integrations.fingerprint import base_fingerprint
+from pgraft_fast.pipelines.loading import frozen, load_pipeline
+from pgraft_fast.pipelines.standin import parameters_of
 from pgraft_fast.rewards.local_models import DTYPES
-from pgraft_fast.runs.subject import Subject, handover_of, save_weights
-from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.decoded import DecodedReward
-from pgraft_fast.tasks.pictures import Pictures, thumbnail_features
-from pgraft_fast.tasks.text_to_image import Parts, folder_features, text_task, with_held_out
-from pgraft_fast.text_to_image import Decoder, PromptFile, kind_of, load_pipeline, read_prompts
-from pgraft_fast.text_to_image.agreement import Asked, check_agreement
-from pgraft_fast.text_to_image.contents import pipeline_contents
-from pgraft_fast.text_to_image.learners import EMA, TUNED
-from pgraft_fast.text_to_image.loading import frozen
-
-ADAPTER = "adapter"
+from pgraft_fast.runs.asked import Asked
+from pgraft_fast.runs.pipeline_run import PipelineParts, Scored, pipeline_subject
+from pgraft_fast.runs.subject import Subject
+from pgraft_fast.tasks.pictures import Pictures, folder_features, is_picture, thumbnail_features
+from pgraft_fast.tasks.pipeline import Finish, Measures
+from pgraft_fast.tasks.prompt_files import PromptFile, read_prompts, with_held_out
 
 
 def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     """Load pipeline, prompts and rewards. Raises InputError."""
     device, dtype = device_of(config.model.device), DTYPES[config.model.dtype]
-    parts = _parts(config, device, dtype, log)
-    pipe = parts.pipe
-    task, decoder = text_task(parts)
-    _check_agreement(parts, task, decoder)
-    rewards = build_reward(
-        config.rewards, config.policy, task_rewards=parts.rewards, device=device, log=log,
-        logs=Path(config.run) / "logs",
-    )  # fmt: skip
-    solver = config.sample.solver
-    if solver == "auto":
-        # Stochastic, so that a decision at the cut says something of the state there.
-        solver = "euler_sde" if task.parameterization == "velocity" else "ddpm"
-    resolved = config.model_copy(update={"sample": config.sample.model_copy(update={"solver": solver})})
-    fingerprint = base_fingerprint(kind_of(pipe).net(pipe))
-    task = replace(task, identity={"base": fingerprint, "pipeline": type(pipe).__name__})
-    assert task.learner is not None
-    return Subject(
-        config=resolved,
-        task=task,
-        reward=DecodedReward(rewards, lambda latents, prompts: (decoder(latents), prompts)),
-        learner=task.learner(config.train),
-        save=lambda trainer, run: _save(trainer, run, resolved, task, pipe, fingerprint, rewards.name),
-        identity=lambda: {
-            "pipeline": pipeline_contents(pipe),
-            "rewards": reward_contents(config.rewards),
+    source = source_of(config, device, dtype, log)
+
+    def scored(finish: Finish, rate: float | None) -> Scored:
+        rewards = build_reward(
+            config.rewards, config.policy, task_rewards=source.rewards, device=device, log=log,
+            logs=Path(config.run) / "logs", medium=finish.medium, rate=rate,
+        )  # fmt: skip
+        return Scored(rewards, finish.pixels, reward_contents(config.rewards))
+
+    call = call_of(config, source.pipe)
+    parts = PipelineParts(
+        pipe=source.pipe,
+        asked=Asked.of_files(source.train, source.held_out),
+        scored=scored,
+        call=call,
+        measures=partial(_measures, config, source),
+        at_once=config.model.vae_slice,
+        contents=lambda: {
             "held-out prompts": {
-                "text": sha256_of_texts(parts.held_out.text, "prompts"),
-                "category": sha256_of_texts(parts.held_out.category, "categories"),
+                "text": sha256_of_texts(source.held_out.text, "prompts"),
+                "category": sha256_of_texts(source.held_out.category, "categories"),
             },
-            "evaluation": _evaluation_contents(config, parts),
         },
-        close=rewards.close,
+        told={"shipped": config.model.shipped},
+        settled=frozenset(name for name, value in call.items() if not hasattr(value, "size")),
     )
+    return pipeline_subject(parts, config, log)
 
 
-def _evaluation_contents(config: TextConfig, parts: Parts) -> dict[str, str]:
-    """Of the features of pictures, and of the pictures that are compared with."""
-    inception, reference = config.evaluate.inception, config.evaluate.reference
-    return {
-        "features": "own" if inception is None else sha256_of_files({"inception": Path(inception)}),
-        "reference": "own"
-        if reference is None
-        else str(Pictures.of(Path(reference), parts.height).identity()["sha256"]),
-    }
+def call_of(config: TextConfig, pipe: Any) -> dict[str, Any]:
+    """Arguments of the pipeline's call that the config sets. Raises InputError."""
+    model = config.model
+    given = {name: getattr(model, name) for name in ("height", "width", "negative_prompt", "max_sequence_length")}
+    call = {name: value for name, value in given.items() if value is not None}
+    if model.shipped == "sd3":
+        # It has no T5, whose place would be filled with zeros.
+        call["max_sequence_length"] = 0
+    taken = [name for name in model.call if name in call]
+    if taken:
+        raise InputError(f"model.call: {', '.join(taken)} is given in [model], too; give it once")
+    known = parameters_of(pipe)
+    unknown = [name for name in call if name not in known]
+    if unknown:
+        raise InputError(f"model.{unknown[0]}: {type(pipe).__name__} has no such argument; leave it out")
+    return {**call, **{name: _argument(name, value) for name, value in model.call.items()}}
 
 
-def _check_agreement(parts: Parts, task: Task, decoder: Decoder) -> None:
-    asked = Asked(
-        parts.train.text[0], 0, parts.negative_prompt, parts.height, parts.width, parts.max_sequence_length
-    )  # fmt: skip
-    denoiser: Any = task.model
-    check_agreement(parts.pipe, denoiser, decoder, task.schedule, task.parameterization, asked)
+def _argument(name: str, value: Any) -> Any:
+    if not is_picture(value):
+        return value
+    from PIL import Image
 
-
-def pipeline_of(
-    config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]
-) -> tuple[Any, PromptFile]:
-    """The frozen pipeline of a config, and its held-out prompts. Raises InputError."""
-    found = _found(config, device, dtype, log)
-    return found.pipe, found.held_out
+    try:
+        with Image.open(value) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise InputError(f"model.call.{name}: {value} cannot be read as a picture ({error})") from error
 
 
 @dataclass(frozen=True)
-class _Found:
+class Source:
     """What a config names. reference(): features of pictures to compare with."""
 
     pipe: Any
@@ -109,7 +101,8 @@ class _Found:
     rewards: Mapping[str, Callable[..., object]]
 
 
-def _found(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> _Found:
+def source_of(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> Source:
+    """Load the frozen pipeline and the prompts. Raises InputError."""
     model, given = config.model, config.prompts
     features: Callable[[torch.Tensor], torch.Tensor] = thumbnail_features
     rewards: Mapping[str, Callable[..., object]] = {}
@@ -132,53 +125,22 @@ def _found(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Ca
     if config.evaluate.inception is not None:
         features, _ = inception_features(Path(config.evaluate.inception))
         reference = _no_reference
-    if config.evaluate.reference is not None:
-        folder = Path(config.evaluate.reference)
-        reference = partial(folder_features, folder, _size(pipe, model.height, 0), features)
-    return _Found(pipe, train, held_out, features, reference, rewards)
+    return Source(pipe, train, held_out, features, reference, rewards)
 
 
 def _no_reference() -> None:
     """Nothing to compare with."""
 
 
-def _parts(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> Parts:
-    found, model = _found(config, device, dtype, log), config.model
-    return Parts(
-        pipe=found.pipe, train=found.train, held_out=found.held_out, height=_size(found.pipe, model.height, 0),
-        width=_size(found.pipe, model.width, 1), guidance=config.sample.guidance,
-        guidance_tuned=config.sample.guidance_tuned, dtype=dtype,
-        negative_prompt=model.negative_prompt, max_sequence_length=text_length(config),
-        vae_slice=model.vae_slice, features=found.features, reference=found.reference(), rewards=found.rewards,
-        lora=config.lora, seed=config.seed, checkpointing=config.train.checkpointing,
-    )  # fmt: skip
-
-
-def text_length(config: TextConfig) -> int:
-    """Tokens of T5, which the shipped flow has not: its place would be filled with zeros."""
-    return 0 if config.model.shipped == "sd3" else config.model.max_sequence_length
-
-
-def _size(pipe: Any, asked: int | None, axis: int) -> int:
-    """In pixels; the model's own by default. axis: 0 of the height, 1 of the width."""
-    if asked is not None:
-        return asked
-    own = kind_of(pipe).net(pipe).config.get("sample_size") or getattr(pipe, "default_sample_size", 64)
-    return int(own if isinstance(own, int) else own[axis]) * int(pipe.vae_scale_factor)
-
-
-def _save(
-    trainer: Trainer, run: Path, config: TextConfig, task: Task, pipe: Any, fingerprint: str, reward: str
-) -> Path:
-    net = kind_of(pipe).net(pipe)
-    if config.lora.rank == 0:
-        tuned: Any = trainer.tuned
-        metadata = {**handover_of(task, trainer.chosen.cut), "reward": reward, "base": fingerprint}
-        return save_weights(tuned.net, run, metadata)
-    name = TUNED if config.method == "ddpo" else EMA
-    told = AdapterMetadata.of(
-        net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
-        sample_shape=task.shape,
-        extra={"method": config.method, "seed": config.seed, "shipped": config.model.shipped}, adapter_name=name,
-    )  # fmt: skip
-    return save_adapter(run / ADAPTER, net, told, adapter_name=name)
+def _measures(config: TextConfig, source: Source, sample: np.ndarray) -> Measures:
+    """sample: of the pipeline, whose height the pictures of a reference get."""
+    inception, folder = config.evaluate.inception, config.evaluate.reference
+    features, reference, pictures = source.features, source.reference, "own"
+    if folder is not None:
+        reference = partial(folder_features, Path(folder), sample.shape[-3], features)
+        pictures = str(Pictures.of(Path(folder), sample.shape[-3]).identity()["sha256"])
+    contents = {
+        "features": "own" if inception is None else sha256_of_files({"inception": Path(inception)}),
+        "reference": pictures,
+    }
+    return Measures(features, reference(), source.held_out.category, {"evaluation": contents})

@@ -70,6 +70,7 @@ class _Twin(nn.Module):
         self._original = [module]
         self._pairs = list(zip(module.modules(), self.twin.modules(), strict=True))
         self.calls_a_sample = calls_of(module)
+        self.initial_state = getattr(module, "initial_state", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         original = self._original[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.driver import DENOISERS, Driver, State
 from pgraft_fast.pipelines.loop import NotServedError
-from pgraft_fast.pipelines.media import differ
+from pgraft_fast.pipelines.media import differ, media_of
 from pgraft_fast.pipelines.record import Record
 
 # Root mean squares of differences as shares of what is compared: rounding, other orders of rows, no more.
@@ -45,7 +45,7 @@ def compare(calls: Calls, state: State, own: Record, number: int) -> None:
                     "the same state and time in its own loop: it depends on more than these"
                 )
         media = driver.finish(own.steps[-1].next[:rows], number)
-        if differ(media, own.media, allowed):
+        if differ(media_of(media), media_of(own.media), allowed):
             raise NotServedError(f"{name}: from the same final state it makes something else than its own loop")
         if rows == 1:
             return

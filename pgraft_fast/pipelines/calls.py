@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.pipelines.standin import function_of
+from pgraft_fast.pipelines.standin import function_of, parameters_of
 
 # Facts that watching cannot tell: how a call is asked for several samples of a prompt, which arguments hold the prompt,
 # and which set guidance, with the values that may switch it off.
@@ -43,7 +43,7 @@ class Calls:
     @cached_property
     def names(self) -> frozenset[str]:
         """Of the arguments that the pipeline takes."""
-        return frozenset(inspect.signature(function_of(self.pipe)).parameters)
+        return parameters_of(self.pipe)
 
     def check(self) -> None:
         """Raise InputError for arguments that the pipeline does not have."""

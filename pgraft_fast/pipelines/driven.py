@@ -2,21 +2,20 @@
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pgraft_fast.pipelines.agreement import allowed_of, off
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
-from pgraft_fast.pipelines.explain import NotExplainedError
 from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.pipelines.fast import FastLoop
 from pgraft_fast.pipelines.grouping import in_order, rows_by
-from pgraft_fast.text_to_image.denoiser import Adapters
-
-# Times at which a loop is watched, as shares of the first.
-_WATCHED = (0.61, 0.13, 0.97)
+from pgraft_fast.pipelines.loras import Adapters
+from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED, WATCHED, Key, Ways
 
 
 class Driven(nn.Module):
@@ -24,92 +23,113 @@ class Driven(nn.Module):
 
     Returns what the pipeline hands to its scheduler, guidance applied, of x's shape and dtype. Where its loop is
     explained, all rows go through the denoiser at once; else rows of one prompt and time are one iteration of a driven
-    loop, others follow one by one. Several share a network: with other LoRAs on, with guidance or without. guided:
-    whether the pipeline's guidance is on. why: of each way, why its loop is driven; None where it is explained.
+    loop, others follow one by one. Several share a network: with other LoRAs on, called in other ways. way: GUIDED,
+    UNGUIDED, or a scale of guidance. why: of each way, why its loop is driven; None where it is explained.
     """
 
-    # Its loops hold frames of the pipeline's code: there is nothing to be copied or compiled.
-    runs_as_it_is = True
-
     def __init__(
-        self, facts: Facts, net: nn.Module, drivers: dict[bool, Driver], *, guided: bool = True,
-        adapters: Adapters | None = None, adapter: str | None = None,
+        self, facts: Facts, net: nn.Module, ways: Ways, *, way: Key = GUIDED, adapters: Adapters | None = None,
+        adapter: str | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.facts, self.net, self.drivers, self.guided = facts, net, drivers, guided
+        self.facts, self.net, self.way, self._ways = facts, net, way, ways
         self.adapters, self.adapter = adapters, adapter
-        self.fast: dict[bool, FastLoop | None] = {True: None, False: None}
-        self.why: dict[bool, str | None] = {}
-        self.calls_a_sample = (facts.guided if guided else facts.unguided).evaluations
+        self.calls_a_sample = ways.found[way].evaluations
 
     @classmethod
     def of(cls, facts: Facts) -> "Driven":
         """The pipeline as it is, guided as its call asks for."""
         net = getattr(facts.pipe, facts.denoiser)
-        made = cls(facts, net, _drivers(facts, {}))
-        made.explain()
-        return made
-
-    def explain(self) -> None:
-        """Find out whether the denoiser can be called directly; where it cannot, the loops are driven."""
-        times = [self.facts.times.of_time(self.facts.begin * share) for share in _WATCHED]
-        for guided in (True, False):
-            driver = self.drivers[guided]
-            if not guided and driver is self.drivers[True]:
-                self.fast[False], self.why[False] = self.fast[True], self.why[True]
-                continue
-            self.fast[guided], self.why[guided] = None, "the seed of a sample decides more than its noise"
-            if self.facts.seeded:
-                continue
-            if self.facts.guided.calls.rows == 1:
-                self.why[guided] = "the pipeline makes one sample at once"
-                continue
-            try:
-                self.fast[guided], self.why[guided] = FastLoop.of(driver, self.net, times), None
-            except NotExplainedError as error:
-                self.why[guided] = str(error)
+        return cls(facts, net, Ways.of(facts, net))
 
     @property
-    def unguided(self) -> bool:
-        """`guidance` of training."""
-        return False
+    def drivers(self) -> dict[Key, Driver]:
+        """Of each way."""
+        return self._ways.drivers
 
-    def like(self, *, guidance: bool | None = None, adapter: str | None = None) -> "Driven":
-        """Another on the same network, by default with the same LoRA and guidance."""
-        made = Driven(
-            self.facts, self.net, self.drivers, guided=self.guided if guidance is None else guidance,
+    @property
+    def fast(self) -> dict[Key, FastLoop | None]:
+        """Of each way, where it is explained."""
+        return self._ways.fast
+
+    @property
+    def why(self) -> dict[Key, str | None]:
+        """See above."""
+        return self._ways.why
+
+    @property
+    def runs_as_it_is(self) -> bool:
+        """A driven loop holds frames of the pipeline's code: there is nothing to be copied or compiled."""
+        return self.fast[self.way] is None
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a CUDA graph of it can be made, for the prompts that are prepared."""
+        fast = self._prepared()
+        return fast is not None and fast.on_device
+
+    @property
+    def graph_key(self) -> tuple[Any, ...]:
+        """What a captured graph must not be shared over. The LoRA is switched on: others share the network."""
+        self._switch()
+        fast = self._prepared()
+        return self.adapter, self.way, () if fast is None else fast.table.graph_key
+
+    def like(self, *, way: Key | None = None, adapter: str | None = None) -> "Driven":
+        """Another on the same network, by default with the same LoRA and called in the same way. Raises InputError for
+        a scale of guidance that the pipeline does not take.
+        """
+        if self.adapters is not None and way is not None and way not in self._ways.found:
+            # It is watched with the network as it was.
+            self.adapters.use(None)
+        return Driven(
+            self.facts, self.net, self._ways, way=self.way if way is None else self._ways.key(way),
             adapters=self.adapters, adapter=self.adapter if adapter is None else adapter,
         )  # fmt: skip
-        made.fast, made.why = self.fast, self.why
-        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Driven":
         """The same pipeline with a copy of the network."""
         net = copy.deepcopy(self.net, memo)
-        drivers = _drivers(self.facts, {self.facts.denoiser: net})
-        made = Driven(self.facts, net, drivers, guided=self.guided)
-        made.fast = {guided: one and one.with_net(net) for guided, one in self.fast.items()}
-        made.why = self.why
-        return made
+        return Driven(
+            self.facts, net, self._ways.with_net(net), way=self.way, adapters=copy.deepcopy(self.adapters, memo),
+            adapter=self.adapter,
+        )  # fmt: skip
 
     def train(self, mode: bool = True) -> "Driven":
         """The network stays in the mode in which the pipeline calls it: some answer otherwise in training."""
         return self
 
+    def prepare(self, numbers: Sequence[int]) -> None:
+        """These prompts will be asked for: what their calls give the denoiser is brought to its device."""
+        self._ways.wanted[:] = numbers
+
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        if self.adapters is not None:
-            self.adapters.use(self.adapter)
-        numbers = condition.tolist()
-        fast = self.fast[self.guided]
+        self._switch()
+        fast = self._prepared()
         if fast is not None:
-            return fast.output(x, [self.facts.times.of_time(one) for one in t.tolist()], numbers)
-        driver, times = self.drivers[self.guided], self.facts.times
+            return fast.output(x, self.facts.times.of_times(t), condition)
+        driver, times, numbers = self.drivers[self.way], self.facts.times, condition.tolist()
         groups = rows_by(zip(numbers, t.tolist(), self._slots(numbers), strict=True))
         parts = [
             driver.output(x if len(groups) == 1 else x[rows], times.of_time(time), number, slot)
             for (number, time, slot), rows in groups.items()
         ]
         return in_order(parts, groups)
+
+    @torch.no_grad()
+    def is_null(self, number: int) -> bool:
+        """Whether this prompt, without guidance, is what the guidance of the first prompt is away from."""
+        guided, plain = self.fast[GUIDED], self.fast[UNGUIDED]
+        if guided is None or plain is None or guided.null is None:
+            return False
+        state = guided.driver.state
+        x = torch.randn(1, *state.shape, generator=torch.Generator().manual_seed(0)).to(state.device)
+        t = self.facts.times.of_times(torch.tensor([self.facts.begin * WATCHED[0]])).to(state.device)
+        first, asked = (torch.tensor([row], device=state.device) for row in (0, number))
+        guided.table.prepare([0])
+        plain.table.prepare([number])
+        wanted = guided.parts(x, t, first)[guided.null]
+        return off(plain.output(x, t, asked), wanted) <= allowed_of(self.facts.pipe, state)
 
     @torch.no_grad()
     def initial_state(self, seed: int, sample_id: Tensor, condition: Tensor) -> Tensor | None:
@@ -119,9 +139,24 @@ class Driven(nn.Module):
         numbers, ids = condition.tolist(), sample_id.tolist()
         x = torch.empty(len(ids), *self.facts.shape, device=sample_id.device)
         for (number, slot), rows in rows_by(zip(numbers, self._slots(numbers), strict=True)).items():
-            found = self.drivers[True].start(number, seeds_of(seed, [ids[row] for row in rows]), slot)
+            found = self.drivers[GUIDED].start(number, seeds_of(seed, [ids[row] for row in rows]), slot)
             x[rows] = found.to(x)
         return x
+
+    def close(self) -> None:
+        """Leave all loops."""
+        for driver in self.drivers.values():
+            driver.close()
+
+    def _switch(self) -> None:
+        if self.adapters is not None:
+            self.adapters.use(self.adapter)
+
+    def _prepared(self) -> FastLoop | None:
+        fast = self.fast[self.way]
+        if fast is not None and self._ways.wanted:
+            fast.table.prepare(self._ways.wanted)
+        return fast
 
     def _slots(self, numbers: list[int]) -> list[int]:
         """0, or where samples must be alone, which one of its prompt's each is."""
@@ -131,20 +166,3 @@ class Driven(nn.Module):
             found.append(seen[number] if self.facts.alone else 0)
             seen[number] += 1
         return found
-
-    def finish(self, x: Tensor, number: int) -> Any:
-        """What the pipeline's call returns for final states (n, *shape) of a prompt."""
-        return self.drivers[True].finish(x, number)
-
-    def close(self) -> None:
-        """Leave all loops."""
-        for driver in self.drivers.values():
-            driver.close()
-
-
-def _drivers(facts: Facts, nets: dict[str, nn.Module]) -> dict[bool, Driver]:
-    """With guidance and without; one where that is the same."""
-    guided = Driver(facts.guided.calls, facts.guided.state, nets)
-    if facts.unguided is facts.guided:
-        return {True: guided, False: guided}
-    return {True: guided, False: Driver(facts.unguided.calls, facts.unguided.state, nets)}

@@ -6,20 +6,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.diffusion.from_diffusers import parameterization_from_diffusers
+from pgraft_fast.diffusion.parameterization import convert
 from pgraft_fast.errors import InputError, PgraftError
-from pgraft_fast.pipelines.agreement import compare, is_noise, seeds_decide
+from pgraft_fast.pipelines.agreement import allowed_of, compare, is_noise, off, seeds_decide
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.driver import DENOISERS, State, opened
 from pgraft_fast.pipelines.loop import Loop, NotServedError
 from pgraft_fast.pipelines.record import Record, record
 from pgraft_fast.pipelines.times import Times
+from pgraft_fast.threads import Team, team_of
 
 _STEPS = 4
 # Of angles atan2(sigma, alpha); a timestep between two entries of a table is interpolated in two ways.
 _LEVEL = 0.03
+# Of an x_0, as a share: timesteps between two entries of a table again.
+_X_0 = 0.03
+# Weights of a part with which a call is small work for one thread, whatever the states.
+_SMALL = 1 << 21
+_CLIPPING = ("clip_sample", "thresholding")
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,15 @@ class Facts:
     lowest: float
     media: Any
 
+    def team(self, rows: int) -> Team:
+        """For calls of the pipeline that make so many samples."""
+        return team_of(getattr(self.pipe, self.denoiser), rows, self.shape, self.guided.state.device)
+
+    @property
+    def schedule_of_run(self) -> Schedule:
+        """From where trajectories start."""
+        return self.schedule if self.begin > 0.999 else self.schedule.starting_at(self.begin)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a sample's state."""
@@ -65,23 +82,39 @@ def facts_of(calls: Calls, number: int = 0) -> Facts:
     """Watch the pipeline, and check that driven it does the same. Raises InputError, which says what was seen."""
     calls.check()
     name = type(calls.pipe).__name__
-    calls, own = _first_recorded(calls, number)
+    _check_clipping(name, calls.pipe)
+    # How large its states are is not known yet.
+    with Team(0.0 if _weights(calls.pipe) < _SMALL else None, torch.device("cpu")):
+        calls, own = _first_recorded(calls, number)
     _check_states(name, own)
     try:
-        return _facts(name, calls, own, number)
+        denoiser = _denoiser(calls.pipe, own)
+        x = own.steps[0].x
+        with team_of(getattr(calls.pipe, denoiser), x.shape[0], x.shape[1:], x.device):
+            return _facts(name, calls, own, number, denoiser)
     except PgraftError:
         raise
     except Exception as error:
         raise NotServedError(f"{name}: its loop cannot be driven, it raised {_told(error)}") from error
 
 
-def _facts(name: str, calls: Calls, own: Record, number: int) -> Facts:
-    denoiser = _denoiser(calls.pipe, own)
+def way_at(facts: Facts, guidance: float, number: int = 0) -> Way:
+    """The pipeline called with another scale of guidance. Raises InputError."""
+    calls = replace(facts.guided.calls, guidance=guidance)
+    with facts.team(calls.rows):
+        own = _recorded(calls, number)
+        state = _state(opened(calls, number, calls.rows)[1], calls.rows)
+        return _way(calls, state, own, number, facts.denoiser)
+
+
+def _facts(name: str, calls: Calls, own: Record, number: int, denoiser: str) -> Facts:
     calls, loop = opened(calls, number, calls.rows)
     start, start_time = loop.start[: calls.rows], loop.start_time
     state, times = _state(loop, calls.rows), Times.of(calls.pipe.scheduler, *loop.levels)
     schedule = _schedule(calls.pipe.scheduler, times, own.mu)
     _check_levels(name, own, schedule, times)
+    parameterization = parameterization_from_diffusers(calls.pipe.scheduler)
+    _check_x_0(name, own, schedule, times, parameterization, allowed_of(calls.pipe, state))
     guided = _way(calls, state, own, number, denoiser)
     seeded, alone = seeds_decide(calls, state, own, number)
     unguided, (calls, theirs) = guided, _unguided(calls, number, own)
@@ -89,11 +122,17 @@ def _facts(name: str, calls: Calls, own: Record, number: int) -> Facts:
         unguided = _way(calls, _state(opened(calls, number, calls.rows)[1], calls.rows), theirs, number, denoiser)
     return Facts(
         pipe=calls.pipe, guided=guided, unguided=unguided, times=times, schedule=schedule,
-        parameterization=parameterization_from_diffusers(calls.pipe.scheduler), denoiser=denoiser,
+        parameterization=parameterization, denoiser=denoiser,
         begin=min(1.0, times.back(float(start_time))),  # type: ignore[arg-type]
         noise=is_noise(start, calls.seeds()) and not seeded, alone=alone, seeded=seeded, media=own.media,
         lowest=_lowest(guided, times, own, number, denoiser),
     )  # fmt: skip
+
+
+def _weights(pipe: Any) -> int:
+    """Of its largest part."""
+    parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    return max((sum(one.numel() for one in part.parameters()) for part in parts), default=0)
 
 
 def _state(loop: Loop, rows: int) -> State:
@@ -143,6 +182,31 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+def _check_clipping(name: str, pipe: Any) -> None:
+    """A scheduler that cuts x_0 off makes other samples than rollouts do."""
+    key = next((key for key in _CLIPPING if getattr(pipe, "scheduler", None) and pipe.scheduler.config.get(key)), None)
+    if key is not None:
+        raise NotServedError(
+            f"{name}: scheduler.{key} = true cuts x_0 off in every step, which rollouts do not; set it to false in "
+            f"scheduler/scheduler_config.json, or by pipe.scheduler.register_to_config({key}=False)"
+        )
+
+
+def _check_x_0(name: str, own: Record, schedule: Schedule, times: Times, parameterization: str, allowed: float) -> None:
+    """The x_0 that a step makes of an output must be that of the schedule and the parameterization."""
+    for step in own.steps:
+        if step.x_0 is None:
+            continue
+        t = times.back(float(step.t.reshape(-1)[0]))
+        mine = convert(step.out.float(), step.x.float(), schedule, t, parameterization, "x_0")
+        far = off(mine, step.x_0)
+        if far > max(allowed, _X_0):
+            raise NotServedError(
+                f"{name}: its scheduler makes another x_0 of an output than its settings tell (off by {far:.2g}): "
+                f"at timestep {float(step.t.reshape(-1)[0]):g}, from {parameterization}"
+            )
+
+
 def _check_states(name: str, own: Record) -> None:
     for before, after in zip(own.steps, own.steps[1:], strict=False):
         # Some bring it to the denoiser's dtype.
@@ -152,14 +216,15 @@ def _check_states(name: str, own: Record) -> None:
 
 def _check_levels(name: str, own: Record, schedule: Schedule, times: Times) -> None:
     for step in own.steps:
-        if step.level is None:
+        if not step.levels:
             continue
         alpha, sigma = (float(one) for one in schedule.alpha_sigma(times.back(float(step.t.reshape(-1)[0]))))
-        off = abs(math.atan2(sigma, alpha) - math.atan2(step.level[1], step.level[0]))
-        if off > _LEVEL:
+        far = [abs(math.atan2(sigma, alpha) - math.atan2(noise, data)) for data, noise in step.levels]
+        if min(far) > _LEVEL:
+            data, noise = step.levels[0]
             raise NotServedError(
-                f"{name}: at timestep {float(step.t.reshape(-1)[0]):g} its scheduler mixes {step.level[0]:.3f} of the "
-                f"data and {step.level[1]:.3f} of noise, not {alpha:.3f} and {sigma:.3f} as by its settings"
+                f"{name}: at timestep {float(step.t.reshape(-1)[0]):g} its scheduler mixes {data:.3f} of the data and "
+                f"{noise:.3f} of noise, not {alpha:.3f} and {sigma:.3f} as by its settings"
             )
 
 

@@ -1,7 +1,5 @@
 """The denoiser of an explained pipeline, called directly: rows of several prompts and times at once."""
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,10 +12,8 @@ from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.explain import Iteration, NotExplainedError, explained
 from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.pipelines.loop import Loop, NetCall
-from pgraft_fast.pipelines.rules import Constant, Explanation, Listed, Time, Whole
-
-# Prompts whose constants are kept.
-_KEPT = 256
+from pgraft_fast.pipelines.rules import Explanation, Listed, Time, Whole
+from pgraft_fast.pipelines.table import PromptTable
 
 
 class FastLoop:
@@ -25,13 +21,17 @@ class FastLoop:
 
     What a prompt's call gives the denoiser beside state and time is recorded once, in an iteration that computes
     nothing. together: whether prompts at different times go through the denoiser at once; where a check told that rows
-    answer otherwise beside others, they go prompt by prompt and time by time.
+    answer otherwise beside others, they go prompt by prompt and time by time. table: of prompts; `prepare` it.
     """
 
-    def __init__(self, driver: Driver, net: nn.Module, explanation: Explanation, together: bool = False) -> None:
+    def __init__(
+        self, driver: Driver, net: nn.Module, explanation: Explanation, together: bool = False,
+        table: PromptTable | None = None,
+    ) -> None:  # fmt: skip
         self.driver, self.net, self.explanation, self.together = driver, net, explanation, together
-        self._known: OrderedDict[int, _Constants] = OrderedDict()
         self._blanks: dict[Any, Any] = {}
+        count = len(driver.calls.prompts)
+        self.table = PromptTable(explanation, self._recorded, count, driver.state.device) if table is None else table
 
     @classmethod
     def of(cls, driver: Driver, net: nn.Module, times: Sequence[float]) -> "FastLoop":
@@ -42,16 +42,17 @@ class FastLoop:
         generator = torch.Generator().manual_seed(0)
         one, several = _iterations(driver, 1, times, generator), _iterations(driver, 2, times[:2], generator)
         found = cls(driver, net, explained(one, several))
-        numbers = list(range(min(2, len(driver.calls.prompts))))
+        numbers = [0, min(1, len(driver.calls.prompts) - 1)]
         x = torch.randn(len(numbers), *driver.state.shape, generator=generator)
+        t, condition = torch.tensor(times[:2], dtype=torch.float64), torch.tensor(numbers)
         with torch.no_grad():
-            wanted = torch.cat([driver.output(x[n : n + 1], times[n], n) for n in numbers])
+            wanted = torch.cat([driver.output(x[row : row + 1], times[row], n) for row, n in enumerate(numbers)])
             allowed = allowed_of(driver.calls.pipe, driver.state)
-            if off(found.output(x, times[: len(numbers)], numbers), wanted) > allowed:
+            if off(found.output(x, t, condition), wanted) > allowed:
                 raise NotExplainedError("called directly, its denoiser answers otherwise")
-            together = cls(driver, net, found.explanation, True)
+            together = cls(driver, net, found.explanation, True, found.table)
             try:
-                agrees = off(together.output(x, times[: len(numbers)], numbers), wanted) <= allowed
+                agrees = off(together.output(x, t, condition), wanted) <= allowed
             except (RuntimeError, ValueError, TypeError):
                 # A denoiser that takes one time for all rows.
                 agrees = False
@@ -59,46 +60,44 @@ class FastLoop:
 
     def with_net(self, net: nn.Module) -> "FastLoop":
         """The same with another network of the same kind."""
-        return FastLoop(self.driver, net, self.explanation, self.together)
+        return FastLoop(self.driver, net, self.explanation, self.together, self.table)
 
-    def output(self, x: Tensor, t: Sequence[float], numbers: Sequence[int]) -> Tensor:
-        """(n, *shape) as x, in its dtype, on its device. t: the timestep, numbers: the prompt of each row."""
-        if self.together:
-            groups = rows_by(self._constants(number).key for number in numbers)
-        else:
-            groups = rows_by(zip(numbers, t, strict=True))
-        parts = [
-            self._output(x[rows], [t[row] for row in rows], [numbers[row] for row in rows]).to(x)
-            for rows in groups.values()
-        ]
+    @property
+    def null(self) -> int | None:
+        """Which of two `parts` is the answer without the prompt; None where there is no guidance of two."""
+        weights = self.explanation.weights
+        return None if len(weights) != 2 else int(abs(weights[0]) > abs(weights[1]))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether an output reads nothing back to the host, for the prompts that are prepared."""
+        return self.together and self.table.on_device
+
+    def output(self, x: Tensor, t: Tensor, numbers: Tensor) -> Tensor:
+        """(n, *shape) as x, in its dtype, on its device. t: (n,) float64 timesteps; numbers: (n,) int64, of prompts."""
+        if not numbers.is_cuda:
+            self.table.prepare(numbers.tolist())
+        if self.on_device:
+            return self._output(x, t, numbers, None).to(x)
+        known = numbers.tolist()
+        kinds = [self.table.kind(number) for number in known]
+        groups = rows_by(kinds if self.together else zip(known, t.tolist(), strict=True))
+        parts = [self._output(x[rows], t[rows], numbers[rows], kinds[rows[0]]).to(x) for rows in groups.values()]
         return in_order(parts, groups)
 
-    def _constants(self, number: int) -> "_Constants":
-        known = self._known.pop(number, None)
-        if known is None:
-            calls: list[NetCall] = []
-            given = self.driver.calls.of(number, 1, seeds_of(0, range(1)))
-            Loop(self.driver.calls.pipe, given, nets=self.driver.nets, blanks=self._blanks, watch=calls.append).close()
-            known = _Constants(self.explanation, calls)
-            if len(self._known) >= _KEPT:
-                self._known.popitem(last=False)
-        self._known[number] = known
-        return known
-
-    def _output(self, x: Tensor, t: Sequence[float], numbers: Sequence[int]) -> Tensor:
-        """Of rows that go together."""
-        state, constants = self.driver.state, [self._constants(number) for number in numbers]
+    def parts(self, x: Tensor, t: Tensor, numbers: Tensor, kind: Any = None) -> list[Tensor]:
+        """The denoiser's answers for rows that go together, of which the output is the weighted sum."""
+        state, leaves = self.driver.state, self.table.rows(numbers, kind)
         laid = state.laid(x)
-        # One time for all rows is one number: nothing is read back from a GPU to see that.
-        one = len(set(t)) == 1
-        times = torch.tensor(t[:1] if one else t, dtype=torch.float64, device=state.device).to(state.time)
-        times = times if one else times.repeat(state.copies)
+        times = (t.repeat(state.copies) if self.together else t[0]).to(state.device).to(state.time)
         parts: list[Tensor] = []
-        for number, rule in enumerate(self.explanation.calls):
-            leaves = iter([*zip(*(one.leaves[number] for one in constants), strict=True)])
+        for rule in self.explanation.calls:
             args, kwargs = self._built((rule.args, rule.kwargs), leaves, laid, times)
             parts += rule.part.of(self.net(*args, **kwargs), laid)
-        return self.explanation.output(parts)[: x.shape[0]]
+        return parts
+
+    def _output(self, x: Tensor, t: Tensor, numbers: Tensor, kind: Any) -> Tensor:
+        return self.explanation.output(self.parts(x, t, numbers, kind)).narrow(0, 0, x.shape[0])
 
     def _built(self, rule: Any, leaves: Iterator[Any], x: Tensor, t: Tensor) -> Any:
         """Arguments by their rules, for rows x with their times."""
@@ -106,65 +105,27 @@ class FastLoop:
             return {name: self._built(one, leaves, x, t) for name, one in rule.items()}
         if isinstance(rule, (list, tuple)):
             return type(rule)(self._built(one, leaves, x, t) for one in rule)
-        values = next(leaves)
+        value = next(leaves)
         if isinstance(rule, Whole):
             head = rule.laid(x)
-            return head if rule.dim is None else torch.cat((head, _stacked(values, rule.copies)), dim=rule.dim)
-        if isinstance(rule, Constant):
-            return _stacked(values, rule.rows) if rule.rows else values[0]
-        if isinstance(rule, Listed):
-            if rule.state:
-                return [row.reshape(rule.shape).to(rule.dtype) for _ in range(rule.copies) for row in x]
-            return [value[copy] for copy in range(rule.copies) for value in values]
-        return _times(rule, t, x.shape[0], self.explanation.calls[0].part.copies)
+            return head if rule.dim is None else torch.cat((head, value), dim=rule.dim)
+        if isinstance(rule, Listed) and rule.state:
+            return [row.reshape(rule.shape).to(rule.dtype) for _ in range(rule.copies) for row in x]
+        if isinstance(rule, Time):
+            return _times(rule, t, x.shape[0], self.explanation.calls[0].part.copies)
+        return value
 
-
-class _Constants:
-    """leaves: for each call of the denoiser, what its rules need of a prompt. Prompts of equal keys go together."""
-
-    def __init__(self, explanation: Explanation, calls: Sequence[NetCall]) -> None:
-        if len(calls) != len(explanation.calls):
-            raise NotExplainedError("another prompt calls the denoiser another number of times")
-        pairs = [
-            list(_pairs((rule.args, rule.kwargs), (call.args, call.kwargs)))
-            for rule, call in zip(explanation.calls, calls, strict=True)
-        ]
-        self.leaves = [[value for _, value in of_call] for of_call in pairs]
-        self.key = tuple(_key(rule, value) for of_call in pairs for rule, value in of_call)
-
-
-def _pairs(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(rule, dict):
-        for name in rule:
-            yield from _pairs(rule[name], value[name])
-    elif isinstance(rule, (list, tuple)):
-        for one, part in zip(rule, value, strict=True):
-            yield from _pairs(one, part)
-    elif isinstance(rule, Whole):
-        yield rule, None if rule.dim is None else rule.tail(value)
-    else:
-        yield rule, None if isinstance(rule, Time) else value
-
-
-def _key(rule: Any, value: Any) -> Any:
-    """Equal for what may stand beside each other in a batch; what all rows share must be the very same."""
-    if not isinstance(value, Tensor):
-        return repr(value) if isinstance(rule, Constant) else None
-    rows = isinstance(rule, Whole) or rule.rows > 0
-    content = None if rows else hashlib.sha256(value.float().cpu().contiguous().numpy().tobytes()).digest()
-    return tuple(value.shape), value.dtype, content
-
-
-def _stacked(values: Sequence[Tensor], copies: int) -> Tensor:
-    """(copies n, ...) from (copies, ...) of each of n samples, all first copies first."""
-    each = values[0].shape[0] // copies
-    return torch.cat([value[copy * each : (copy + 1) * each] for copy in range(copies) for value in values])
+    def _recorded(self, number: int) -> list[NetCall]:
+        calls: list[NetCall] = []
+        given = self.driver.calls.of(number, 1, seeds_of(0, range(1)))
+        Loop(self.driver.calls.pipe, given, nets=self.driver.nets, blanks=self._blanks, watch=calls.append).close()
+        return calls
 
 
 def _times(rule: Time, t: Tensor, n: int, copies: int) -> Tensor:
-    """Of n rows with times t (n,), or (1,) for all. A time without rows becomes one with, where they differ."""
-    if rule.rows == 0 and len(t) == 1:
-        return rule.of(t[0]).expand(rule.extra)
+    """Of n rows with times t (n,), or one for all (). A time without rows becomes one with, where they may differ."""
+    if rule.rows == 0 and t.ndim == 0:
+        return rule.of(t).expand(rule.extra)
     value = rule.of(t.expand(n)).repeat(rule.rows or copies)
     return value.view(-1, *[1] * len(rule.extra)).expand(-1, *rule.extra) if rule.rows else value
 

@@ -13,7 +13,8 @@ from pgraft_fast.pipelines.standin import function_of, pipeline_with, scaled, st
 @dataclass(frozen=True)
 class Step:
     """x: the state as the denoiser sees it, (B, ...). out: the model's output. sample, next: the state as the scheduler
-    has it, before and after. level: (alpha, sigma) at this timestep, where the scheduler tells.
+    has it, before and after. levels: (alpha, sigma) at this timestep, by all that the scheduler tells of it. x_0: what
+    the step made, if that is told.
     """
 
     t: Tensor
@@ -21,7 +22,8 @@ class Step:
     out: Tensor
     sample: Tensor
     next: Tensor
-    level: tuple[float, float] | None
+    levels: tuple[tuple[float, float], ...]
+    x_0: Tensor | None = None
 
 
 @dataclass
@@ -53,12 +55,13 @@ def record(pipe: Any, call: dict[str, Any]) -> Record:
     def step(*args: Any, **kwargs: Any) -> Any:
         given = step_call(own, args, kwargs)
         x = scaled(scheduler, given.sample, given.timestep)
-        level = _level(scheduler, given.timestep, given.sample)
+        levels = (*_level_of_noise(scheduler, given.timestep, given.sample), *_level_of_scale(x, given.sample))
         done = type(own).step(scheduler, *args, **kwargs)
         after = done.prev_sample if given.as_dict else done[0]
+        x_0 = getattr(done, "pred_original_sample", None) if given.as_dict else done[1] if len(done) == 2 else None
         seen = (torch.as_tensor(given.timestep), x, without_variance(given.model_output, x), given.sample, after)
         t, x, out, sample, after = (value.detach().clone() for value in seen)
-        found.steps.append(Step(t, x, out, sample, after, level))
+        found.steps.append(Step(t, x, out, sample, after, levels, None if x_0 is None else x_0.detach().clone()))
         return done
 
     def around(name: str, net: nn.Module) -> Any:
@@ -84,11 +87,11 @@ def _rows(values: Sequence[Any]) -> int:
     return 1
 
 
-def _level(scheduler: Any, t: Any, sample: Tensor) -> tuple[float, float] | None:
+def _level_of_noise(scheduler: Any, t: Any, sample: Tensor) -> list[tuple[float, float]]:
     """By which the scheduler itself mixes data and noise."""
     name = "scale_noise" if hasattr(scheduler, "scale_noise") else "add_noise"
     if not hasattr(scheduler, name):
-        return None
+        return []
     one = torch.ones(1, 1, device=sample.device)
     time = torch.as_tensor(t, device=sample.device).reshape(-1)[:1]
     held = vars(scheduler).copy()
@@ -100,10 +103,17 @@ def _level(scheduler: Any, t: Any, sample: Tensor) -> tuple[float, float] | None
     try:
         alpha, sigma = mixed(one, 0.0 * one), mixed(0.0 * one, one)
     except (AttributeError, NotImplementedError, IndexError, ValueError, RuntimeError):
-        return None
+        return []
     finally:
         vars(scheduler).clear()
         vars(scheduler).update(held)
     size = (alpha**2 + sigma**2) ** 0.5
     # Of schedulers whose states are x_0 + sigma noise, as the denoiser sees them.
-    return (alpha / size, sigma / size) if hasattr(scheduler, "scale_model_input") and alpha == 1.0 else (alpha, sigma)
+    scaled_down = hasattr(scheduler, "scale_model_input") and alpha == 1.0
+    return [(alpha / size, sigma / size) if scaled_down else (alpha, sigma)]
+
+
+def _level_of_scale(seen: Tensor, sample: Tensor) -> list[tuple[float, float]]:
+    """Where states are x_0 + sigma noise, they are divided by sqrt(1 + sigma^2) for the denoiser; else nothing."""
+    alpha = float(seen.float().norm() / sample.float().norm().clamp(min=1e-12))
+    return [(alpha, (1.0 - alpha**2) ** 0.5)] if alpha < 0.9999 else []

@@ -116,6 +116,11 @@ def function_of(pipe: Any) -> Callable[..., Any]:
     return getattr(call, "__wrapped__", call)
 
 
+def parameters_of(pipe: Any) -> frozenset[str]:
+    """Names of the arguments of its call."""
+    return frozenset(inspect.signature(function_of(pipe)).parameters)
+
+
 def pipeline_with(
     pipe: Any, scheduler: Any, around: Callable[[str, nn.Module], Callable[..., Any]],
     nets: dict[str, nn.Module] | None = None,

@@ -1,10 +1,12 @@
 """A pipeline's timesteps for our times in [0, 1], and back."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pgraft_fast.diffusion.from_diffusers import parameterization_from_diffusers
@@ -49,9 +51,18 @@ class Times:
 
     def of_time(self, t: float) -> float:
         """The timestep of a time."""
+        return float(self.of_times(torch.tensor(t, dtype=torch.float64)))
+
+    def of_times(self, t: Tensor) -> Tensor:
+        """Timesteps of times, float64; nothing is read back to the host."""
+        t = t.to(torch.float64)
         if self.table is not None:
-            return float(np.interp(t, np.array(self.table[0]), np.array(self.table[1])))
-        return 0.25 * math.log(math.tan(math.pi / 2.0 * self.scale * t)) if self.log else self.scale * t - self.first
+            levels, steps = _on_device(self.table, t.device)
+            t = t.clamp(levels[0], levels[-1])
+            place = torch.searchsorted(levels, t, right=True).clamp(1, len(levels) - 1)
+            low, high = levels[place - 1], levels[place]
+            return steps[place - 1] + (t - low) * ((steps[place] - steps[place - 1]) / (high - low))
+        return 0.25 * (math.pi / 2.0 * self.scale * t).tan().log() if self.log else self.scale * t - self.first
 
     def back(self, timestep: float) -> float:
         """The inverse."""
@@ -59,3 +70,9 @@ class Times:
             return float(np.interp(timestep, np.array(self.table[1]), np.array(self.table[0])))
         found = 2.0 / math.pi * math.atan(math.exp(4.0 * timestep)) if self.log else timestep + self.first
         return found / self.scale
+
+
+@functools.lru_cache(maxsize=16)
+def _on_device(table: tuple[tuple[float, ...], tuple[float, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+    levels, steps = (torch.tensor(values, dtype=torch.float64, device=device) for values in table)
+    return levels, steps

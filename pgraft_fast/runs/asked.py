@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.tasks.text_to_image import with_held_out
-from pgraft_fast.text_to_image import PromptFile
+from pgraft_fast.tasks.prompt_files import PromptFile, with_held_out
 
 PROMPT = "prompt"
 
@@ -21,6 +20,11 @@ class Asked:
     held_out: list[str]
     prompts: list[Any]
     columns: dict[str, list[Any]]
+
+    @classmethod
+    def of_files(cls, train: PromptFile, held_out: PromptFile) -> "Asked":
+        """Of prompts without arguments of their own."""
+        return cls([*train.text], [*held_out.text], [*train.text, *held_out.text], {})
 
     @classmethod
     def of(cls, prompts: Sequence[Any], held_out: Sequence[Any] | None, seed: int) -> "Asked":

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Prompts
+from pgraft_fast.runs.asked import Asked
 from pgraft_fast.runs.model_run import model_settings, model_subject
-from pgraft_fast.runs.pipeline_run import pipeline_subject
+from pgraft_fast.runs.pipeline_run import PipelineParts, Scored, pipeline_subject
 from pgraft_fast.runs.pipeline_settings import PGraftConfig, PipelineRunSettings
-from pgraft_fast.runs.rewards import Rewards
+from pgraft_fast.runs.rewards import Rewards, reward_codes, weighted
 from pgraft_fast.runs.run import OnRound, finish_run
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
+from pgraft_fast.tasks.pipeline import Finish, of_media
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,19 @@ class PGraftTrainer:
             if not hasattr(pipe, name):
                 raise InputError(f"pipe: {type(pipe).__name__} is no pipeline of diffusers, it has no {name}")
         self._begin(config, PGraftConfig.settings, log, on_round)
-        self._subject = lambda: pipeline_subject(
-            pipe, reward, prompts, self._settings, held_out=held_out, call=call, log=self._terminal.line
-        )
+
+        def scored(finish: Finish, rate: float | None) -> Scored:
+            parts = weighted(
+                reward, self._settings.policy, self._terminal.line, lambda one: of_media(one, finish.medium, rate)
+            )
+            return Scored(parts, finish.decoded, reward_codes(reward))
+
+        def subject() -> Subject:
+            asked = Asked.of(prompts, held_out, self._settings.seed)
+            parts = PipelineParts(pipe, asked, scored, dict(call or {}))
+            return pipeline_subject(parts, self._settings, self._terminal.line)
+
+        self._subject = subject
 
     @classmethod
     def from_model(

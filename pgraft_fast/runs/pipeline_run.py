@@ -1,8 +1,8 @@
 """A pipeline, prompts and a reward as the subject of a run."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +16,96 @@ from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
 from pgraft_fast.integrations.fingerprint import base_fingerprint
 from pgraft_fast.integrations.handover import remove_adapters
 from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.contents import pipeline_contents
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.facts import Facts, facts_of
+from pgraft_fast.pipelines.learners import EMA, TUNED
+from pgraft_fast.pipelines.loras import default_targets
+from pgraft_fast.pipelines.media import media_of
+from pgraft_fast.pipelines.ways import UNGUIDED
+from pgraft_fast.rewards import WeightedSum
 from pgraft_fast.runs.asked import Asked
-from pgraft_fast.runs.pipeline_settings import PipelineRunSettings
-from pgraft_fast.runs.rewards import Rewards, reward_codes, weighted
+from pgraft_fast.runs.pipeline_settings import PipelineRunSettings as Run
 from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.decoded import DecodedReward
-from pgraft_fast.tasks.pipeline import of_media, pipeline_task
-from pgraft_fast.text_to_image.contents import pipeline_contents
-from pgraft_fast.text_to_image.learners import EMA, TUNED, default_targets
+from pgraft_fast.tasks.decoded import Decode, DecodedReward
+from pgraft_fast.tasks.pipeline import Finish, Measures, pipeline_task
 
 ADAPTER = "adapter"
 
 
-def pipeline_subject(
-    pipe: Any,
-    reward: Rewards,
-    prompts: Sequence[Any],
-    config: PipelineRunSettings,
-    *,
-    held_out: Sequence[Any] | None = None,
-    call: Mapping[str, Any] | None = None,
-    log: Callable[[str], None] = print,
-) -> Subject:
+@dataclass(frozen=True)
+class Scored:
+    """What scores samples. decode(states, names): what it gets. contents: what it is, as JSON."""
+
+    reward: WeightedSum
+    decode: Decode
+    contents: Any
+
+
+@dataclass(frozen=True)
+class PipelineParts:
+    """A pipeline and what is asked of it.
+
+    call: arguments that are equal for all prompts. scored(finish, rate): of the run, once it is known what the pipeline
+    makes; rate: its frames or samples a second. measures(sample): given what it made in the call that was watched.
+    contents(): more of what the result depends on, as JSON. told: by the adapter's file. settled: arguments whose
+    values are the config's own.
+    """
+
+    pipe: Any
+    asked: Asked
+    scored: Callable[[Finish, float | None], Scored]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    measures: Callable[[np.ndarray], Measures] = lambda sample: Measures()
+    at_once: int = 8
+    contents: Callable[[], Mapping[str, Any]] = dict
+    told: Mapping[str, Any] = field(default_factory=dict)
+    settled: frozenset[str] = frozenset()
+
+    def told_of_call(self) -> dict[str, Any]:
+        """Its arguments but those that are settled."""
+        return {name: value for name, value in self.call.items() if name not in self.settled}
+
+
+def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], None] = print) -> Subject:
     """Watch the pipeline and make ready what a run needs. Raises InputError."""
-    asked = Asked.of(prompts, held_out, config.seed)
-    calls = Calls(
-        pipe, asked.prompts, dict(call or {}), asked.columns, guidance=config.sample.guidance,
-        steps=config.sample.steps,
-    )  # fmt: skip
+    pipe, asked, null = parts.pipe, parts.asked, None
+    prompts, columns = asked.prompts, asked.columns
+    if config.train.null_prompt:
+        null = len(prompts)
+        prompts = [*prompts, parts.call.get("negative_prompt") or ""]
+        columns = {name: [*values, values[0]] for name, values in columns.items()}
+    sample = config.sample
+    calls = Calls(pipe, prompts, parts.call, columns, guidance=sample.guidance, steps=sample.steps)
     facts = facts_of(calls)
-    solver = config.sample.solver
-    if solver == "auto":
+    if sample.solver == "auto":
         # Stochastic, so that a decision at the cut says something of the state there.
         solver = "euler_sde" if facts.parameterization == "velocity" else "ddpm"
-        config = config.model_copy(update={"sample": config.sample.model_copy(update={"solver": solver})})
+        config = config.model_copy(update={"sample": sample.model_copy(update={"solver": solver})})
     net: Any = getattr(pipe, facts.denoiser)
     trained = [one for one in net.parameters() if one.requires_grad]
     if config.lora.rank and config.lora.targets is None:
         lora = config.lora.model_copy(update={"targets": default_targets(net)})
         config = config.model_copy(update={"lora": lora})
-    if config.checkpointing:
+    if config.train.checkpointing:
         net.enable_gradient_checkpointing()
     fingerprint = base_fingerprint(net)
-    task, finish = pipeline_task(facts, asked.train, asked.held_out, config.lora.settings(), config.seed)
+    measures = parts.measures(media_of(facts.media)[0])
+    task, finish = pipeline_task(
+        facts, asked.train, asked.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
+        measures=measures, null=null,
+        at_once=parts.at_once,
+    )  # fmt: skip
     driven: Driven = task.model  # type: ignore[assignment]
-    if driven.why[False] is not None:
-        log(f"{task.name}: rows are trained one after the other, in the pipeline's own loop: {driven.why[False]}")
+    _check_driven(driven, config, null, log)
     task = replace(task, identity={"base": fingerprint, "pipeline": task.name})
-    medium, rate = finish.medium, _rate(pipe, calls)
-    rewards = weighted(reward, config.policy, log, lambda one: of_media(one, medium, rate))
-    _check_trained(task, facts, config)
+    scored = parts.scored(finish, _rate(pipe, calls))
     assert task.learner is not None
-    model: Any = task.model
 
     def close() -> None:
-        model.close()
-        rewards.close()
+        driven.close()
+        scored.reward.close()
         if config.lora.rank:
             remove_adapters(net)
         for one in trained:
@@ -83,16 +114,34 @@ def pipeline_subject(
     return Subject(
         config=config,
         task=task,
-        reward=DecodedReward(rewards, finish.decoded),
+        reward=DecodedReward(scored.reward, scored.decode),
         learner=task.learner(config.train),
-        save=lambda trainer, run: _save(trainer, run, config, task, net, rewards.name),
+        save=lambda trainer, run: _save(trainer, run, config, task, net, scored.reward.name, parts.told),
         identity=lambda: {
             "pipeline": pipeline_contents(pipe),
-            "call": sha256_of(_contents({**(call or {}), **({"of prompts": asked.columns} if asked.columns else {})})),
-            "rewards": reward_codes(reward),
+            "call": sha256_of(_contents({**parts.told_of_call(), **({"of prompts": columns} if columns else {})})),
+            "rewards": scored.contents,
+            **measures.contents,
+            **parts.contents(),
         },
         close=close,
     )
+
+
+def _check_driven(driven: Driven, config: Run, null: int | None, log: Callable[[str], None]) -> None:
+    """Raise InputError for settings that this pipeline does not allow."""
+    name, why = type(driven.facts.pipe).__name__, driven.why
+    reason = next((one for one in why.values() if one is not None), None)
+    if config.mode != "eager" and reason is not None:
+        raise InputError(f"mode={config.mode!r}: {name} runs in its own loop, as it is: {reason}; set mode='eager'")
+    if null is not None and not driven.is_null(null):
+        raise InputError(
+            f"train.null_prompt={config.train.null_prompt}: the guidance of {name} is not away from its negative or "
+            "empty prompt as it encodes it; set 0"
+        )
+    if why[UNGUIDED] is not None:
+        log(f"{name}: rows are trained one after the other, in the pipeline's own loop: {why[UNGUIDED]}")
+    _check_trained(driven.facts, config)
 
 
 def _rate(pipe: Any, calls: Calls) -> float | None:
@@ -108,35 +157,34 @@ def _rate(pipe: Any, calls: Calls) -> float | None:
     return None
 
 
-def _check_trained(task: Task, facts: Facts, config: PipelineRunSettings) -> None:
+def _check_trained(facts: Facts, config: Run) -> None:
     """Raise InputError where what is trained is not asked at all noise levels that are trained on."""
-    model: Any = task.model
     if facts.lowest == 0.0:
         return
-    driven: Driven = model
+    schedule = facts.schedule_of_run
     cut = 0.0 if config.method != "pgraft" or config.train.cut == "auto" else float(config.train.cut)
-    at = float(task.schedule.t_of_share(cut))
-    if at < facts.lowest:
-        driven.close()
-        share = next(s / 100 for s in range(100) if float(task.schedule.t_of_share(s / 100)) >= facts.lowest)
+    if float(schedule.t_of_share(cut)) < facts.lowest:
+        share = next(s / 100 for s in range(100) if float(schedule.t_of_share(s / 100)) >= facts.lowest)
         raise InputError(
-            f"{task.name}: {facts.denoiser} is not asked below noise level {facts.lowest:.2f}, another network is; "
-            f"train above that with method='pgraft' and cut={share:g} or more"
+            f"{type(facts.pipe).__name__}: {facts.denoiser} is not asked below noise level {facts.lowest:.2f}, another "
+            f"network is; train above that with method='pgraft' and cut={share:g} or more"
         )
 
 
-def _save(trainer: Trainer, run: Path, config: PipelineRunSettings, task: Task, net: Any, reward: str) -> Path:
+def _save(
+    trainer: Trainer, run: Path, config: Run, task: Task, net: Any, reward: str, told: Mapping[str, Any]
+) -> Path:  # fmt: skip
     if config.lora.rank == 0:
         tuned: Any = trainer.tuned
         handover = handover_of(task, trainer.chosen.cut)
         return save_weights(tuned.net, run, {**handover, "reward": reward, **task.identity})
     name = TUNED if config.method == "ddpo" else EMA
-    told = AdapterMetadata.of(
+    metadata = AdapterMetadata.of(
         net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
         sample_shape=task.shape if len(task.shape) == 3 else None,
-        extra={"method": config.method, "seed": config.seed, "pipeline": task.name}, adapter_name=name,
+        extra={"method": config.method, "seed": config.seed, "pipeline": task.name, **told}, adapter_name=name,
     )  # fmt: skip
-    return save_adapter(run / ADAPTER, net, told, adapter_name=name)
+    return save_adapter(run / ADAPTER, net, metadata, adapter_name=name)
 
 
 def _contents(value: Any) -> Any:

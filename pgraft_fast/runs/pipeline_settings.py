@@ -1,19 +1,20 @@
 """Settings of a run that fine-tunes a pipeline: those of the engine, and the short form that a user writes."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pgraft_fast.finetune.settings import (
+    Advantage,
     BudgetSettings,
     SampleSettings,
     SelectSettings,
     TrainSettings,
 )
+from pgraft_fast.pipelines.loras import Lora
 from pgraft_fast.rewards import Policy
 from pgraft_fast.runs.settings import EvaluateSettings, RunSettings
-from pgraft_fast.schema import Batch, Count, Cut, Name, Positive, Rate, Scale, Seed, Settings, Steps, Times
-from pgraft_fast.text_to_image.learners import LoraSettings
+from pgraft_fast.schema import Batch, Count, Cut, Name, Part, Positive, Rate, Scale, Seed, Settings, Steps, Times
 
 Solver = Literal["auto", "ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"]
 
@@ -22,39 +23,65 @@ class Budget(BudgetSettings):
     """See `BudgetSettings`: gpu_hours, wall_seconds, joules, model_calls; the first that is used up ends the run."""
 
 
-class Lora(Settings):
-    """rank: 0 trains all weights. alpha: the scale is alpha / rank, default the rank. targets: ends of the names of
-    layers; default the projections of attention.
-    """
-
-    rank: int = Field(default=16, ge=0, le=2**14)
-    alpha: Positive | None = None
-    targets: list[Name] | None = None
-
-    def settings(self) -> LoraSettings:
-        """For the learner."""
-        return LoraSettings(**self.model_dump(exclude_none=True))
-
-
 class PipelineSampleSettings(SampleSettings):
-    """See `SampleSettings`. guidance: scale, None is the pipeline's own. A batch is drawn, then scored."""
+    """See `SampleSettings`. prompts: default as many as fill the budget. guidance: scale, by whatever name the pipeline
+    has for it, default its own. guidance_tuned: that of the tuned model, above the cut; default guidance. solver:
+    default a stochastic one.
+    """
 
     prompts: Count | None = None  # type: ignore[assignment]
     candidates: Count = 4
     guidance: Scale | None = None
+    guidance_tuned: Scale | None = None
     solver: Solver = "auto"  # type: ignore[assignment]
     batch_size: Batch = 16
-    overlap: Literal[False] = False
+    overlap: bool = True
+
+
+class PipelineTrainSettings(TrainSettings):
+    """See `TrainSettings`; without steps, two epochs. checkpointing: of activations, slower and smaller.
+
+    The candidates are those of the guided sampler: `contrast` does not learn guidance from them, the others do. What
+    its rows count by, and its strength, are what was best on shapes.
+    """
+
+    objective: Literal["state", "clean", "contrast"] = "contrast"
+    strength: Positive = 8.0
+    advantage: Advantage = "reward"
+    epochs: Times | None = 2
+    batch_size: Batch = 16
+    learning_rate: Rate = 1e-4
+    ema: Part = 0.9
+    checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_are_meant(cls, given: Any) -> Any:
+        """Steps that are asked for are not passed over for the default epochs."""
+        return {"epochs": None, **given} if isinstance(given, dict) and "steps" in given else given
 
 
 class PipelineRunSettings(RunSettings):
     """A whole run, in the engine's words."""
 
-    mode: Literal["eager"] = "eager"
     sample: PipelineSampleSettings = PipelineSampleSettings()
-    checkpointing: bool = False
+    train: PipelineTrainSettings = PipelineTrainSettings()
     lora: Lora = Lora()
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _guidance_fits(self) -> Self:
+        sample = self.sample
+        if sample.guidance_tuned is None:
+            return self
+        told = f"sample.guidance_tuned={sample.guidance_tuned}"
+        if self.method == "ddpo":
+            raise ValueError(f"{told}: DDPO trains the guided answer at sample.guidance; leave it out")
+        if sample.guidance is None:
+            raise ValueError(f"{told}: sample.guidance is missing; give both")
+        if sample.guidance_tuned > 1.0 >= sample.guidance:
+            raise ValueError(f"{told}: the candidates are drawn without guidance (sample.guidance={sample.guidance})")
+        return self
 
 
 class PGraftConfig(Settings):
@@ -99,16 +126,15 @@ class PGraftConfig(Settings):
         keep = max(1, self.candidates // 4) if self.keep is None else self.keep
         return PipelineRunSettings(
             run=self.run, seed=self.seed, method=self.method, budget=self.budget, lora=self.lora,
-            checkpointing=self.checkpointing,
             sample=PipelineSampleSettings(
                 prompts=self.prompts, candidates=self.candidates, steps=self.steps, guidance=self.guidance,
-                solver=self.solver, batch_size=self.sample_batch,
+                solver=self.solver, batch_size=self.sample_batch, overlap=False,
             ),
             select=SelectSettings(k=keep),
-            train=TrainSettings(
+            train=PipelineTrainSettings(
                 cut=self.cut, objective=self.objective or "contrast", strength=self.strength, advantage="reward",
                 rounds=self.rounds, epochs=self.epochs, batch_size=self.batch_size, micro_batch=self.micro_batch,
-                learning_rate=self.learning_rate, ema=self.ema,
+                learning_rate=self.learning_rate, ema=self.ema, checkpointing=self.checkpointing,
             ),
             evaluate=EvaluateSettings(samples=self.evaluate),
         )  # fmt: skip

@@ -112,7 +112,7 @@ def rollout(
         graphs=graphs,
     )
     calls = run.calls(table)
-    team = team_of([run.above, run.below], min(batch_size, ids.numel()), run.shape, ids.device)
+    team = team_of(run.above, min(batch_size, ids.numel()), run.shape, ids.device, run.below)
     final, kept = [], []
     for low in range(0, ids.numel(), batch_size):
         rows = slice(low, low + batch_size)
@@ -187,7 +187,7 @@ class _Trajectories:
     ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
         """The steps low ... high - 1 with one model: state, last x_0 and the states to keep, by their steps."""
         places = [index for index in range(low, high) if index in self.plan.keep]
-        if self.graphs is None or not self.graphs.captures(x.device):
+        if self.graphs is None or not self.graphs.captures(x.device) or not getattr(net, "can_be_captured", True):
             return self._steps(net, low, high, x, x_0, given)
         if not isinstance(net, torch.nn.Module):
             raise InputError(f"graphs= needs models that are torch modules, got {type(net).__name__}")

@@ -1,5 +1,6 @@
 """A folder of pictures as data of a flow: CelebA-HQ, LSUN or one's own."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Decoded pictures are kept in memory up to this many bytes.
 _CACHE = 8 << 30
 _READERS = 8
+# Pictures that others are compared with, at most.
+_REFERENCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,19 @@ class Pictures:
         if self.cache is not None:
             self.cache[number] = found
         return found
+
+
+def folder_features(folder: Path, size: int, features: Callable[[Tensor], Tensor]) -> Tensor:
+    """Features (n, d) of the pictures of a folder, at most 10,000. Raises InputError."""
+    pictures = Pictures.of(folder, size)
+    numbers = torch.arange(min(len(pictures), _REFERENCE))
+    with torch.no_grad():
+        return torch.cat([features(pictures.at(part)).flatten(1).cpu() for part in numbers.split(100)])
+
+
+def is_picture(value: object) -> bool:
+    """Whether this is the name of a file with a picture."""
+    return isinstance(value, str) and value.lower().endswith(_SUFFIXES)
 
 
 def thumbnail_features(x: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Any diffusers pipeline as a task: its own loop is the model, its own epilogue makes what is scored."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,59 +12,83 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Learner, Prompts, TrainSettings
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.pipelines.agreement import ALLOWED
 from pgraft_fast.pipelines.driven import Driven
+from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.pipelines.grouping import rows_by
-from pgraft_fast.pipelines.media import Medium, media_of, medium_of, picture_of, pixels_of, stacked
+from pgraft_fast.pipelines.learners import FullLearner, LoraLearner
+from pgraft_fast.pipelines.loras import Lora
+from pgraft_fast.pipelines.media import Medium, differ, media_of, medium_of, picture_of, pixels_of, stacked
 from pgraft_fast.rewards.protocol import as_call, name_of
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.pictures import thumbnail_features
-from pgraft_fast.text_to_image import FullLearner, LoraLearner, LoraSettings
 
-# Samples that are decoded together.
-_AT_ONCE = 8
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured beside the reward. features(pictures in [-1, 1]) -> (n, d): space of the distances. reference:
+    features (m, d) to compare with, or None. categories: of the held-out prompts, or empty. contents: of features and
+    reference, as JSON.
+    """
+
+    features: Callable[[Tensor], Tensor] = thumbnail_features
+    reference: Tensor | None = None
+    categories: tuple[str, ...] = ()
+    contents: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pipeline_task(
-    facts: Facts, train: Sequence[str], held_out: Sequence[str], lora: LoraSettings, seed: int
-) -> tuple[Task, "Finish"]:
+    facts: Facts, train: Sequence[str], held_out: Sequence[str], lora: Lora, seed: int, *,
+    guidance_tuned: float | None = None, measures: Measures | None = None, null: int | None = None, at_once: int = 8,
+) -> tuple[Task, "Finish"]:  # fmt: skip
     """The task, whose samples are the pipeline's states, and what makes media of them.
 
     train, held_out: names of the prompts of `facts.guided.calls`, first those that are trained on, no two alike.
+    guidance_tuned: scale of the tuned model, default that of all. null: number of the prompt that stands for none.
+    at_once: samples that are decoded together, halved when memory is full.
     """
-    model = Driven.of(facts)
-    finish = Finish(model, [*train, *held_out])
-    schedule = facts.schedule if facts.begin > 0.999 else facts.schedule.starting_at(facts.begin)
+    model, measures = Driven.of(facts), Measures() if measures is None else measures
+    finish = Finish(model, [*train, *held_out], at_once)
     task = Task(
         name=type(facts.pipe).__name__,
         model=model,
-        schedule=schedule,
+        schedule=facts.schedule_of_run,
         parameterization=facts.parameterization,
         shape=facts.shape,
-        prompts=_prompts(train, 0),
-        held_out=_prompts(held_out, len(train)),
+        prompts=_prompts(model, train, 0, null),
+        held_out=_prompts(model, held_out, len(train), null),
+        categories=measures.categories,
         rewards={},
-        features=lambda states: _features(finish, states),
-        data=None,
+        features=lambda states: _features(finish, measures.features, states),
+        data=measures.reference,
         pictures=lambda states: np.stack([picture_of(one) for one in finish.media(states)]),
         identity={},
-        learner=lambda settings: _learner(model, settings, lora, seed),
+        learner=lambda settings: _learner(model, settings, lora, seed, guidance_tuned),
     )
     return task, finish
 
 
 class Finish:
-    """media(states): what the pipeline returns for final states, by its own epilogue."""
+    """media(states): what the pipeline returns for final states, by its own epilogue.
 
-    def __init__(self, model: Driven, names: Sequence[str]) -> None:
-        self._model = model
+    Loops of its own, so that a thread that scores may finish samples while another one draws. Whether samples may be
+    finished together, and with any prompt, is checked once: some pipelines sort what they made by its prompt.
+    """
+
+    def __init__(self, model: Driven, names: Sequence[str], at_once: int = 8) -> None:
+        way, self._team = model.facts.guided, model.facts.team
+        self._driver, self._first = Driver(way.calls, way.state), media_of(model.facts.media)[0]
         self._number = {name: number for number, name in reversed(list(enumerate(names)))}
-        self._prompts = model.facts.guided.calls.prompts
+        self._prompts = way.calls.prompts
+        self._size, self._any_prompt = BatchSize(1, "decoding"), False
+        self._check(way.calls.rows, at_once)
 
     @property
     def medium(self) -> Medium:
         """Of the pipeline."""
-        return medium_of(media_of(self._model.facts.media)[0])
+        return medium_of(self._first)
 
     def text(self, name: str) -> str:
         """The prompt of a name."""
@@ -70,14 +96,15 @@ class Finish:
 
     def media(self, states: Tensor, names: Sequence[str] | None = None) -> list[np.ndarray]:
         """One array a sample. names: of their prompts; without, all are finished in a call with the first prompt."""
-        numbers = [0] * len(states) if names is None else [self._number[name] for name in names]
+        numbers = [0] * len(states) if names is None or self._any_prompt else [self._number[name] for name in names]
         found: list[np.ndarray] = [np.empty(0)] * len(states)
-        count = _AT_ONCE if self._model.facts.guided.calls.rows > 1 else 1
         for number, of_prompt in rows_by(numbers).items():
-            for low in range(0, len(of_prompt), count):
-                rows = of_prompt[low : low + count]
-                for row, made in zip(rows, media_of(self._model.finish(states[rows], number)), strict=True):
-                    found[row] = made
+            left = of_prompt
+            while left:
+                made = self._size.run(partial(self._finished, states, left, number))
+                for row, one in zip(left, made, strict=False):
+                    found[row] = one
+                left = left[len(made) :]
         return found
 
     def decoded(self, states: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
@@ -85,6 +112,29 @@ class Finish:
         prompts.
         """
         return stacked(self.media(states, names)), [self.text(name) for name in names]
+
+    def pixels(self, states: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
+        """As `decoded`; pictures as (B, 3, H, W) in [-1, 1]."""
+        found, texts = self.decoded(states, names)
+        return pixels_of(found) if self.medium == "image" else found, texts
+
+    def _finished(self, states: Tensor, rows: Sequence[int], number: int, size: int) -> list[np.ndarray]:
+        """Of the first of these rows."""
+        try:
+            with self._team(1):
+                return media_of(self._driver.finish(states[rows[:size]], number))
+        finally:
+            self._driver.close()
+
+    def _check(self, rows: int, at_once: int) -> None:
+        state = self._driver.state
+        states = torch.randn(2, *state.shape, generator=torch.Generator().manual_seed(0))
+        alone = [self._finished(states, [row], 0, 1)[0] for row in (0, 1)]
+        allowed = ALLOWED.get(state.dtype, 1e-4)
+        if rows > 1 and at_once > 1 and not differ(self._finished(states, [0, 1], 0, 2), alone, allowed):
+            self._size.value = at_once
+        if len(self._prompts) > 1:
+            self._any_prompt = not differ(self._finished(states, [0], 1, 1), alone[:1], allowed)
 
 
 def of_media(reward: Callable[..., object], medium: Medium, rate: float | None = None) -> Callable[..., object]:
@@ -111,15 +161,25 @@ def of_media(reward: Callable[..., object], medium: Medium, rate: float | None =
     return scored
 
 
-def _prompts(texts: Sequence[str], first: int) -> Prompts:
-    return Prompts(texts, torch.arange(first, first + len(texts)))
+def _prompts(model: Driven, texts: Sequence[str], first: int, null: int | None) -> Prompts:
+    def prepare(numbers: Tensor) -> None:
+        model.prepare([*(first + numbers.unique()).tolist(), *([] if null is None else [null])])
+
+    condition = torch.arange(first, first + len(texts))
+    return Prompts(texts, condition, None if null is None else torch.tensor(null), prepare)
 
 
-def _learner(model: Driven, settings: TrainSettings, lora: LoraSettings, seed: int) -> Learner:
-    return FullLearner(model, settings) if lora.rank == 0 else LoraLearner(model, settings, lora, seed)
+def _learner(
+    model: Driven, settings: TrainSettings, lora: Lora, seed: int, guidance: float | None
+) -> Learner:  # fmt: skip
+    if lora.rank == 0:
+        return FullLearner(model, settings, guidance)
+    return LoraLearner(model, settings, lora, seed, guidance)
 
 
-def _features(finish: Finish, states: Tensor) -> Tensor:
-    pictures = pixels_of(stacked([picture_of(one) for one in finish.media(states)]))
+def _features(finish: Finish, features: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     with torch.no_grad():
-        return thumbnail_features(pictures).flatten(1).cpu()
+        return torch.cat([
+            features(pixels_of(stacked([picture_of(one) for one in finish.media(part)]))).flatten(1).cpu()
+            for part in states.split(100)
+        ])  # fmt: skip

@@ -57,7 +57,7 @@ def test_the_walk_finds_numbers_without_bounds():
 
 def test_every_number_of_every_config_has_bounds():
     found = schemas()
-    assert {"TrainSettings", "DdpoSettings", "LoraSettings", "BudgetSettings", "CorrectorSettings"} <= {
+    assert {"TrainSettings", "DdpoSettings", "Lora", "BudgetSettings", "CorrectorSettings"} <= {
         one.__name__ for one in found
     }
     assert {one.__name__: unbounded(one.model_json_schema()) for one in found} == {one.__name__: [] for one in found}

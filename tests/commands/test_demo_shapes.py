@@ -12,9 +12,9 @@ from pgraft_fast.cli import main
 from pgraft_fast.commands.comparison import ComparisonSettings, compare
 from pgraft_fast.commands.demo_shapes import run_shapes_demo
 from pgraft_fast.commands.recipes import Uninformed, config_of
-from pgraft_fast.commands.text_config import TextTrainSettings
 from pgraft_fast.errors import InputError
 from pgraft_fast.report.comparison_report import comparison_table
+from pgraft_fast.runs.pipeline_settings import PipelineTrainSettings
 from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
 
@@ -97,9 +97,9 @@ def test_all_layers_that_the_config_names_are_there(tmp_path):
 
 
 def test_steps_that_are_asked_for_are_taken():
-    assert TextTrainSettings(steps=7).steps_of(640) == 7
-    assert TextTrainSettings().steps_of(640) == 2 * 640 // 16
-    assert TextTrainSettings(steps=7, epochs=1).steps_of(640) == 40
+    assert PipelineTrainSettings(steps=7).steps_of(640) == 7
+    assert PipelineTrainSettings().steps_of(640) == 2 * 640 // 16
+    assert PipelineTrainSettings(steps=7, epochs=1).steps_of(640) == 40
 
 
 @pytest.mark.faults

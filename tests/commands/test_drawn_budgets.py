@@ -8,12 +8,13 @@ import pytest
 from clock import Clock
 from text_runs import text_config
 
+from pgraft_fast import report
 from pgraft_fast.cli import main
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.runs import run
 from pgraft_fast.runs.sizing import SAFETY
-from pgraft_fast.text_to_image.denoiser import Denoiser
 
 pytest.importorskip("peft")
 
@@ -76,9 +77,9 @@ def clock(monkeypatch):
     """Time that passes with the work alone: 0.1 s a network call, 0.5 s a report."""
     clock = Clock()
     monkeypatch.setattr(run, "Ledger", partial(Ledger, clock=clock))
-    monkeypatch.setattr(run, "report_seconds", lambda: REPORT)
-    monkeypatch.setattr(run, "write_run_report", clock.during(run.write_run_report, REPORT))
-    monkeypatch.setattr(Denoiser, "forward", clock.during(Denoiser.forward, CALL))
+    monkeypatch.setattr(report, "report_seconds", lambda: REPORT)
+    monkeypatch.setattr(report, "write_run_report", clock.during(report.write_run_report, REPORT))
+    monkeypatch.setattr(Driven, "forward", clock.during(Driven.forward, CALL))
     return clock
 
 

@@ -25,7 +25,7 @@ KINDS = {
     "sd35_pickscore": ("sd3", "stabilityai/stable-diffusion-3.5-medium"),
 }
 SMALL = {
-    "model": {"device": "cpu", "dtype": "fp32", "height": 16, "width": 16, "max_sequence_length": 64},
+    "model": {"device": "cpu", "dtype": "fp32", "height": 16, "width": 16},
     "sample": {"prompts": 2, "candidates": 4, "steps": 3, "batch_size": 8},
     "train": {"rounds": 2, "epochs": 1, "batch_size": 4, "micro_batch": 2},
     "lora": {"rank": 2},
@@ -50,6 +50,8 @@ def test_two_rounds_on_tiny_models(tmp_path, name, clip, encoder_decoder):
     data = read_toml(CONFIGS / f"{name}.toml", {})
     for table, values in SMALL.items():
         data[table] = {**data.get(table, {}), **values}
+    if "max_sequence_length" in data["model"]:
+        data["model"]["max_sequence_length"] = 64
     data["budget"].pop("gpu_hours")
     data["run"] = str(tmp_path / "run")
     data["model"]["folder"] = str(tmp_path / "model")

@@ -204,7 +204,7 @@ def test_memory_presets(tmp_path):
         ('kind = "jpeg_size"', 'kind = "beauty"', r"rewards.0.*beauty"),
         ('kind = "jpeg_size"', 'kind = "task"\nname = "questions"', r"rewards.0.*questions"),
         ('kind = "jpeg_size"', 'kind = "pick_score"\nmodel = "none"', r"download yuvalkirstain/PickScore_v1"),
-        ("height = 16", "height = 17", r"height=17, width=16: both must be multiples of 2"),
+        ("height = 16", "height = 17", r"divisible by 8 but are 17 and 16"),
         ("rank = 2", 'rank = 2\ntargets = ["nothing"]', r"lora.targets=\['nothing'\]: no layer"),
         ('device = "cpu"', 'device = "cuda:9"', r"device='cuda:9' cannot be used"),
         ("k = 2", "k = 5", r"select.k=5 is more than sample.candidates=4"),

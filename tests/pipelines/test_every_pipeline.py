@@ -8,8 +8,9 @@ from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.facts import facts_of
 from pgraft_fast.pipelines.loop import NotServedError
-from pgraft_fast.pipelines.media import differ
+from pgraft_fast.pipelines.media import differ, media_of
 from pgraft_fast.pipelines.record import record
+from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED
 
 STEPS, SEEDS = 3, (11, 12)
 
@@ -33,7 +34,7 @@ def watched(request):
 
 
 def test_outputs_are_those_of_its_own_loop(watched):
-    facts, driver, first = watched.facts, watched.driven.drivers[True], watched.own.steps[0]
+    facts, driver, first = watched.facts, watched.driven.drivers[GUIDED], watched.own.steps[0]
     starts = driver.start(1, seeds_of(5, SEEDS))
     if facts.begin == 1.0 and facts.times.first == 0.0:
         assert torch.equal(starts, first.x[:2])
@@ -47,7 +48,8 @@ def test_outputs_are_those_of_its_own_loop(watched):
 
 def test_it_makes_the_same_of_the_end(watched):
     last = watched.own.steps[-1].next
-    assert not differ(watched.driven.finish(last[:2], 1), watched.own.media, 1e-5)
+    made = watched.driven.drivers[GUIDED].finish(last[:2], 1)
+    assert not differ(media_of(made), media_of(watched.own.media), 1e-5)
 
 
 def test_calls_and_gradients(watched):
@@ -71,7 +73,7 @@ def test_calls_and_gradients(watched):
         assert len(rows) == STEPS * calls * (2 if facts.alone else 1)
     finally:
         seen.remove()
-    unguided = watched.driven.like(guidance=False)
+    unguided = watched.driven.like(way=UNGUIDED)
     assert unguided.calls_a_sample <= watched.driven.calls_a_sample
     out = unguided(x, torch.tensor([0.95, 0.99]), torch.tensor([0, 1]))
     weights = [weight for weight in net.parameters() if weight.requires_grad]

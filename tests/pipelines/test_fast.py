@@ -9,6 +9,7 @@ from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.facts import facts_of
 from pgraft_fast.pipelines.record import record
+from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED
 
 # Why loops are driven: with guidance, and without.
 RENORMED, SEEDED = "its output is no sum of the denoiser's answers", "the seed of a sample decides more than its noise"
@@ -31,9 +32,9 @@ def test_rows_of_two_prompts_at_all_times(name):
     """In one batch, at every state and time of a call of each prompt's own; with guidance and without."""
     facts = facts_of(Calls(build(name), prompts_of(name)[:2], call_of(name)))
     driven = Driven.of(facts)
-    told = tuple(driven.why[guided] and driven.why[guided].partition(" (off")[0] for guided in (True, False))
+    told = tuple(driven.why[way] and driven.why[way].partition(" (off")[0] for way in (GUIDED, UNGUIDED))
     assert told == DRIVEN.get(name, (None, None))
-    for guided, way in ((True, facts.guided), (False, facts.unguided)):
+    for kind, way in ((GUIDED, facts.guided), (UNGUIDED, facts.unguided)):
         if facts.seeded:
             # Of the row's own seed then, which this does not ask for.
             continue
@@ -43,7 +44,7 @@ def test_rows_of_two_prompts_at_all_times(name):
         numbers = torch.tensor([n for n, _ in steps for _ in range(2)])
         x, wanted = (torch.cat(values) for values in zip(*((s.x[:2], s.out[:2]) for _, s in steps), strict=True))
         with torch.no_grad():
-            found = driven.like(guidance=guided)(x, t.float() if facts.times.table is None else t, numbers)
+            found = driven.like(way=kind)(x, t.float() if facts.times.table is None else t, numbers)
         assert float((found - wanted).abs().max()) <= 2e-5 * float(wanted.abs().max())
     driven.close()
 
@@ -55,8 +56,9 @@ def test_gradients_are_those_of_its_own_loop(name):
     x, t, numbers = torch.randn(3, *facts.shape), torch.tensor([0.3, 0.9, 0.3]), torch.tensor([0, 1, 1])
     weights = [weight for weight in driven.net.parameters() if weight.requires_grad]
     grads = []
-    for fast in (driven.fast, {True: None, False: None}):
-        driven.fast = fast
+    for fast in (True, False):
+        if not fast:
+            driven.fast.update(dict.fromkeys((GUIDED, UNGUIDED)))
         out = driven(x, t, numbers)
         grads.append((out.detach(), *torch.autograd.grad(out.square().sum(), weights, allow_unused=True)))
     # Some are zero but for rounding.
@@ -82,8 +84,8 @@ def test_rows_are_one_call_of_the_denoiser():
 def test_guidance_in_bfloat16(name, weights):
     """The scale is the call's own, not one that was fitted to rounded answers."""
     driven = Driven.of(facts_of(Calls(build(name).to(torch.bfloat16), prompts_of(name)[:2], call_of(name))))
-    assert driven.why == {True: None, False: None}
-    assert driven.fast[True].explanation.weights == weights and driven.fast[False].explanation.weights == (1.0,)
+    assert driven.why == dict.fromkeys((GUIDED, UNGUIDED))
+    assert driven.fast[GUIDED].explanation.weights == weights and driven.fast[UNGUIDED].explanation.weights == (1.0,)
     driven.close()
 
 
@@ -92,5 +94,5 @@ def test_guidance_in_bfloat16(name, weights):
 def test_which_toys_are_explained(habits, scheduler):
     """A shifted state is found nowhere among the arguments: its loop is driven, and right."""
     driven = Driven.of(facts_of(Calls(toy(habits, scheduler), ("a", "longer"))))
-    assert (driven.fast[True] is None) == habits.constant
+    assert (driven.fast[GUIDED] is None) == habits.constant
     driven.close()

@@ -8,9 +8,8 @@ from pgraft_fast import rollout
 from pgraft_fast.finetune.settings import TrainSettings
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.facts import facts_of
+from pgraft_fast.pipelines.loras import Lora
 from pgraft_fast.tasks.pipeline import pipeline_task
-from pgraft_fast.text_to_image import LoraSettings
-from pgraft_fast.text_to_image.learners import default_targets
 
 QUICK = ("sdxl", "flux", "wan", "sd_img2img", "sd_inpaint", "stable_audio")
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.faults) for name in SERVED]
@@ -20,8 +19,7 @@ def task_of(name):
     """With a LoRA in it that changes nothing yet."""
     pipe = build(name)
     facts = facts_of(Calls(pipe, prompts_of(name)[:2], call_of(name)))
-    targets = default_targets(getattr(pipe, facts.denoiser))
-    task, _ = pipeline_task(facts, ["0"], ["1"], LoraSettings(rank=2, targets=targets), 0)
+    task, _ = pipeline_task(facts, ["0"], ["1"], Lora(rank=2), 0)
     return task, task.learner(TrainSettings(ema=0.0))
 
 

@@ -70,7 +70,8 @@ def _dit() -> diffusers.DiTPipeline:
         sample_size=8,
         num_embeds_ada_norm=1000,
     )
-    return diffusers.DiTPipeline(transformer=lively(transformer), vae=tiny_vae(), scheduler=diffusers.DDIMScheduler())
+    scheduler = diffusers.DDIMScheduler(clip_sample=False)
+    return diffusers.DiTPipeline(transformer=lively(transformer), vae=tiny_vae(), scheduler=scheduler)
 
 
 BUILDERS = {"pixart_sigma": _pixart_sigma, "hunyuan_dit": _hunyuan_dit, "dit": _dit}

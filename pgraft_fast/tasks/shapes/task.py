@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgraft_fast.tasks.prompt_files import PromptFile
 from pgraft_fast.tasks.shapes.checker import reward
 from pgraft_fast.tasks.shapes.features import features
 from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
 from pgraft_fast.tasks.shapes.prompts import Prompt, test_prompts, train_prompts
 from pgraft_fast.tasks.shapes.render import render
-from pgraft_fast.text_to_image import PromptFile
 
 _REFERENCE = 2048
 

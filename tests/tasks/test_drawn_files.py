@@ -14,7 +14,7 @@ import pgraft_fast
 from pgraft_fast.commands.correct_config import read_correct_config
 from pgraft_fast.commands.text_config import read_run_config, read_text_config
 from pgraft_fast.errors import InputError
-from pgraft_fast.text_to_image import read_prompts
+from pgraft_fast.tasks.prompt_files import read_prompts
 
 CONFIGS = [path.read_text() for path in sorted((Path(pgraft_fast.__file__).parent / "configs").glob("*.toml"))]
 PIECES = [

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.text_to_image.kinds import KINDS
-from pgraft_fast.text_to_image.variants import load_part, variants_of
+from pgraft_fast.pipelines.variants import load_part, variants_of
 
 
 def load_pipeline(
     folder: Path, dtype: torch.dtype, device: torch.device, repository: str | None = None,
     variant: str | None = None, log: Callable[[str], None] = lambda text: None,
 ) -> Any:  # fmt: skip
-    """A text-to-image pipeline of diffusers, its weights in `dtype` on `device`, frozen, in eval mode.
+    """A pipeline of diffusers, its weights in `dtype` on `device`, frozen, in eval mode.
 
     repository: on the Hugging Face Hub, named where the folder is missing. Nothing is downloaded. variant: of the
     weight files, see `variants_of`; log is told which are read where none was asked for. Raises InputError.
@@ -31,19 +30,17 @@ def load_pipeline(
         name = told["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: damaged ({type(error).__name__})") from error
-    if name not in KINDS:
-        raise InputError(f"{folder}: {name} cannot be fine-tuned here; known: {', '.join(KINDS)}")
     try:
         import diffusers
     except ImportError as error:
-        raise InputError(f"text to image needs diffusers ({error}): pip install 'pgraft-fast[text]'") from error
-    given: dict[str, Any] = {}
-    if name == "StableDiffusionPipeline":
-        given = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    if name == "StableDiffusion3Pipeline":
-        # Saved without T5, or without what no text-to-image call needs.
-        optional = ("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor")
-        given = {part: None for part in optional if not (told.get(part) or [None])[0]}
+        raise InputError(f"pipelines need diffusers ({error}): pip install 'pgraft-fast[text]'") from error
+    kind = getattr(diffusers, str(name), None)
+    if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
+        raise InputError(f"{folder}: {name} is no pipeline of diffusers {diffusers.__version__}")
+    # What was saved without a part wants to be told so.
+    given: dict[str, Any] = {part: None for part, value in told.items() if value in ([None, None], None)}
+    if "safety_checker" in told:
+        given |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     variants = variants_of(folder, {part: value for part, value in told.items() if part not in given}, variant)
     if variants and variant is None:
         read = ", ".join(f"{part} {one}" for part, one in sorted(variants.items()))
@@ -55,9 +52,7 @@ def load_pipeline(
             # Of the argument's name, which versions of diffusers do not agree on.
             warnings.simplefilter("ignore", FutureWarning)
             given |= {part: load_part(folder / part, told[part], one, dtype) for part, one in variants.items()}
-            pipe: Any = getattr(diffusers, name).from_pretrained(
-                str(folder), torch_dtype=dtype, local_files_only=True, **given
-            )
+            pipe: Any = kind.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, **given)
     except (OSError, ValueError, ImportError) as error:
         text = " ".join(str(error).split())[:300]
         raise InputError(f"{folder}: cannot be loaded as {name} ({text})") from error

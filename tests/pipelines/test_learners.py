@@ -1,39 +1,44 @@
 """LoRA and full learners on a pipeline's denoiser: what is trained, what stays, and that one network serves all."""
 
+import math
 import re
 
 import pytest
 import torch
-from denoisers import denoiser
+from denoisers import denoiser, schedule_of
 from pipelines import build
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Kept, TrainSettings, train
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.pipelines.learners import FullLearner, LoraLearner
+from pgraft_fast.pipelines.loras import Lora
+from pgraft_fast.pipelines.ways import UNGUIDED
 from pgraft_fast.sampling import calls_of
-from pgraft_fast.text_to_image import FullLearner, LoraLearner, LoraSettings, kind_of
 
 SETTINGS = TrainSettings(steps=2, batch_size=4, learning_rate=1e-2, ema=0.5)
 
 
-def kept(pipe, rows=6):
+def kept(shape, rows=6):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, 4, 8, 8, generator=generator)
+    x = torch.randn(rows, *shape, generator=generator)
     return Kept(x, torch.arange(rows), torch.arange(rows) % 2, 0.3)
 
 
-def learn(learner, pipe, settings=SETTINGS, **more):
-    schedule, parameterization = kind_of(pipe).schedule(pipe, 16, 16)
+def learn(learner, **more):
+    model = learner.ema
+    schedule, parameterization = schedule_of(model)
     given = {"parameterization": parameterization, "seed": 0, "null_condition": torch.tensor(2)} | more
-    return train(learner, kept(pipe), schedule, **given)
+    return train(learner, kept(model.facts.shape), schedule, **given)
 
 
 def answer(model, x=None):
-    x = torch.linspace(-1, 1, 2 * 4 * 64).view(2, 4, 8, 8) if x is None else x
+    # Of a twin, too.
+    shape = getattr(model, "_original", [model])[0].facts.shape
+    x = torch.linspace(-1, 1, 2 * math.prod(shape)).view(2, *shape) if x is None else x
     with torch.no_grad():
-        out = model(x, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
-    return out if isinstance(out, torch.Tensor) else out.combined()
+        return model(x, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
@@ -41,11 +46,11 @@ def test_the_lora_is_trained_and_the_reference_stays(name):
     pipe = build(name)
     model = denoiser(pipe, 3.0)
     before = answer(model)
-    learner = LoraLearner(model, SETTINGS, LoraSettings(rank=2), seed=1)
+    learner = LoraLearner(model, SETTINGS, Lora(rank=2), seed=1)
     # A new LoRA changes nothing.
     for one in (learner.reference, learner.ema, learner.sampled):
         assert torch.allclose(answer(one), before, atol=1e-6)
-    report = learn(learner, pipe)
+    report = learn(learner)
     assert report.steps == 2 and torch.isfinite(torch.tensor(report.loss))
     assert torch.allclose(answer(learner.reference), before, atol=1e-6)
     tuned, averaged = answer(learner.sampled), answer(learner.ema)
@@ -55,7 +60,7 @@ def test_the_lora_is_trained_and_the_reference_stays(name):
     assert trained and all(".tuned." in name for name in trained)
     # Whichever was used last, training goes on.
     answer(learner.ema)
-    assert learn(learner, pipe).rejected == 0
+    assert learn(learner).rejected == 0
     assert not torch.equal(answer(learner.sampled), tuned)
 
 
@@ -75,7 +80,7 @@ def test_the_lora_is_trained_and_the_reference_stays(name):
 def test_targets_that_take_no_lora_are_named(name, target, message):
     model = denoiser(build(name), 3.0)
     with pytest.raises(InputError, match=rf"lora.targets=\['to_q', '{re.escape(target)}'\]: .*{message}"):
-        LoraLearner(model, SETTINGS, LoraSettings(rank=2, targets=["to_q", target]), seed=1)
+        LoraLearner(model, SETTINGS, Lora(rank=2, targets=["to_q", target]), seed=1)
     # Nothing was put in.
     assert not any("lora" in name for name, _ in model.net.named_parameters())
 
@@ -86,20 +91,20 @@ def test_other_layers_take_a_lora(target):
     pipe = build("sd")
     model = denoiser(pipe, 3.0)
     before = answer(model)
-    learner = LoraLearner(model, SETTINGS, LoraSettings(rank=2, targets=[target]), seed=1)
-    learn(learner, pipe)
+    learner = LoraLearner(model, SETTINGS, Lora(rank=2, targets=[target]), seed=1)
+    learn(learner)
     assert not torch.equal(answer(learner.sampled), before)
 
 
 def test_twins_with_other_linear_layers_share_the_lora():
     pipe = build("sd")
-    learner = LoraLearner(denoiser(pipe, 2.0), SETTINGS, LoraSettings(rank=2), seed=1)
+    learner = LoraLearner(denoiser(pipe, 2.0), SETTINGS, Lora(rank=2), seed=1)
     run = Execution("eager", torch.device("cpu"))
     run._twins = True
     learner.run, sampled, reference = run.of(learner.run), run.of(learner.sampled), run.of(learner.reference)
     assert sampled.calls_a_sample == 2 and learner.run.calls_a_sample == 1
     before = answer(reference)
-    learn(learner, pipe)
+    learn(learner)
     assert torch.allclose(answer(reference), before, atol=1e-6)
     assert not torch.allclose(answer(sampled), before, atol=1e-4)
     assert torch.allclose(answer(sampled), answer(learner.sampled), atol=1e-5)
@@ -110,7 +115,7 @@ def test_all_weights():
     model = denoiser(pipe, 3.0)
     before = answer(model)
     learner = FullLearner(model, SETTINGS)
-    learn(learner, pipe)
+    learn(learner)
     assert torch.equal(answer(learner.reference), before)
     assert not torch.allclose(answer(learner.sampled), before, atol=1e-4)
     assert learner.run.calls_a_sample == 1 and learner.sampled.calls_a_sample == 2
@@ -120,14 +125,14 @@ def test_weights_are_saved_and_loaded_with_the_same_future():
     results = []
     for stop in (False, True):
         pipe = build("sd")
-        learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, LoraSettings(rank=2), seed=1)
-        learn(learner, pipe)
+        learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, Lora(rank=2), seed=1)
+        learn(learner)
         if stop:
             tensors = {name: {k: v.clone() for k, v in group.items()} for name, group in learner.tensors().items()}
             steps, pipe = learner.steps_done, build("sd")
-            learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, LoraSettings(rank=2), seed=9)
+            learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, Lora(rank=2), seed=9)
             learner.load(tensors, steps)
-        learn(learner, pipe)
+        learn(learner)
         results.append(learner.weights()["ema"])
     assert results[0] and all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
@@ -136,10 +141,10 @@ def test_micro_batches_checkpointing_and_short_memory_change_nothing_but_roundin
     found = []
     for size, checkpointing in ((4, False), (1, False), (4, True)):
         pipe = build("sd")
-        learner = LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+        learner = LoraLearner(denoiser(pipe), SETTINGS, Lora(rank=2), seed=1)
         if checkpointing:
             pipe.unet.enable_gradient_checkpointing()
-        learn(learner, pipe, memory=BatchSize(size))
+        learn(learner, memory=BatchSize(size))
         found.append(torch.cat([value.flatten() for value in learner.weights()["model"].values()]))
     scale = float(found[0].detach().abs().max())
     assert all(float((other - found[0]).abs().max()) < 1e-2 * scale for other in found[1:])
@@ -147,7 +152,7 @@ def test_micro_batches_checkpointing_and_short_memory_change_nothing_but_roundin
 
 def test_full_memory_halves_the_rows():
     pipe = build("sd")
-    learner = LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+    learner = LoraLearner(denoiser(pipe), SETTINGS, Lora(rank=2), seed=1)
     run = learner.run
 
     def short(x, t, condition):
@@ -157,13 +162,13 @@ def test_full_memory_halves_the_rows():
 
     learner.run = short
     memory = BatchSize(4, "training")
-    assert learn(learner, pipe, memory=memory).steps == 2
+    assert learn(learner, memory=memory).steps == 2
     assert memory.value == 1
 
 
 def test_prompts_are_dropped_at_the_rate_asked_for():
     pipe = build("sd")
-    learner = LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+    learner = LoraLearner(denoiser(pipe), SETTINGS, Lora(rank=2), seed=1)
     seen, run = [], learner.run
 
     def watch(x, t, condition):
@@ -172,7 +177,7 @@ def test_prompts_are_dropped_at_the_rate_asked_for():
 
     learner.run = watch
     learner.settings = SETTINGS.model_copy(update={"null_prompt": 0.5, "steps": 30, "batch_size": 8})
-    learn(learner, pipe)
+    learn(learner)
     share = float((torch.cat(seen) == 2).double().mean())
     assert 0.35 < share < 0.65
 
@@ -180,29 +185,29 @@ def test_prompts_are_dropped_at_the_rate_asked_for():
 def test_what_cannot_be_tuned_is_refused():
     pipe = build("sd")
     with pytest.raises(InputError, match=r"lora.targets=\['nothing'\]: no layer of UNet2DConditionModel"):
-        LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2, targets=["nothing"]), seed=1)
-    LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+        LoraLearner(denoiser(pipe), SETTINGS, Lora(rank=2, targets=["nothing"]), seed=1)
+    LoraLearner(denoiser(pipe), SETTINGS, Lora(rank=2), seed=1)
     with pytest.raises(InputError, match=r"has a LoRA already \(tuned, ema\)"):
-        LoraLearner(denoiser(pipe), SETTINGS, LoraSettings(rank=2), seed=1)
+        LoraLearner(denoiser(pipe), SETTINGS, Lora(rank=2), seed=1)
 
 
 @pytest.mark.parametrize("all_weights", [False, True])
 def test_contrast_starts_from_the_reference_or_from_the_averaged_weights(all_weights):
     pipe = build("sd")
     model = denoiser(pipe, 3.0)
-    before = answer(model.like(guidance=1.0))
+    before = answer(model.like(way=UNGUIDED))
     given = SETTINGS.model_copy(update={"frozen": "ema"})
-    learner = FullLearner(model, given) if all_weights else LoraLearner(model, given, LoraSettings(rank=2), seed=1)
+    learner = FullLearner(model, given) if all_weights else LoraLearner(model, given, Lora(rank=2), seed=1)
     # Called as in training: without guidance.
     for one in (learner.frozen, learner.averaged):
         assert torch.allclose(answer(one), before, atol=1e-6)
-    learn(learner, pipe)
+    learn(learner)
     assert torch.allclose(answer(learner.frozen), before, atol=1e-6)
     averaged = answer(learner.averaged)
     assert not torch.allclose(averaged, before, atol=1e-5)
     learner.freeze()
     assert torch.allclose(answer(learner.frozen), averaged, atol=1e-6)
-    learn(learner, pipe)
+    learn(learner)
     # What was frozen stays while the average goes on, and is no part of what is saved.
     assert torch.allclose(answer(learner.frozen), averaged, atol=1e-6)
     assert not torch.allclose(answer(learner.averaged), averaged, atol=1e-5)
@@ -211,22 +216,16 @@ def test_contrast_starts_from_the_reference_or_from_the_averaged_weights(all_wei
     assert torch.allclose(answer(learner.frozen), answer(learner.averaged), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("all_weights", [False, True])
-def test_the_averaged_weights_have_a_guidance_of_their_own(all_weights):
-    pipe = build("sd")
-    model = denoiser(pipe, 3.0)
-    before = {scale: answer(model.like(guidance=scale)) for scale in (1.0, 2.0, 3.0)}
-    for scale in (1.0, 2.0):
-        model = denoiser(build("sd"), 3.0)
-        learner = (
-            FullLearner(model, SETTINGS, scale)
-            if all_weights
-            else LoraLearner(model, SETTINGS, LoraSettings(), 1, scale)
-        )
-        assert torch.allclose(answer(learner.ema), before[scale], atol=1e-6)
-        assert torch.allclose(answer(learner.reference), before[3.0], atol=1e-6)
-        assert torch.allclose(answer(learner.averaged), before[1.0], atol=1e-6)
-        assert calls_of(learner.ema) == (2 if scale > 1.0 else 1)
-        learn(learner, pipe)
-        # It follows what is trained, as ever.
-        assert not torch.allclose(answer(learner.ema), before[scale], atol=1e-5)
+def test_the_averaged_weights_have_a_guidance_of_their_own(all_weights, scale):
+    before = {one: answer(denoiser(build("sd"), one)) for one in (1.0, scale, 3.0)}
+    model = denoiser(build("sd"), 3.0)
+    learner = FullLearner(model, SETTINGS, scale) if all_weights else LoraLearner(model, SETTINGS, Lora(), 1, scale)
+    assert torch.allclose(answer(learner.ema), before[scale], atol=1e-6)
+    assert torch.allclose(answer(learner.reference), before[3.0], atol=1e-6)
+    assert torch.allclose(answer(learner.averaged), before[1.0], atol=1e-6)
+    assert calls_of(learner.ema) == (2 if scale > 1.0 else 1)
+    learn(learner)
+    # It follows what is trained, as ever.
+    assert not torch.allclose(answer(learner.ema), before[scale], atol=1e-5)

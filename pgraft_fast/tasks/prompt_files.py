@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pgraft_fast.diffusion import Stream, uniform
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import read_text
 
@@ -17,6 +20,7 @@ _NO_ENTRY = f"neither a string nor an object with {', '.join(_TEXT_KEYS)}"
 _CSV_MEND = "put a prompt that holds a comma or a quote in quotes, and double the quotes in it"
 _TSV_MEND = "a tab stands between two columns alone"
 # The limit of a field is one of the whole process.
+_HELD_OUT_SHARE = 0.1
 _FIELD_LIMIT, _FIELD_LOCK = 2**31 - 1, threading.Lock()
 
 # (text, category), "" where there is none
@@ -57,6 +61,22 @@ def read_prompts(path: Path) -> PromptFile:
     if not found:
         raise InputError(f"{path}: no prompt in it")
     return PromptFile(tuple(text for text, _ in found.values()), tuple(category for _, category in found.values()))
+
+
+def with_held_out(train: PromptFile, held_out: PromptFile | None, seed: int) -> tuple[PromptFile, PromptFile]:
+    """Prompts to train and to evaluate on, without overlap: a drawn tenth of `train` where none are given."""
+    if held_out is not None:
+        taken = set(held_out.text)
+        rows = [row for row, text in enumerate(train.text) if text not in taken]
+        if not rows:
+            raise InputError("prompts: all of train are held out, too; give others")
+        return _rows(train, rows), held_out
+    n = len(train.text)
+    if n < 2:
+        raise InputError(f"prompts: {n} to train on; at least 2 are needed, or give held_out")
+    order = torch.argsort(uniform(seed, torch.arange(n), 1 << 20, Stream.PROMPTS), stable=True).tolist()
+    out = max(1, round(_HELD_OUT_SHARE * n))
+    return _rows(train, sorted(order[out:])), _rows(train, sorted(order[:out]))
 
 
 def _files(path: Path) -> list[Path]:
@@ -222,3 +242,7 @@ def _category(key: str, value: object) -> str:
 _READERS: dict[str, Callable[[str], Iterator[Entry]]] = {
     ".txt": _txt, ".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _json,
 }  # fmt: skip
+
+
+def _rows(file: PromptFile, rows: Sequence[int]) -> PromptFile:
+    return PromptFile(tuple(file.text[row] for row in rows), tuple(file.category[row] for row in rows))

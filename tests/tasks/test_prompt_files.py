@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.text_to_image import read_prompts
+from pgraft_fast.tasks.prompt_files import read_prompts
 
 WANTED = ("a red cube", "two, green cats")
 # What str.splitlines takes for ends of lines beside LF, CR LF and CR.

@@ -7,7 +7,7 @@ import torch
 from pipelines import build
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.text_to_image import load_pipeline
+from pgraft_fast.pipelines.loading import load_pipeline
 
 CPU = torch.device("cpu")
 NAMES = ("sd", "sdxl", "sd3", "flux")

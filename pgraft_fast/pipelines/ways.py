@@ -1,0 +1,78 @@
+"""The ways in which a pipeline is called: guided, without guidance, at another scale; each explained or driven."""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from pgraft_fast.pipelines.driver import Driver
+from pgraft_fast.pipelines.explain import NotExplainedError
+from pgraft_fast.pipelines.facts import Facts, Way, way_at
+from pgraft_fast.pipelines.fast import FastLoop
+
+# Times at which a loop is watched, as shares of the first.
+WATCHED = (0.61, 0.13, 0.97)
+# Ways to call a pipeline: as its arguments ask, or without guidance. A number is another scale of guidance.
+GUIDED, UNGUIDED = "guided", "unguided"
+Key = str | float
+
+
+@dataclass
+class Ways:
+    """How a pipeline is called, shared by all that call it with the same network. found: what each way is. wanted:
+    prompts that are prepared.
+    """
+
+    facts: Facts
+    net: nn.Module
+    found: dict[Key, Way] = field(default_factory=dict)
+    drivers: dict[Key, Driver] = field(default_factory=dict)
+    fast: dict[Key, FastLoop | None] = field(default_factory=dict)
+    why: dict[Key, str | None] = field(default_factory=dict)
+    wanted: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, facts: Facts, net: nn.Module) -> "Ways":
+        """With guidance and without."""
+        made = cls(facts, net)
+        made.add(GUIDED, facts.guided)
+        made.add(UNGUIDED, facts.unguided)
+        return made
+
+    def key(self, way: Key) -> Key:
+        """Of a way, which is added where it is another scale."""
+        if way == self.facts.guided.calls.guidance:
+            return GUIDED
+        if way not in self.found:
+            self.add(way, way_at(self.facts, float(way)))
+        return way
+
+    def with_net(self, net: nn.Module) -> "Ways":
+        """The same with another network of the same kind."""
+        made = Ways(self.facts, net, self.found, why=self.why, wanted=self.wanted)
+        made.drivers = {key: self._driver(way, net) for key, way in self.found.items()}
+        made.fast = {key: one and one.with_net(net) for key, one in self.fast.items()}
+        return made
+
+    def add(self, key: Key, way: Way) -> None:
+        """Find out whether the denoiser can be called directly; where it cannot, the loop is driven."""
+        facts = self.facts
+        same = next((known for known, one in self.found.items() if one is way), None)
+        self.found[key] = way
+        if same is not None:
+            self.drivers[key], self.fast[key], self.why[key] = self.drivers[same], self.fast[same], self.why[same]
+            return
+        self.drivers[key], self.fast[key], self.why[key] = self._driver(way, self.net), None, None
+        if facts.seeded:
+            self.why[key] = "the seed of a sample decides more than its noise"
+        elif way.calls.rows == 1:
+            self.why[key] = "the pipeline makes one sample at once"
+        else:
+            times = [facts.times.of_time(facts.begin * share) for share in WATCHED]
+            try:
+                with facts.team(way.calls.rows):
+                    self.fast[key] = FastLoop.of(self.drivers[key], self.net, times)
+            except NotExplainedError as error:
+                self.why[key] = str(error)
+
+    def _driver(self, way: Way, net: nn.Module) -> Driver:
+        return Driver(way.calls, way.state, {self.facts.denoiser: net})
