@@ -79,7 +79,7 @@ def _by_device(op: str, find: Callable[[str], Launcher]) -> Launcher | None:
 def _cpp_launcher(op: str) -> Launcher:
     library = _cpp_library()
     if op == "solver_step":
-        from pgraft_fast.ops.direct import launch
+        from pgraft_fast.ops.pointers import launch
 
         return launch
     return getattr(library, op)

@@ -1,68 +1,22 @@
-"""`solver_step` of csrc by plain pointers.
+"""`solver_step` by pointers in loops of many small steps.
 
-A call through torch's dispatcher with its twenty arguments costs more than a step on small states, and after a model
-call, which leaves no cache warm, three times as much again. `launch` fills a block of arguments and passes that.
-`DirectSteps` is for loops of many small steps: all is laid out before the first step, memory for several small states
-at once, and a step passes three numbers.
+All is laid out before the first step, memory for several small states at once, and a step passes three numbers.
 """
 
 import ctypes
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pgraft_fast.ops.backend import runs_cpp
+from pgraft_fast.ops.pointers import TYPES, SolverStepArguments, library
 from pgraft_fast.ops.solver_step import COLUMNS
 
-_POINTERS = (
-    "x", "out", "out_null", "previous", "noise", "x_s", "x_0", "x_cut", "log_prob", "sample_id", "row",
-)  # fmt: skip
 # States are laid out in blocks of about so many bytes: one alone where it is larger.
 _BLOCK = 1 << 18
-
-# DType of csrc/kernels.h.
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-
-
-class SolverStepArguments(ctypes.Structure):
-    """SolverStep of csrc/kernels.h, field by field."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int) for name in ("x_type", "out_type", "noise_type")),
-        *((name, ctypes.c_int64) for name in ("batch", "size", "channels", "seed")),
-        *((name, ctypes.c_float) for name in ("guidance", "rescale", "clip", "ratio", "limit")),
-    )
-
-
-def launch(
-    x: Tensor, out: Tensor, out_null: Tensor | None, previous: Tensor | None, noise: Tensor | None, table: Tensor,
-    step: Tensor, sample_id: Tensor | None, seed: int, guidance: float, rescale: float, clip: float, ratio: float,
-    limit: float, batch: int, channels: int, x_s: Tensor, x_0: Tensor | None, x_cut: Tensor | None,
-    log_prob: Tensor | None,
-) -> None:  # fmt: skip
-    """The launcher: arguments as for the operator in csrc."""
-    if torch._C._len_torch_dispatch_stack() > 0:
-        # Who records operations must see this one.
-        _library().op(
-            x, out, out_null, previous, noise, table, step, sample_id, seed, guidance, rescale, clip, ratio, limit,
-            batch, channels, x_s, x_0, x_cut, log_prob,
-        )  # fmt: skip
-        return
-    block = SolverStepArguments(
-        x.data_ptr(), out.data_ptr(), _at(out_null), _at(previous), _at(noise), x_s.data_ptr(), _at(x_0), _at(x_cut),
-        _at(log_prob), _at(sample_id), table.data_ptr(), _TYPES[x.dtype], _TYPES[out.dtype],
-        0 if noise is None else _TYPES[noise.dtype], batch, x.numel() // max(1, batch), channels, seed, guidance,
-        rescale, clip, ratio, limit,
-    )  # fmt: skip
-    _library().step(ctypes.addressof(block), step.data_ptr())
-
-
-def _at(value: Tensor | None) -> int | None:
-    return None if value is None else value.data_ptr()
 
 
 class DirectSteps:
@@ -91,11 +45,11 @@ class DirectSteps:
             table = _keeping(table)
         batch = x.shape[0]
         self.x, self.x_in = x, x
-        self._table, self._run = table, _library().step_at
+        self._table, self._run = table, library().step_at
         self._out_shape, self._out_dtype = out.shape, out.dtype
         self._half = out.nbytes // 2 if out.shape[0] == 2 * batch else 0
         self._block: Any = SolverStepArguments(
-            x=x.data_ptr(), row=table.data_ptr(), x_type=_TYPES[x.dtype], out_type=_TYPES[out.dtype], batch=batch,
+            x=x.data_ptr(), row=table.data_ptr(), x_type=TYPES[x.dtype], out_type=TYPES[out.dtype], batch=batch,
             size=x.numel() // max(1, batch), guidance=guidance, rescale=guidance_rescale, clip=clip or 0.0,
             ratio=dynamic_ratio or 0.0, limit=dynamic_limit,
         )  # fmt: skip
@@ -107,7 +61,7 @@ class DirectSteps:
         """Whether steps on such states can be made here: contiguous, on the CPU, and nobody records operations."""
         if not all(map(_plain, (x, out, table))):
             return False
-        if x.dtype not in _TYPES or out.dtype not in _TYPES or table.dtype is not torch.float32 or x.ndim == 0:
+        if x.dtype not in TYPES or out.dtype not in TYPES or table.dtype is not torch.float32 or x.ndim == 0:
             return False
         shapes = out.shape[1:] == x.shape[1:] and out.shape[0] in (x.shape[0], 2 * x.shape[0])
         recorded = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
@@ -117,7 +71,7 @@ class DirectSteps:
         """x_s; None, and nothing is done, where x is not the last x_s or out or noise is not like the first."""
         if x is not self.x or out.shape != self._out_shape or out.dtype is not self._out_dtype or not _plain(out):
             return None
-        if noise is not None and (noise.shape != x.shape or noise.dtype not in _TYPES or not _plain(noise)):
+        if noise is not None and (noise.shape != x.shape or noise.dtype not in TYPES or not _plain(noise)):
             return None
         block, (at, x_s, x_in) = self._block, next(self._targets)
         block.x_s = at
@@ -125,7 +79,7 @@ class DirectSteps:
             block.x_cut = at + x.nbytes
         block.noise = None if noise is None else noise.data_ptr()
         if noise is not None:
-            block.noise_type = _TYPES[noise.dtype]
+            block.noise_type = TYPES[noise.dtype]
         self._run(self._place, row, out.data_ptr(), self._half)
         # The next step reads what this one wrote.
         block.x = at
@@ -155,24 +109,3 @@ def _keeping(table: Tensor) -> Tensor:
 
 def _plain(value: Tensor) -> bool:
     return type(value) is Tensor and value.is_cpu and value.is_contiguous()
-
-
-class _Library(NamedTuple):
-    step: Any
-    step_at: Any
-    op: Any
-
-
-@functools.cache
-def _library() -> _Library:
-    from pgraft_fast.ops.extension import find, load
-
-    op, library = load().solver_step, ctypes.CDLL(str(find()))
-    size = library.pgraft_solver_step_bytes
-    size.restype = ctypes.c_int64
-    if size() != ctypes.sizeof(SolverStepArguments):
-        raise AssertionError("SolverStepArguments differs from SolverStep of csrc/kernels.h")
-    step, step_at = library.pgraft_solver_step, library.pgraft_solver_step_at
-    step.argtypes, step.restype = [ctypes.c_void_p, ctypes.c_void_p], None
-    step_at.argtypes, step_at.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64], None
-    return _Library(step, step_at, op)

@@ -82,8 +82,8 @@ def test_served_states():
 
 
 def test_a_library_of_another_layout(monkeypatch):
-    from pgraft_fast.ops import direct
+    from pgraft_fast.ops import pointers
 
-    monkeypatch.setattr(direct, "SolverStepArguments", direct.ctypes.c_int)
+    monkeypatch.setattr(pointers, "SolverStepArguments", pointers.ctypes.c_int)
     with pytest.raises(AssertionError, match="SolverStepArguments differs from SolverStep"):
-        direct._library.__wrapped__()
+        pointers.library.__wrapped__()
