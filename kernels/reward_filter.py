@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from pgraft_fast_kernels.partial_noise import as_double, double_bits
-from pgraft_fast_kernels.philox_device import key_words, philox_words, signed_word
+from pgraft_fast_kernels.philox_device import key_words, signed_word
+from pgraft_fast_kernels.reward_accept import accept_by_chance, accept_pairwise
 from pgraft_fast_kernels.reward_pack import pack
 from pgraft_fast_kernels.reward_rank import (
     best_k,
@@ -22,33 +23,11 @@ from pgraft_fast_kernels.reward_rank import (
     order_key,
     rank_by_counting,
 )
+from pgraft_fast_kernels.reward_wide import launch_wide
 
 COUNTED = 64  # groups up to this width are ranked by counting
 RESIDENT = 4096  # and up to this one by bisection in registers
 RAGGED = 1024  # likewise where lengths differ and the bound may be loose: the few longer groups are wide ones
-
-
-@triton.jit
-def accept_by_chance(id_ptr, reward, finite, top, first, column, length, key_low, key_high, step, temperature):
-    """u < exp((r - top) / temperature), in float64; u keyed by the sample id."""
-    sample_id = first + column
-    if id_ptr is not None:
-        sample_id = tl.load(id_ptr + sample_id, mask=column < length, other=0)
-    word, _, _, _ = philox_words(tl.full((1, 1), 0, tl.uint32), step, sample_id, key_low, key_high)
-    u = (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10
-    excess = (tl.where(finite, reward, 0.0).to(tl.float64) - top) / as_double(temperature)
-    # Above the top all are accepted: no need for an overflow.
-    return finite & (u < tl.exp(tl.where(excess > 0.0, 0.0, excess)))
-
-
-@triton.jit
-def accept_pairwise(reward_ptr, id_ptr, reward, finite, place, first, column, length):
-    """The better one of columns 0 and 1, 2 and 3, ...; the last of an odd number has no pair."""
-    column_of_pair = column ^ 1
-    other, other_finite = load_reward(reward_ptr, first, column_of_pair, length)
-    other_place = load_place(id_ptr, first, column_of_pair, length)
-    better = (reward > other) | ((reward == other) & (place < other_place))
-    return finite & (column_of_pair < length) & (~other_finite | better)
 
 
 @triton.jit(do_not_specialize=["k", "temperature", "threshold", "key_low", "key_high", "step"])
@@ -178,7 +157,5 @@ def reward_filter_fwd(
                 num_warps=max(1, block * block_groups // per_warp),
             )
         if groups > 0 and longest > block:
-            from pgraft_fast_kernels.reward_wide import launch_wide
-
             launch_wide(tensors, numbers, options, block)
         pack(mask, offsets, groups, width, group_count, index, count)

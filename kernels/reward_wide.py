@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from pgraft_fast_kernels.partial_noise import as_double
-from pgraft_fast_kernels.reward_filter import accept_by_chance, accept_pairwise
+from pgraft_fast_kernels.reward_accept import accept_by_chance, accept_pairwise
 from pgraft_fast_kernels.reward_rank import copies_before, first_trial, group_bounds, load_place, load_reward, order_key
 
 SEARCH_WARPS, OTHER_WARPS, PER_WARP = 16, 4, 128  # more for the k best: a pass over the group for every bit

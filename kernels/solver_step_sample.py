@@ -8,7 +8,7 @@ Dynamic threshold: x_0 <- clamp(x_0, -L, L) / L, L = the ratio-quantile of |x_0|
 import triton
 import triton.language as tl
 
-from pgraft_fast_kernels.solver_step import guided_output, next_state, step_noise, store_step, table_row
+from pgraft_fast_kernels.solver_step_device import guided_output, next_state, step_noise, store_step, table_row
 
 
 @triton.jit
