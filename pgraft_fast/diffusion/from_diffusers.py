@@ -1,4 +1,4 @@
-"""The border with diffusers: its scheduler configs read as schedules and parameterizations.
+"""The border with diffusers: its scheduler configs read as noise laws and parameterizations.
 
 Works on plain dicts, so diffusers need not be installed. Only the noise law is taken over; which times a
 pipeline's scheduler visits is that scheduler's own affair.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgraft_fast.diffusion.schedule import Schedule
+from pgraft_fast.diffusion.noise_laws import Edm, LinearFlow, NoiseLaw, Table
 from pgraft_fast.errors import InputError
 
 _PARAMETERIZATION_OF = {
@@ -22,7 +22,7 @@ _PARAMETERIZATION_OF = {
 }
 
 
-def schedule_from_diffusers(scheduler: Any, shift: float | None = None) -> Schedule:
+def noise_law_from_diffusers(scheduler: Any, shift: float | None = None) -> NoiseLaw:
     """See `Schedule.from_diffusers`."""
     config = _config(scheduler)
     name = str(config.get("_class_name", type(scheduler).__name__))
@@ -32,11 +32,11 @@ def schedule_from_diffusers(scheduler: Any, shift: float | None = None) -> Sched
     if name.startswith("EDM") or {"rho", "sigma_max"} <= set(config):
         if config.get("sigma_schedule", "karras") != "karras":
             raise InputError(f"{name}: sigma_schedule={config['sigma_schedule']!r} is not supported; use 'karras'")
-        return Schedule.edm(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config.get("rho", 7.0))
+        return Edm(config.get("sigma_min", 0.002), config.get("sigma_max", 80.0), config.get("rho", 7.0))
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None:
         table = torch.cumprod(1.0 - _betas(config, name), dim=0)
-    return Schedule.from_alphas_cumprod(table)
+    return Table.of_alphas_cumprod(table)
 
 
 def parameterization_from_diffusers(scheduler: Any) -> str:
@@ -67,14 +67,14 @@ def _is_flow(config: Mapping[str, Any], name: str) -> bool:
     )
 
 
-def _flow(config: Mapping[str, Any], name: str, shift: float | None) -> Schedule:
+def _flow(config: Mapping[str, Any], name: str, shift: float | None) -> LinearFlow:
     if config.get("invert_sigmas"):
         raise InputError(f"{name}: invert_sigmas=True is not supported (its time runs the other way)")
     if shift is None and config.get("use_dynamic_shifting"):
         raise InputError(f"{name}: use_dynamic_shifting depends on the picture's size; pass shift=")
     if shift is None:
         shift = config.get("shift", config.get("flow_shift", 1.0))
-    return Schedule.linear_flow(float(shift))
+    return LinearFlow(float(shift))
 
 
 def _betas(config: Mapping[str, Any], name: str) -> Tensor:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pgraft_fast.errors import InputError
+
 
 @dataclass(frozen=True)
 class NoiseLaw(ABC):
@@ -183,6 +185,14 @@ class LinearFlow(NoiseLaw):
 @dataclass(frozen=True)
 class Table(NoiseLaw):
     angles: tuple[float, ...]
+
+    @staticmethod
+    def of_alphas_cumprod(alphas_cumprod: Tensor) -> "Table":
+        """From alpha^2 at t = 1/T ... 1, see `Schedule.from_alphas_cumprod`."""
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+        if table.ndim != 1 or table.numel() < 2 or bool((table.diff() >= 0).any()) or table[-1] < 0:
+            raise InputError("alphas_cumprod must be a falling 1-D table of numbers in [0, 1)")
+        return Table(tuple(torch.atan2((1.0 - table).sqrt(), table.sqrt()).tolist()))
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle, _ = self._angle(t)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgraft_fast.diffusion.from_diffusers import noise_law_from_diffusers
 from pgraft_fast.diffusion.noise_laws import Cosine, Edm, LinearFlow, NoiseLaw, Table, VPLinear, VPScaledLinear
 from pgraft_fast.errors import InputError
 
@@ -151,11 +152,7 @@ class Schedule:
 
         Between entries the angle atan2(sigma, alpha) is linear in t.
         """
-        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
-        if table.ndim != 1 or table.numel() < 2 or bool((table.diff() >= 0).any()) or table[-1] < 0:
-            raise InputError("alphas_cumprod must be a falling 1-D table of numbers in [0, 1)")
-        angles = torch.atan2((1.0 - table).sqrt(), table.sqrt())
-        return Schedule(Table(tuple(angles.tolist())))
+        return Schedule(Table.of_alphas_cumprod(alphas_cumprod))
 
     @staticmethod
     def from_diffusers(config: Any, shift: float | None = None) -> "Schedule":
@@ -163,9 +160,7 @@ class Schedule:
 
         shift replaces a flow model's dynamic shift, which depends on the picture's size.
         """
-        from pgraft_fast.diffusion.from_diffusers import schedule_from_diffusers
-
-        return schedule_from_diffusers(config, shift)
+        return Schedule(noise_law_from_diffusers(config, shift))
 
 
 def check_cut(cut: float) -> float:
