@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import pgraft_fast
-from pgraft_fast.tasks.digits.task import WEIGHTS
+from pgraft_fast.tasks.digits.shipped import WEIGHTS
 from pgraft_fast.waiting import waiting
 
 _PACKAGES = ("torch", "triton", "diffusers", "xformers", "nvidia-ml-py", "safetensors", "pydantic", "tyro")

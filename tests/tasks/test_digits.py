@@ -14,14 +14,8 @@ from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import load_digits
 from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
-from pgraft_fast.tasks.digits.recipe import (
-    VARIANTS,
-    base_quality,
-    classifier_accuracy,
-    train_base,
-    train_classifier,
-)
-from pgraft_fast.tasks.digits.task import WEIGHTS, load_weights
+from pgraft_fast.tasks.digits.recipe import base_quality, classifier_accuracy, train_base, train_classifier
+from pgraft_fast.tasks.digits.shipped import VARIANTS, WEIGHTS, load_weights
 
 
 @pytest.fixture(scope="module")

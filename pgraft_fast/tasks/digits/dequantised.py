@@ -16,6 +16,8 @@ from pgraft_fast.diffusion import Stream, normal
 from pgraft_fast.inverse_noise import FitSettings, Interpolant, Rows, fit_field, generate
 from pgraft_fast.inverse_noise.networks import Perceptron, make_field
 from pgraft_fast.tasks.digits.data import SHAPE, load_digits
+from pgraft_fast.tasks.digits.shipped import WEIGHTS, load_weights
+from pgraft_fast.tasks.digits.task import DigitsSettings, digits_task
 from pgraft_fast.tasks.flow import FlowTask
 
 SIGMA = 0.2
@@ -63,16 +65,12 @@ def mlp_flow_quality(model: nn.Module, classifier: nn.Module) -> dict[str, float
 
 def load_mlp_flow(folder: Path | None = None) -> Perceptron:
     """The shipped base, or that of a folder made by `train-base`. Raises CheckpointError."""
-    from pgraft_fast.tasks.digits.task import WEIGHTS, load_weights
-
     path = (WEIGHTS if folder is None else folder) / "mlp_flow.safetensors"
     return load_weights(Perceptron(SHAPE, NETWORK["width"], NETWORK["depth"]), path)[0]  # type: ignore[arg-type]
 
 
 def digits_flow_task(seed: int = 0) -> FlowTask:
     """Dequantised digits with the shipped base. Raises CheckpointError for missing or damaged weights."""
-    from pgraft_fast.tasks.digits.task import DigitsSettings, digits_task
-
     task = digits_task(DigitsSettings())
     return FlowTask(
         name="digits",

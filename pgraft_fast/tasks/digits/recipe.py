@@ -6,7 +6,6 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgraft_fast.diagnostics import frechet_distance
-from pgraft_fast.diffusion import Schedule, target_coefficients
+from pgraft_fast.diffusion import target_coefficients
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.finetune.execution import Execution
@@ -26,22 +25,9 @@ from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import SHAPE, Digits, load_digits
 from pgraft_fast.tasks.digits.dequantised import mlp_flow_quality, train_mlp_flow
 from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
+from pgraft_fast.tasks.digits.shipped import VARIANTS, Variant
 
 Log = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One of the shipped models: its noise law and what it predicts."""
-
-    schedule: Schedule
-    parameterization: str
-
-
-VARIANTS = {
-    "vp": Variant(Schedule.cosine(), "v"),
-    "flow": Variant(Schedule.linear_flow(), "velocity"),
-}
 
 _CLASSIFIER_EPOCHS = 30
 _STEPS = 5000

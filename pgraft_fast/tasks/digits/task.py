@@ -1,28 +1,21 @@
 """The digits task: shipped models, classifier, rewards."""
 
-import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.errors import CheckpointError
 from pgraft_fast.finetune import Prompts
-from pgraft_fast.finetune.checkpoint import tensors_from_bytes
 from pgraft_fast.rewards import stroke_mass, symmetry
 from pgraft_fast.schema import Name, Settings
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import N_CLASSES, SHAPE, load_digits
 from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
-from pgraft_fast.tasks.digits.recipe import VARIANTS
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
-
-WEIGHTS = Path(__file__).parent / "weights"
+from pgraft_fast.tasks.digits.shipped import VARIANTS, WEIGHTS, load_weights
 
 
 class DigitsSettings(Settings):
@@ -90,18 +83,3 @@ def _pictures(samples: Tensor) -> np.ndarray:
     """Black ink on white paper."""
     ink = (samples[:, 0].clamp(-1.0, 1.0) + 1.0) / 2.0
     return (255.0 * (1.0 - ink)).round().to(torch.uint8).cpu().numpy()
-
-
-def load_weights(model: ModelT, path: Path) -> tuple[ModelT, str]:
-    """The model with the weights of a file, in eval mode, and the file's SHA-256. Raises CheckpointError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: weights cannot be read ({error.strerror}); make them with train-base"
-        ) from error
-    try:
-        model.load_state_dict(tensors_from_bytes(data, path))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: these weights are not of a {type(model).__name__}") from error
-    return model.requires_grad_(False).eval(), hashlib.sha256(data).hexdigest()
