@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.integrations.switches import switches_of
 from pgraft_fast.integrations.trajectory import Call, ModuleCall, Trajectory
 from pgraft_fast.sampling.choice import choose, model_name
 from pgraft_fast.sampling.graphs import GraphCache, clone_generator, weights_key
@@ -117,7 +118,7 @@ class Runner:
 
     def _step_graph(self, trajectory: Trajectory, call: Call) -> Call:
         """The denoiser's call as a graph, for as long as memory suffices."""
-        weights = weights_key(trajectory.denoiser)
+        weights = weights_key(trajectory.denoiser, switches_of)
 
         def replay(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             leaves, shape = pytree.tree_flatten((args, kwargs))
@@ -164,9 +165,9 @@ class Runner:
 
         others = repr([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
         key = (
-            mode, first, last, str(shape), others, weights_key(trajectory.denoiser), _schedule_key(scheduler),
-            trajectory.guidance, trajectory.rescale, repr({k: v for k, v in options.items() if k != "generator"}),
-            len(generators), single,
+            mode, first, last, str(shape), others, weights_key(trajectory.denoiser, switches_of),
+            _schedule_key(scheduler), trajectory.guidance, trajectory.rescale,
+            repr({k: v for k, v in options.items() if k != "generator"}), len(generators), single,
         )  # fmt: skip
         inputs = [x, *(m for m in history if m is not None), *(leaves[place].to(x.device) for place in places)]
         held = trajectory.args, trajectory.kwargs

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgraft_fast.integrations.switches import switches_of
 from pgraft_fast.pipelines.agreement import allowed_of, off
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
@@ -73,7 +74,8 @@ class Driven(nn.Module):
         """What a captured graph must not be shared over. The LoRA is switched on: others share the network."""
         self._switch()
         fast = self._prepared()
-        return self.adapter, self.way, () if fast is None else fast.table.graph_key
+        table = () if fast is None else fast.table.graph_key
+        return self.adapter, self.way, table, tuple(switches_of(one) for one in self.net.modules())
 
     def like(self, *, way: Key | None = None, adapter: str | None = None) -> "Driven":
         """Another on the same network, by default with the same LoRA and called in the same way. Raises InputError for

@@ -187,27 +187,17 @@ def clone_generator(generator: torch.Generator) -> torch.Generator:
     return twin
 
 
-def weights_key(module: Any) -> tuple[Any, ...]:
+def weights_key(module: Any, switches_of: Callable[[Any], Hashable] = lambda one: None) -> tuple[Any, ...]:
     """Where a module's weights lie and what is switched on in it: a graph is valid as long as this is the same.
 
-    Switches: adapters of peft with their weights in the sum, attention processors of diffusers with their scale, FreeU;
-    a module's own `graph_key`.
+    Switches: a module's own `graph_key`, and switches_of(one) of each one within.
     """
     places: list[int] = []
     switches: list[Any] = []
     for one in module.modules():
         own = vars(one)
         # Asked before the switches of what lies within: a model that shares its network sets them here.
-        switches.append(getattr(one, "graph_key", None))
+        switches.append((getattr(one, "graph_key", None), switches_of(one)))
         for held in (own["_parameters"], own["_buffers"]):
             places.extend(weight.data_ptr() for weight in held.values() if weight is not None)
-        # diffusers' models have a method of this name.
-        if isinstance(getattr(type(one), "disable_adapters", None), property):
-            merged, scaling = own.get("merged_adapters"), own.get("scaling")
-            switches.append((one.disable_adapters, str(one.active_adapters), str(merged), str(scaling)))
-        processor = own.get("processor") or own["_modules"].get("processor")
-        if processor is not None:
-            switches.append((id(processor), str(getattr(processor, "scale", None))))
-        if "s1" in own:
-            switches.append(tuple(own.get(name) for name in ("s1", "s2", "b1", "b2")))
     return hash(tuple(places)), hash(tuple(switches)), module.training

@@ -82,7 +82,7 @@ def rollout(
     than the cut, `model` from there. stop: end at this cut. x_start + start: go on from states at that cut
     (a multi-step solver starts anew there).
     graphs: on CUDA, each side of the handover runs as one captured graph, kept here for the next rollout; the models
-    must be modules then, and their weights may change in place.
+    must be modules then; their weights may change in place, and what else is switched in them stands in a `graph_key`.
     clip_x_0: limit of |predicted x_0|. on_batch(model_calls): called after each batch, may raise.
     On a CPU a batch too small to share runs in one thread, see `threads`.
 

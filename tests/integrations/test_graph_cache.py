@@ -10,8 +10,6 @@ from torch import nn
 
 from pgraft_fast.sampling.graphs import Captured, weights_key
 
-peft = pytest.importorskip("peft")
-
 
 class Recorder:
     """Captures by keeping the function and its own buffers. sizes: bytes of the graphs, in the order of capture."""
@@ -136,15 +134,6 @@ def test_an_error_in_the_function_is_raised():
     assert len(graphs) == 0
 
 
-def with_lora(names=("one",)):
-    unet = build("sd").unet
-    for name in names:
-        config = peft.LoraConfig(target_modules=["to_q", "to_v"], r=4, init_lora_weights=False)
-        unet.add_adapter(config, adapter_name=name)
-    unet.set_adapter(names[0])
-    return unet
-
-
 def test_weights_in_place_and_replaced():
     unet = build("sd").unet
     before = weights_key(unet)
@@ -177,46 +166,18 @@ def test_training_mode():
     assert weights_key(unet.train()) != before == weights_key(unet.eval())
 
 
-def test_adapters_on_and_off():
-    unet = with_lora()
-    before = weights_key(unet)
-    assert before != weights_key(build("sd").unet)
-    unet.disable_adapters()
-    off = weights_key(unet)
-    assert off != before
-    unet.enable_adapters()
-    assert weights_key(unet) == before
-    with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            if "lora" in name:
-                weight.zero_()
-    assert weights_key(unet) == before
+def test_a_model_s_own_key_is_asked_before_what_lies_within():
+    class Sharing(nn.Module):
+        def __init__(self, shared, on):
+            super().__init__()
+            self.shared, self.on = shared, on
 
+        @property
+        def graph_key(self):
+            self.shared.on = self.on
+            return ()
 
-def test_adapters_chosen_and_weighed():
-    unet = with_lora(("one", "two"))
-    seen = [weights_key(unet)]
-    for change in (
-        lambda: unet.set_adapter("two"),
-        lambda: unet.set_adapters(["one", "two"], [1.0, 1.0]),
-        lambda: unet.set_adapters(["one", "two"], [0.5, 1.0]),
-        lambda: unet.set_adapters(["one", "two"], [0.5, 0.7]),
-        lambda: unet.fuse_lora(adapter_names=["one"]),
-        lambda: unet.delete_adapters("two"),
-    ):
-        change()
-        seen.append(weights_key(unet))
-    assert len(set(seen)) == len(seen)
-
-
-def test_what_diffusers_switches_in_a_model():
-    unet = build("sd").unet
-    seen = [weights_key(unet)]
-    unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
-    seen.append(weights_key(unet))
-    unet.enable_freeu(0.9, 0.2, 1.2, 1.5)
-    seen.append(weights_key(unet))
-    assert len(set(seen)) == 3
-    unet.disable_freeu()
-    unet.set_attention_slice(1)
-    assert weights_key(unet) not in seen
+    shared = nn.Linear(2, 2)
+    keys = [weights_key(Sharing(shared, on), lambda one: one.on) for on in (True, False, True)]
+    assert keys[0] == keys[2] != keys[1]
+    assert weights_key(Sharing(shared, True)) == weights_key(Sharing(shared, False))
