@@ -282,8 +282,14 @@ def bench(
     json: Json = None,
 ) -> int:
     """Time operations, sampling and rounds against diffusers, torch.compile and plain torch; results are checked."""
-    from pgraft_fast.commands.bench import bench as measure
-
+    try:
+        from pgraft_fast_benchmarks.command import bench as measure
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("pgraft_fast_benchmarks"):
+            raise
+        raise InputError(
+            "the benchmarks come with the source, not with the package: git clone it and run make bench"
+        ) from error
     _check_json(json)
     check_writable("--csv", csv)
     size = "smoke" if smoke else "quick" if quick else "full"

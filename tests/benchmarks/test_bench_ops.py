@@ -207,12 +207,18 @@ def test_wrong_input(arguments, message, capsys):
 def test_without_diffusers(monkeypatch, capsys):
     """Sampling is refused in one line; of the operations only its rows are left out."""
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    monkeypatch.setattr("pgraft_fast.commands.bench._has_diffusers", lambda: False)
+    monkeypatch.setattr("pgraft_fast_benchmarks.command._has_diffusers", lambda: False)
     assert main(["bench", "sampling"]) == 2
     assert "diffusers, which is missing: pip install" in capsys.readouterr().err
     case = next(case for case in bench_ops.cases(SMOKE) if case.case == "ddim")
     found = {row["provider"]: row["gate"] for row in measure(case, SMOKE)}
     assert found == {"ours": "ok", "diffusers": "skipped", "eager": "ok", "copy": "ok"}
+
+
+def test_without_the_source(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pgraft_fast_benchmarks.command", None)
+    assert main(["bench", "ops"]) == 2
+    assert "come with the source, not with the package: git clone it" in capsys.readouterr().err
 
 
 @pytest.mark.faults

@@ -12,6 +12,9 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.ops import use_backend
 from pgraft_fast.report import Table
 from pgraft_fast.runs.terminal import Terminal
+from pgraft_fast_benchmarks import records, show
+from pgraft_fast_benchmarks.harness import Settings
+from pgraft_fast_benchmarks.run import module_of
 
 BENCHES = ("ops", "sampling", "round", "invert", "quality", "methods", "cut")
 KNOWN = (*BENCHES, "scaling", "all", "plot")
@@ -38,8 +41,6 @@ def bench(
         return _plot(csv, terminal)
     with use_backend(backend):
         pass
-    from pgraft_fast_benchmarks.harness import Settings
-
     if what in _NEED_DIFFUSERS and not _has_diffusers():
         raise InputError(f"bench {what} needs diffusers, which is missing: pip install 'pgraft-fast[bench]'")
     torch.set_num_threads(threads)
@@ -58,9 +59,7 @@ def bench(
     return result
 
 
-def _one(name: str, settings: Any, terminal: Terminal) -> dict[str, Any]:
-    from pgraft_fast_benchmarks.run import module_of
-
+def _one(name: str, settings: Settings, terminal: Terminal) -> dict[str, Any]:
     module = importlib.import_module(module_of(name))
 
     def each(label: str, rows: list[dict[str, Any]]) -> None:
@@ -75,8 +74,6 @@ def _one(name: str, settings: Any, terminal: Terminal) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], module: ModuleType, terminal: Terminal) -> None:
-    from pgraft_fast_benchmarks import show
-
     if module.SHOWN:
         header, rows = show.times(result, module.SHOWN)
         terminal.table(f"{result['device']}: {result['bench']}", Table(header, rows, _TIMES))
@@ -87,9 +84,7 @@ def _show(result: dict[str, Any], module: ModuleType, terminal: Terminal) -> Non
     terminal.table("Goals", Table(header, rows)) if rows else terminal.line(_NO_GOALS)
 
 
-def _record(csv: Path | None, result: dict[str, Any], settings: Any, terminal: Terminal) -> None:
-    from pgraft_fast_benchmarks import records
-
+def _record(csv: Path | None, result: dict[str, Any], settings: Settings, terminal: Terminal) -> None:
     if csv is None and settings.size == "full" and result["commit"] is not None:
         csv = records.file_of(result["device"])
     if csv is not None:
@@ -98,7 +93,7 @@ def _record(csv: Path | None, result: dict[str, Any], settings: Any, terminal: T
 
 
 def _plot(source: Path | None, terminal: Terminal) -> dict[str, Any]:
-    from pgraft_fast_benchmarks import plots, records
+    from pgraft_fast_benchmarks import plots
 
     rows = records.all_rows() if source is None else records.read(source)
     folder = (records.RESULTS if source is None else source.parent) / "plots"
