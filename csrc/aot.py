@@ -1,4 +1,4 @@
-"""Ahead-of-time build: PGRAFT_FAST_BUILD_EXT=1 pip install --no-build-isolation . puts the library into the wheel."""
+"""What the wheel holds: PGRAFT_FAST_BUILD_EXT=1 pip install --no-build-isolation . puts the library into it, too."""
 
 import os
 import sys
@@ -10,9 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class BuildWithLibrary(build_py):
-    """build_py that compiles csrc where it is asked to."""
+    """build_py without the benchmarks, which come with the source alone; it compiles csrc where it is asked to."""
 
     def run(self) -> None:
+        if not self.editable_mode:
+            self.packages = [name for name in self.packages if name != "pgraft_fast_benchmarks"]
         super().run()
         if os.environ.get("PGRAFT_FAST_BUILD_EXT") != "1":
             return
