@@ -159,8 +159,8 @@ int64_t instruction_set() {
 
 }  // namespace
 
-// For callers that keep the argument block themselves, pgraft_fast/ops/direct.py: a dispatched call of twenty arguments
-// costs more than a small step.
+// For callers that keep the argument block themselves, pgraft_fast/ops/pointers.py: a dispatched call of twenty
+// arguments costs more than a small step.
 #define PGRAFT_EXPORT extern "C" __attribute__((visibility("default")))
 
 // A step of the block with the row of its table that `step` counts.
