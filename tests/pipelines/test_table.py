@@ -11,7 +11,7 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.pipelines.loop import NetCall
 from pgraft_fast.pipelines.rules import CallRule, Constant, Explanation, Part, Time, Whole
 from pgraft_fast.pipelines.table import PromptTable
-from pgraft_fast.pipelines.ways import GUIDED
+from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED
 
 RULE = CallRule((Whole(2, torch.float32), Constant(2)), {"size": Constant()}, Part(2))
 TEXTS = ("a", "bbb", "cc", "dddd", "bbb with another size", "longer shape")
@@ -100,3 +100,16 @@ def test_a_time_is_one_of_the_leaves():
     found = PromptTable(Explanation((rule,), (1.0,), torch.float32), lambda number: [call], 1, torch.device("cpu"))
     found.prepare([0])
     assert list(found.rows(torch.tensor([0, 0]))) == [None, None]
+
+
+def test_graphs_are_told_apart_by_what_is_switched_on():
+    pipe = build("sd")
+    model = denoiser(pipe)
+    before = model.graph_key
+    assert model.like().graph_key == before
+    pipe.unet.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    assert model.graph_key != before
+    pipe.unet.disable_freeu()
+    pipe.unet.set_attention_slice(1)
+    assert model.graph_key != before
+    assert model.like(way=UNGUIDED).graph_key != model.like(way=GUIDED).graph_key
