@@ -12,6 +12,7 @@ from pgraft_fast.integrations.switches import switches_of
 from pgraft_fast.pipelines.agreement import allowed_of, off
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
+from pgraft_fast.pipelines.experts import Experts
 from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.pipelines.fast import FastLoop
 from pgraft_fast.pipelines.grouping import in_order, rows_by
@@ -49,7 +50,7 @@ class Driven(nn.Module):
         return self._ways.drivers
 
     @property
-    def fast(self) -> dict[Key, FastLoop | None]:
+    def fast(self) -> dict[Key, FastLoop | Experts | None]:
         """Of each way, where it is explained."""
         return self._ways.fast
 
@@ -74,7 +75,7 @@ class Driven(nn.Module):
         """What a captured graph must not be shared over. The LoRA is switched on: others share the network."""
         self._switch()
         fast = self._prepared()
-        table = () if fast is None else fast.table.graph_key
+        table = () if fast is None else fast.graph_key
         return self.adapter, self.way, table, tuple(switches_of(one) for one in self.net.modules())
 
     def like(self, *, way: Key | None = None, adapter: str | None = None) -> "Driven":
@@ -124,12 +125,12 @@ class Driven(nn.Module):
         guided, plain = self.fast[GUIDED], self.fast[UNGUIDED]
         if guided is None or plain is None or guided.null is None:
             return False
-        state = guided.driver.state
+        state = self.facts.guided.state
         x = torch.randn(1, *state.shape, generator=torch.Generator().manual_seed(0)).to(state.device)
         t = self.facts.times.of_times(torch.tensor([self.facts.begin * WATCHED[0]])).to(state.device)
         first, asked = (torch.tensor([row], device=state.device) for row in (0, number))
-        guided.table.prepare([0])
-        plain.table.prepare([number])
+        guided.prepare([0])
+        plain.prepare([number])
         wanted = guided.parts(x, t, first)[guided.null]
         return off(plain.output(x, t, asked), wanted) <= allowed_of(self.facts.pipe, state)
 
@@ -154,10 +155,10 @@ class Driven(nn.Module):
         if self.adapters is not None:
             self.adapters.use(self.adapter)
 
-    def _prepared(self) -> FastLoop | None:
+    def _prepared(self) -> FastLoop | Experts | None:
         fast = self.fast[self.way]
         if fast is not None and self._ways.wanted:
-            fast.table.prepare(self._ways.wanted)
+            fast.prepare(self._ways.wanted)
         return fast
 
     def _slots(self, numbers: list[int]) -> list[int]:

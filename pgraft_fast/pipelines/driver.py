@@ -56,6 +56,11 @@ class Driver:
         self._blanks: dict[Any, Any] = {}
         self._open: OrderedDict[tuple[int, int, int], Loop] = OrderedDict()
 
+    def net(self, name: str) -> nn.Module:
+        """What is called under this name."""
+        found: nn.Module = (self.nets or {}).get(name) or getattr(self.calls.pipe, name)
+        return found
+
     def output(self, x: Tensor, t: float, number: int, slot: int = 0) -> Tensor:
         """(n, *shape) as x, in its dtype, on its device. t: a timestep of the pipeline's scheduler. slot: of several
         loops of equally many samples of the prompt.

@@ -1,7 +1,8 @@
 """What a pipeline's loop does with a state and a time, found by value in a few iterations; nothing is told by names."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pgraft_fast.pipelines.loop import NetCall
 from pgraft_fast.pipelines.rules import (
+    Answer,
     CallRule,
     Constant,
     Explanation,
@@ -18,12 +20,16 @@ from pgraft_fast.pipelines.rules import (
     Whole,
     answer_of,
     leaves_of,
+    tensors_of,
 )
 
 # Of a sum of answers, as a share of the output: rounding of its own operations.
 _RESIDUAL = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 0.03}
-# As it is, of 1,000, 1 or 1,000 less that: (divisor, less from).
-_TIMES = ((1.0, None), (1000.0, None), (1000.0, 1.0), (1.0, 1000.0), (1e-3, None))
+# As it is, of 1,000, 1 or 1,000 less that: (divisor, less from, divided last).
+_TIMES = (
+    (1.0, None, False), (1000.0, None, False), (1000.0, 1.0, False), (1.0, 1000.0, False), (1e-3, None, False),
+    (1000.0, 1000.0, True),
+)  # fmt: skip
 
 
 class NotExplainedError(Exception):
@@ -42,17 +48,20 @@ class Iteration:
 
 @dataclass(frozen=True)
 class _Values:
-    """An argument in the iterations of one sample, and in those of several. what: its name, for messages."""
+    """An argument in the iterations of one sample, and in those of several. what: its name, for messages. number: of
+    the call that gets it.
+    """
 
     one: list[Any]
     several: list[Any]
     iterations: tuple[Sequence[Iteration], Sequence[Iteration]]
     what: str
+    number: int
 
     def part(self, key: Any) -> "_Values":
         """What is found under a key, or at a place."""
         one, several = ([value[key] for value in side] for side in (self.one, self.several))
-        return _Values(one, several, self.iterations, f"{self.what} {key}")
+        return _Values(one, several, self.iterations, f"{self.what} {key}", self.number)
 
     @property
     def n(self) -> int:
@@ -70,23 +79,30 @@ def explained(one: Sequence[Iteration], several: Sequence[Iteration]) -> Explana
     names = [call.net for call in one[0].calls]
     if any([call.net for call in iteration.calls] != names for iteration in (*one, *several)):
         raise NotExplainedError("its calls of networks change")
-    if len(set(names)) != 1:
+    rules = [_call_rule(number, one, several) for number in range(len(names))]
+    taken = {leaf.call for rule in rules for leaf in leaves_of((rule.args, rule.kwargs)) if isinstance(leaf, Answer)}
+    rules = [replace(rule, part=None) if number in taken else rule for number, rule in enumerate(rules)]
+    if any(rule.part is None and number not in taken for number, rule in enumerate(rules)):
+        raise NotExplainedError("its answer has another shape than the state")
+    last = {rule.net for rule in rules if rule.part is not None}
+    if len(last) != 1:
         raise NotExplainedError(f"it calls {', '.join(dict.fromkeys(names)) or 'no network'}")
-    rules = tuple(_call_rule(number, one, several) for number in range(len(names)))
-    return _explanation(rules, [*one, *several])
+    return _explanation(tuple(rules), [*one, *several])
 
 
 def _call_rule(number: int, one: Sequence[Iteration], several: Sequence[Iteration]) -> CallRule:
     calls = [[iteration.calls[number] for iteration in side] for side in (one, several)]
     if len({(len(call.args), *call.kwargs) for side in calls for call in side}) != 1:
         raise NotExplainedError("its arguments change")
-    args = _Values([c.args for c in calls[0]], [c.args for c in calls[1]], (one, several), "argument")
-    kwargs = _Values([c.kwargs for c in calls[0]], [c.kwargs for c in calls[1]], (one, several), "argument")
+    sides = (one, several)
+    args = _Values([c.args for c in calls[0]], [c.args for c in calls[1]], sides, "argument", number)
+    kwargs = _Values([c.kwargs for c in calls[0]], [c.kwargs for c in calls[1]], sides, "argument", number)
     found = _rule(args), _rule(kwargs)
     states = [leaf for leaf in leaves_of(found) if isinstance(leaf, Whole) or (isinstance(leaf, Listed) and leaf.state)]
     if len(states) != 1:
         raise NotExplainedError(f"{len(states)} arguments hold the state")
-    return CallRule(*found, _part(states[0], one[0].x, one[0].calls[number].out))
+    net, out = one[0].calls[number].net, one[0].calls[number].out
+    return CallRule(net, *found, _part(states[0], one[0].x, out))
 
 
 def _rule(values: _Values) -> Any:
@@ -99,7 +115,7 @@ def _rule(values: _Values) -> Any:
         return type(a)(_rule(values.part(place)) for place in range(len(a)))
     if all(_same(v, a) for v in values.one) and all(_same(v, b) for v in values.several):
         return _constant(a, b, values)
-    found = _whole(values) or _time(values)
+    found = _whole(values) or _time(values) or _answer(values)
     if found is None:
         raise NotExplainedError(f"{values.what} is neither the state, nor a function of the time")
     return found
@@ -119,10 +135,13 @@ def _listed(values: _Values) -> Listed:
 def _constant(a: Any, b: Any, values: _Values) -> Constant:
     if _same(a, b):
         return Constant()
-    rows = isinstance(a, Tensor) and a.ndim > 0 and b.shape == (values.n * a.shape[0], *a.shape[1:])
-    # Encoded for one sample and for two: rounding.
-    if rows and torch.allclose(b.float(), a.repeat_interleave(values.n, dim=0).float(), rtol=1e-4, atol=1e-5):
-        return Constant(a.shape[0])
+    if isinstance(a, Tensor) and a.ndim == b.ndim:
+        wider = [dim for dim in range(a.ndim) if a.shape[dim] != b.shape[dim]]
+        if len(wider) == 1 and b.shape[wider[0]] == values.n * a.shape[wider[0]]:
+            repeated = a.repeat_interleave(values.n, dim=wider[0])
+            # Encoded for one sample and for two: rounding.
+            if torch.allclose(b.float(), repeated.float(), rtol=1e-4, atol=1e-5):
+                return Constant(a.shape[wider[0]], wider[0])
     raise NotExplainedError(f"{values.what} differs between samples of one prompt")
 
 
@@ -156,49 +175,90 @@ def _time(values: _Values) -> Time | None:
         if rows == 0 or b.shape != (values.n * a.shape[0], *extra):
             return None
     # The dtype in which it is worked out shows in its rounding.
-    for divisor, less_from in _TIMES:
+    for divisor, less_from, divided in _TIMES:
         for first in (True, False):
-            rule = Time(divisor, less_from, a.dtype, first, rows, extra)
+            rule = Time(divisor, less_from, a.dtype, first, rows, extra, divided)
             if all(torch.equal(v, rule.of(i.t.to(v.device)).expand_as(v)) for v, i in values.pairs()):
                 return rule
     return None
 
 
-def _part(state: Whole | Listed, x: Tensor, out: Any) -> Part:
+def _answer(values: _Values) -> Answer | None:
+    """Of an earlier call."""
+    for call in range(values.number):
+        answers = [(v, tensors_of(i.calls[call].out)) for v, i in values.pairs()]
+        for place in range(min(len(found) for _, found in answers)):
+            if all(_same(v, found[place]) for v, found in answers):
+                return Answer(call, place)
+    return None
+
+
+def _part(state: Whole | Listed, x: Tensor, out: Any) -> Part | None:
+    """None where the answer is another thing than an output for the states."""
     found, copies = answer_of(out), state.copies
+    if not isinstance(found, Tensor) and not (isinstance(found, list) and all(isinstance(f, Tensor) for f in found)):
+        return None
     if isinstance(found, list) or isinstance(state, Listed) or found.numel() == copies * x.numel():
         return Part(copies)
     wider = [dim for dim in range(1, min(found.ndim, x.ndim)) if found.shape[dim] != x.shape[dim]]
     if found.ndim != x.ndim or found.shape[0] != copies * len(x) or len(wider) != 1:
-        raise NotExplainedError("its answer has another shape than the state")
+        return None
     return Part(copies, wider[0], x.shape[wider[0]])
 
 
 def _explanation(rules: tuple[CallRule, ...], iterations: Sequence[Iteration]) -> Explanation:
-    """By least squares; of guidance by a scale of few digits, where that is no worse."""
+    """A sum of the answers, or one of two that is brought to the length of one of them. Raises NotExplainedError."""
     dtype = iterations[0].out.dtype
-    parts = [[p for r, c in zip(rules, i.calls, strict=True) for p in r.part.of(c.out, i.x)] for i in iterations]
-    wanted = torch.cat([i.out.double().flatten() for i in iterations])
-    columns = torch.cat([torch.stack([one.double().flatten() for one in of_one], dim=1) for of_one in parts])
-    fitted = torch.linalg.lstsq(columns, wanted[:, None]).solution[:, 0].tolist()
+    parts = [
+        [p for r, c in zip(rules, i.calls, strict=True) if r.part is not None for p in r.part.of(c.out, i.x)]
+        for i in iterations
+    ]
+    outs = [i.out for i in iterations]
+    wanted = torch.cat([out.double().flatten() for out in outs])
 
-    def off(made: Explanation) -> float:
+    def far(made: Explanation) -> float:
         found = torch.cat([made.output(of_one).double().flatten() for of_one in parts])
         return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
-    best = Explanation(rules, tuple(fitted), dtype)
-    least, total = off(best), round(sum(fitted))
-    for digits in range(4) if len(fitted) <= 2 and total in (-1, 1) else ():
-        scale = round(fitted[-1], digits)
-        rounded = Explanation(rules, (total - scale, scale)[-len(fitted) :], dtype)
-        far = off(rounded)
-        if far <= 1.5 * least + 1e-7:
-            best, least = rounded, far
-            break
+    found = [_simplest(Explanation(rules, _fitted(parts, outs), dtype), far)]
+    if len(parts[0]) == 2 and outs[0].ndim > 2:
+        found += [_simplest(Explanation(rules, _directed(parts, outs, norm), dtype, norm), far) for norm in (0, 1)]
+    best = min(found, key=far)
     # What is not a number is no sum either.
-    if not least <= _RESIDUAL.get(dtype, 1e-5):
-        raise NotExplainedError(f"its output is no sum of the denoiser's answers (off by {least:.2g})")
+    if not far(best) <= _RESIDUAL.get(dtype, 1e-5):
+        raise NotExplainedError(f"its output is no sum of the denoiser's answers (off by {far(found[0]):.2g})")
     return best
+
+
+def _fitted(parts: Sequence[Sequence[Tensor]], outs: Sequence[Tensor]) -> tuple[float, ...]:
+    """Weights by least squares."""
+    columns = torch.cat([torch.stack([one.double().flatten() for one in of_one], dim=1) for of_one in parts])
+    wanted = torch.cat([out.double().flatten() for out in outs])
+    return tuple(torch.linalg.lstsq(columns, wanted[:, None]).solution[:, 0].tolist())
+
+
+def _directed(parts: Sequence[Sequence[Tensor]], outs: Sequence[Tensor], norm: int) -> tuple[float, float]:
+    """Weights, their sum 1 or -1, of the sum that has the direction of the output along the last dimension."""
+    ratios, signs = [], []
+    for (a, b), out in zip(parts, outs, strict=True):
+        columns = torch.stack((a.double(), b.double()), dim=-1).flatten(0, -3)
+        found = torch.linalg.lstsq(columns, out.double().flatten(0, -2)[..., None]).solution[..., 0]
+        ratios.append(found[:, 1] / found.sum(dim=1))
+        signs.append(found.sum(dim=1).sign())
+    scale, sign = float(torch.cat(ratios).median()), float(torch.cat(signs).median())
+    return sign * (1.0 - scale), sign * scale
+
+
+def _simplest(made: Explanation, far: Callable[[Explanation], float]) -> Explanation:
+    """With guidance by a scale of few digits, where that is no worse."""
+    weights, least = made.weights, far(made)
+    total = round(sum(weights)) if math.isfinite(sum(weights)) else 0
+    for digits in range(4) if len(weights) <= 2 and total in (-1, 1) else ():
+        scale = round(weights[-1], digits)
+        rounded = replace(made, weights=(total - scale, scale)[-len(weights) :])
+        if far(rounded) <= 1.5 * least + 1e-7:
+            return rounded
+    return made
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -22,7 +22,7 @@ from pgraft_fast.threads import Team, team_of
 
 _STEPS = 4
 # Of angles atan2(sigma, alpha); a timestep between two entries of a table is interpolated in two ways.
-_LEVEL = 0.03
+LEVEL = 0.03
 # Of an x_0, as a share: timesteps between two entries of a table again.
 _X_0 = 0.03
 # Weights of a part with which a call is small work for one thread, whatever the states.
@@ -220,7 +220,7 @@ def _check_levels(name: str, own: Record, schedule: Schedule, times: Times) -> N
             continue
         alpha, sigma = (float(one) for one in schedule.alpha_sigma(times.back(float(step.t.reshape(-1)[0]))))
         far = [abs(math.atan2(sigma, alpha) - math.atan2(noise, data)) for data, noise in step.levels]
-        if min(far) > _LEVEL:
+        if min(far) > LEVEL:
             data, noise = step.levels[0]
             raise NotServedError(
                 f"{name}: at timestep {float(step.t.reshape(-1)[0]):g} its scheduler mixes {data:.3f} of the data and "
@@ -266,7 +266,7 @@ def _lowest(way: Way, times: Times, own: Record, number: int, denoiser: str) -> 
         if asked(last):
             return 0.0
         low, high = last, times.back(float(own.steps[0].t.reshape(-1)[0]))
-        while high - low > _LEVEL / 10.0:
+        while high - low > LEVEL / 10.0:
             middle = (low + high) / 2.0
             low, high = (low, middle) if asked(middle) else (middle, high)
         return high

@@ -1,7 +1,7 @@
 """The denoiser of an explained pipeline, called directly: rows of several prompts and times at once."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +12,39 @@ from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.explain import Iteration, NotExplainedError, explained
 from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.pipelines.loop import Loop, NetCall
-from pgraft_fast.pipelines.rules import Explanation, Listed, Time, Whole
+from pgraft_fast.pipelines.rules import Answer, Explanation, Listed, Time, Whole, tensors_of
 from pgraft_fast.pipelines.table import PromptTable
 
 
 class FastLoop:
     """output(x, t, numbers): as the driven loop, for rows of different prompts and times, without the pipeline's loop.
 
-    What a prompt's call gives the denoiser beside state and time is recorded once, in an iteration that computes
-    nothing. together: whether prompts at different times go through the denoiser at once; where a check told that rows
-    answer otherwise beside others, they go prompt by prompt and time by time. table: of prompts; `prepare` it.
+    What a prompt's call gives the networks beside state and time is recorded once, in an iteration that computes
+    nothing. nets: that are called, by name. together: whether prompts at different times go through them at once; where
+    a check told that rows answer otherwise beside others, they go prompt by prompt and time by time. table: of prompts;
+    `prepare` it.
     """
 
     def __init__(
-        self, driver: Driver, net: nn.Module, explanation: Explanation, together: bool = False,
+        self, driver: Driver, nets: Mapping[str, nn.Module], explanation: Explanation, together: bool = False,
         table: PromptTable | None = None,
     ) -> None:  # fmt: skip
-        self.driver, self.net, self.explanation, self.together = driver, net, explanation, together
+        self.driver, self.nets, self.explanation, self.together = driver, nets, explanation, together
         self._blanks: dict[Any, Any] = {}
         count = len(driver.calls.prompts)
         self.table = PromptTable(explanation, self._recorded, count, driver.state.device) if table is None else table
 
     @classmethod
-    def of(cls, driver: Driver, net: nn.Module, times: Sequence[float]) -> "FastLoop":
+    def of(cls, driver: Driver, times: Sequence[float]) -> "FastLoop":
         """Watched at these three timesteps, and compared with the driven loop on the first two prompts.
 
         Raises NotExplainedError, which says what is not understood.
         """
         generator = torch.Generator().manual_seed(0)
         one, several = _iterations(driver, 1, times, generator), _iterations(driver, 2, times[:2], generator)
-        found = cls(driver, net, explained(one, several))
+        explanation = explained(one, several)
+        nets = {rule.net: driver.net(rule.net) for rule in explanation.calls}
+        found = cls(driver, nets, explanation)
         numbers = [0, min(1, len(driver.calls.prompts) - 1)]
         x = torch.randn(len(numbers), *driver.state.shape, generator=generator)
         t, condition = torch.tensor(times[:2], dtype=torch.float64), torch.tensor(numbers)
@@ -50,7 +53,7 @@ class FastLoop:
             allowed = allowed_of(driver.calls.pipe, driver.state)
             if off(found.output(x, t, condition), wanted) > allowed:
                 raise NotExplainedError("called directly, its denoiser answers otherwise")
-            together = cls(driver, net, found.explanation, True, found.table)
+            together = cls(driver, nets, explanation, True, found.table)
             try:
                 agrees = off(together.output(x, t, condition), wanted) <= allowed
             except (RuntimeError, ValueError, TypeError):
@@ -58,9 +61,19 @@ class FastLoop:
                 agrees = False
         return together if agrees else found
 
-    def with_net(self, net: nn.Module) -> "FastLoop":
-        """The same with another network of the same kind."""
-        return FastLoop(self.driver, net, self.explanation, self.together, self.table)
+    def with_net(self, name: str, net: nn.Module) -> "FastLoop":
+        """The same with another network in the place of the one of this name."""
+        nets = {one: net if one == name else own for one, own in self.nets.items()}
+        return FastLoop(self.driver, nets, self.explanation, self.together, self.table)
+
+    @property
+    def graph_key(self) -> tuple[int, ...]:
+        """See `PromptTable.graph_key`."""
+        return self.table.graph_key
+
+    def prepare(self, numbers: Sequence[int]) -> None:
+        """See `PromptTable.prepare`."""
+        self.table.prepare(numbers)
 
     @property
     def null(self) -> int | None:
@@ -88,31 +101,39 @@ class FastLoop:
     def parts(self, x: Tensor, t: Tensor, numbers: Tensor, kind: Any = None) -> list[Tensor]:
         """The denoiser's answers for rows that go together, of which the output is the weighted sum."""
         state, leaves = self.driver.state, self.table.rows(numbers, kind)
-        laid = state.laid(x)
-        times = (t.repeat(state.copies) if self.together else t[0]).to(state.device).to(state.time)
+        laid = x.to(state.device, state.dtype)
+        times = (t if self.together else t[0]).to(state.device).to(state.time)
         parts: list[Tensor] = []
+        answers: list[list[Tensor]] = []
         for rule in self.explanation.calls:
-            args, kwargs = self._built((rule.args, rule.kwargs), leaves, laid, times)
-            parts += rule.part.of(self.net(*args, **kwargs), laid)
+            args, kwargs = self._built((rule.args, rule.kwargs), leaves, _Asked(laid, times, answers))
+            out = self.nets[rule.net](*args, **kwargs)
+            if rule.part is None:
+                answers.append(tensors_of(out))
+            else:
+                answers.append([])
+                parts += rule.part.of(out, laid)
         return parts
 
     def _output(self, x: Tensor, t: Tensor, numbers: Tensor, kind: Any) -> Tensor:
-        return self.explanation.output(self.parts(x, t, numbers, kind)).narrow(0, 0, x.shape[0])
+        return self.explanation.output(self.parts(x, t, numbers, kind))
 
-    def _built(self, rule: Any, leaves: Iterator[Any], x: Tensor, t: Tensor) -> Any:
+    def _built(self, rule: Any, leaves: Iterator[Any], asked: "_Asked") -> Any:
         """Arguments by their rules, for rows x with their times."""
         if isinstance(rule, dict):
-            return {name: self._built(one, leaves, x, t) for name, one in rule.items()}
+            return {name: self._built(one, leaves, asked) for name, one in rule.items()}
         if isinstance(rule, (list, tuple)):
-            return type(rule)(self._built(one, leaves, x, t) for one in rule)
-        value = next(leaves)
+            return type(rule)(self._built(one, leaves, asked) for one in rule)
+        value, x = next(leaves), asked.x
+        if isinstance(rule, Answer):
+            return asked.answers[rule.call][rule.place]
         if isinstance(rule, Whole):
             head = rule.laid(x)
             return head if rule.dim is None else torch.cat((head, value), dim=rule.dim)
         if isinstance(rule, Listed) and rule.state:
             return [row.reshape(rule.shape).to(rule.dtype) for _ in range(rule.copies) for row in x]
         if isinstance(rule, Time):
-            return _times(rule, t, x.shape[0], self.explanation.calls[0].part.copies)
+            return _times(rule, asked.t, x.shape[0], self.explanation.copies)
         return value
 
     def _recorded(self, number: int) -> list[NetCall]:
@@ -120,6 +141,14 @@ class FastLoop:
         given = self.driver.calls.of(number, 1, seeds_of(0, range(1)))
         Loop(self.driver.calls.pipe, given, nets=self.driver.nets, blanks=self._blanks, watch=calls.append).close()
         return calls
+
+
+class _Asked(NamedTuple):
+    """x, t: states and times. answers: of the calls before, as far as a later one takes them."""
+
+    x: Tensor
+    t: Tensor
+    answers: list[list[Tensor]]
 
 
 def _times(rule: Time, t: Tensor, n: int, copies: int) -> Tensor:
@@ -142,7 +171,8 @@ def _iterations(driver: Driver, rows: int, times: Sequence[float], generator: to
             calls.clear()
             with torch.no_grad():
                 out = loop.output(x, t)
-            found.append(Iteration(x, t, tuple(calls), out))
+            # Where the pipeline has its states several times, one of each is what is explained.
+            found.append(Iteration(x[:rows], t, tuple(calls), out[:rows]))
     finally:
         loop.close()
     return found

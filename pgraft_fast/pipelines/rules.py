@@ -9,11 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Constant:
-    """An argument that is the same in all iterations. rows: of a sample, along its first dimension; 0 where all samples
-    share it.
-    """
+    """An argument that is the same in all iterations. rows: of a sample, along dim; 0 where all samples share it."""
 
     rows: int = 0
+    dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Listed:
 
 @dataclass(frozen=True)
 class Time:
-    """t / divisor, or `of` less that, worked out in dtype where first is true, else brought to it afterwards.
+    """t / divisor, or `less_from` less that; where it is divided last, (less_from - t) / divisor. Worked out in dtype
+    where first is true, else brought to it afterwards.
 
     rows: of each state; 0 where it has none. extra: sides of the other dimensions.
     """
@@ -59,12 +59,14 @@ class Time:
     first: bool
     rows: int
     extra: tuple[int, ...] = ()
+    divided: bool = False
 
     def of(self, t: Tensor) -> Tensor:
         """From timesteps of any shape."""
         value = t.to(self.dtype) if self.first else t
+        value = self.less_from - value if self.divided and self.less_from is not None else value
         value = value if self.divisor == 1.0 else value / self.divisor
-        value = value if self.less_from is None else self.less_from - value
+        value = value if self.divided or self.less_from is None else self.less_from - value
         return value.to(self.dtype)
 
 
@@ -87,27 +89,53 @@ class Part:
 
 
 @dataclass(frozen=True)
-class CallRule:
-    """One call of the denoiser. args, kwargs: with a rule in the place of each leaf."""
+class Answer:
+    """A tensor of what an earlier call of the iteration returned, as a ControlNet's for the denoiser. place: among all
+    of that call.
+    """
 
+    call: int
+    place: int
+
+
+@dataclass(frozen=True)
+class CallRule:
+    """One call of a network. args, kwargs: with a rule in the place of each leaf. part: None where a later call takes
+    what it returned.
+    """
+
+    net: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    part: Part
+    part: Part | None
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """calls: of the denoiser in their order. weights: the output is the sum of all parts of all answers by these, in
-    dtype.
+    """calls: of networks in their order. weights: the output is the sum of all parts of all answers by these, in
+    dtype. norm: place of the part whose length, along the last dimension, the sum is brought to; None where it stays.
     """
 
     calls: tuple[CallRule, ...]
     weights: tuple[float, ...]
     dtype: torch.dtype
+    norm: int | None = None
+
+    @property
+    def copies(self) -> int:
+        """Of the states in a call of the denoiser."""
+        return next(call.part.copies for call in self.calls if call.part is not None)
 
     def output(self, parts: list[Tensor]) -> Tensor:
         """From the parts."""
-        weights, parts = self.weights, [part.to(self.dtype) for part in parts]
+        parts = [part.to(self.dtype) for part in parts]
+        found = self._sum(parts)
+        if self.norm is None:
+            return found
+        return found * (parts[self.norm].norm(dim=-1, keepdim=True) / found.norm(dim=-1, keepdim=True))
+
+    def _sum(self, parts: list[Tensor]) -> Tensor:
+        weights = self.weights
         if len(parts) == 1:
             return parts[0] if weights[0] == 1.0 else parts[0] * weights[0]
         total = sum(weights)
@@ -121,6 +149,14 @@ class Explanation:
 def answer_of(out: Any) -> Any:
     """The tensor, or list of tensors, of what a denoiser returns."""
     return out if isinstance(out, (Tensor, list)) else out[0]
+
+
+def tensors_of(out: Any) -> list[Tensor]:
+    """All that a network returned, in their order."""
+    if isinstance(out, Tensor):
+        return [out]
+    values = out.values() if isinstance(out, dict) else out if isinstance(out, (list, tuple)) else ()
+    return [one for value in values for one in tensors_of(value)]
 
 
 def leaves_of(rule: Any) -> list[Any]:

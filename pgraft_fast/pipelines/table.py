@@ -12,7 +12,7 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.pipelines.explain import NotExplainedError
 from pgraft_fast.pipelines.loop import NetCall
-from pgraft_fast.pipelines.rules import Constant, Explanation, Listed, Time, Whole, leaves_of
+from pgraft_fast.pipelines.rules import Answer, Constant, Explanation, Listed, Time, Whole, leaves_of
 
 # Prompts whose constants are kept in the host's memory besides those on the device.
 _KEPT = 1024
@@ -101,7 +101,7 @@ class PromptTable:
                 yield [value[copy] for copy in range(rule.copies) for value in listed]
             elif isinstance(column, Tensor) and _copies(rule):
                 # (rows, copies, each, ...)
-                yield column.index_select(0, place).transpose(0, 1).flatten(0, 2)
+                yield column.index_select(0, place).transpose(0, 1).flatten(0, 2).movedim(0, _dim(rule))
             else:
                 yield column
 
@@ -131,7 +131,7 @@ class PromptTable:
             if isinstance(rule, Listed):
                 columns.append([_to(value, self._device) for value in values])
             elif copies and isinstance(first, Tensor):
-                found = torch.stack([value.unflatten(0, (copies, -1)) for value in values])
+                found = torch.stack([value.movedim(_dim(rule), 0).unflatten(0, (copies, -1)) for value in values])
                 own = None if held is None else held[number]
                 if own is None or own.shape[0] < len(values):
                     columns.append(found.to(self._device))
@@ -151,6 +151,11 @@ def _copies(rule: Any) -> int:
     return rule.copies if isinstance(rule, Whole) and rule.dim is not None else 0
 
 
+def _dim(rule: Any) -> int:
+    """Along which the rows lie."""
+    return rule.dim if isinstance(rule, Constant) else 0
+
+
 def _pairs(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(rule, dict):
         for name in rule:
@@ -161,7 +166,7 @@ def _pairs(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(rule, Whole):
         yield rule, None if rule.dim is None else rule.tail(value)
     else:
-        yield rule, None if isinstance(rule, Time) else value
+        yield rule, None if isinstance(rule, (Answer, Time)) else value
 
 
 def _kind(rule: Any, value: Any) -> Any:

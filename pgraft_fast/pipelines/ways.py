@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from pgraft_fast.pipelines.driver import Driver
+from pgraft_fast.pipelines.experts import Experts
 from pgraft_fast.pipelines.explain import NotExplainedError
-from pgraft_fast.pipelines.facts import Facts, Way, way_at
+from pgraft_fast.pipelines.facts import LEVEL, Facts, Way, way_at
 from pgraft_fast.pipelines.fast import FastLoop
 
 # Times at which a loop is watched, as shares of the first.
@@ -26,7 +27,7 @@ class Ways:
     net: nn.Module
     found: dict[Key, Way] = field(default_factory=dict)
     drivers: dict[Key, Driver] = field(default_factory=dict)
-    fast: dict[Key, FastLoop | None] = field(default_factory=dict)
+    fast: dict[Key, FastLoop | Experts | None] = field(default_factory=dict)
     why: dict[Key, str | None] = field(default_factory=dict)
     wanted: list[int] = field(default_factory=list)
 
@@ -50,7 +51,7 @@ class Ways:
         """The same with another network of the same kind."""
         made = Ways(self.facts, net, self.found, why=self.why, wanted=self.wanted)
         made.drivers = {key: self._driver(way, net) for key, way in self.found.items()}
-        made.fast = {key: one and one.with_net(net) for key, one in self.fast.items()}
+        made.fast = {key: one and one.with_net(self.facts.denoiser, net) for key, one in self.fast.items()}
         return made
 
     def add(self, key: Key, way: Way) -> None:
@@ -67,12 +68,20 @@ class Ways:
         elif way.calls.rows == 1:
             self.why[key] = "the pipeline makes one sample at once"
         else:
-            times = [facts.times.of_time(facts.begin * share) for share in WATCHED]
             try:
                 with facts.team(way.calls.rows):
-                    self.fast[key] = FastLoop.of(self.drivers[key], self.net, times)
+                    self.fast[key] = self._explained(self.drivers[key])
             except NotExplainedError as error:
                 self.why[key] = str(error)
+
+    def _explained(self, driver: Driver) -> FastLoop | Experts:
+        facts, of_time = self.facts, self.facts.times.of_time
+        if facts.lowest == 0.0:
+            return FastLoop.of(driver, [of_time(facts.begin * share) for share in WATCHED])
+        low = facts.lowest - LEVEL
+        above = [of_time(facts.lowest + (facts.begin - facts.lowest) * share) for share in WATCHED]
+        below = [of_time(low * share) for share in WATCHED]
+        return Experts.of(driver, of_time(facts.lowest), of_time(low), above, below)
 
     def _driver(self, way: Way, net: nn.Module) -> Driver:
         return Driver(way.calls, way.state, {self.facts.denoiser: net})

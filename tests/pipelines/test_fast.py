@@ -12,18 +12,10 @@ from pgraft_fast.pipelines.record import record
 from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED
 
 # Why loops are driven: with guidance, and without.
-RENORMED, SEEDED = "its output is no sum of the denoiser's answers", "the seed of a sample decides more than its noise"
+SEEDED = "the seed of a sample decides more than its noise"
 DRIVEN = {
     "sd_inpaint": (SEEDED, SEEDED),
     "flux_fill": (SEEDED, SEEDED),
-    "sd_controlnet": ("it calls controlnet, unet", "it calls controlnet, unet"),
-    "dit": (RENORMED, None),
-    "qwen_image": (RENORMED, None),
-    "qwen_image_edit": (RENORMED, None),
-    "lumina2": (RENORMED, None),
-    "hidream": ("argument encoder_hidden_states_llama3 differs between samples of one prompt",) * 2,
-    "z_image": ("argument 1 is neither the state, nor a function of the time",) * 2,
-    "wan22": ("its calls of networks change",) * 2,
 }
 
 

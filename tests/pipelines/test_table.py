@@ -13,7 +13,7 @@ from pgraft_fast.pipelines.rules import CallRule, Constant, Explanation, Part, T
 from pgraft_fast.pipelines.table import PromptTable
 from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED
 
-RULE = CallRule((Whole(2, torch.float32), Constant(2)), {"size": Constant()}, Part(2))
+RULE = CallRule("net", (Whole(2, torch.float32), Constant(2)), {"size": Constant()}, Part(2))
 TEXTS = ("a", "bbb", "cc", "dddd", "bbb with another size", "longer shape")
 
 
@@ -95,7 +95,7 @@ def test_a_call_copies_nothing_from_the_host(name):
 
 def test_a_time_is_one_of_the_leaves():
     """Arguments that the loop works out itself have no columns."""
-    rule = CallRule((Whole(1, torch.float32), Time(1.0, None, torch.float32, True, 0)), {}, Part(1))
+    rule = CallRule("net", (Whole(1, torch.float32), Time(1.0, None, torch.float32, True, 0)), {}, Part(1))
     call = NetCall("net", (torch.zeros(1, 3), torch.tensor(5.0)), {}, None)
     found = PromptTable(Explanation((rule,), (1.0,), torch.float32), lambda number: [call], 1, torch.device("cpu"))
     found.prepare([0])
