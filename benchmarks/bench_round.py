@@ -7,7 +7,7 @@ round draws as many samples and learns once from all of their steps.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +50,11 @@ _REWARD = "symmetry"
 _PARTS = ("sample", "score", "accept", "train")
 # A policy needs densities.
 _STOCHASTIC = {"euler": "euler_sde"}
-_LAWS: dict[str, tuple[Callable[[], Law], str]] = {"vp": (cosine_v, "ddpm"), "flow": (linear_flow, "euler")}
+Variant = Literal["vp", "flow"]
+_LAWS: dict[Variant, tuple[Callable[[], Law], Literal["ddpm", "euler"]]] = {
+    "vp": (cosine_v, "ddpm"),
+    "flow": (linear_flow, "euler"),
+}
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -131,7 +135,7 @@ class _Plain(PlainRound):
             return super().run()
 
 
-def _providers(variant: str, prompts: int, steps: int, settings: Settings) -> Sequence[Provider]:
+def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -> Sequence[Provider]:
     task = _on(settings.device, digits_task(DigitsSettings(variant=variant)))
     given = _settings(variant, prompts, steps)
     names = ("plain", *([] if settings.short else ["plain compile"]), "all rows")
@@ -171,7 +175,7 @@ def _providers(variant: str, prompts: int, steps: int, settings: Settings) -> Se
     return [*(provider(name) for name in (*ours, *plain, *policy)), *absent]
 
 
-def _settings(variant: str, prompts: int, steps: int = _STEPS) -> FinetuneSettings:
+def _settings(variant: Variant, prompts: int, steps: int = _STEPS) -> FinetuneSettings:
     kept = prompts * _KEPT
     return FinetuneSettings(
         seed=3,
@@ -184,7 +188,7 @@ def _settings(variant: str, prompts: int, steps: int = _STEPS) -> FinetuneSettin
 
 
 def _plain(
-    task: Task, given: FinetuneSettings, variant: str, device: torch.device, *, compiled: bool, all_rows: bool
+    task: Task, given: FinetuneSettings, variant: Variant, device: torch.device, *, compiled: bool, all_rows: bool
 ) -> PlainRound:
     assert task.prompts.condition is not None
     chosen = task.prompts.of_round(given.seed, 1, given.sample.prompts).to(device)

@@ -152,19 +152,19 @@ def measure(case: Case, settings: Settings, bandwidth: float | None = None) -> l
         except Exception as error:
             if not case.optional:
                 raise
-            return [_row(case, "ours", *readings.skipped(error), {})]
+            return [_row(case, "ours", readings.skipped(error), {})]
         verdicts: Verdicts = {}
         for provider in providers:
             readings.check(provider, verdicts)
         seconds = readings.take(providers, verdicts, case, settings)
         rows = []
         for provider in providers:
-            row = _row(case, provider.name, *verdicts[provider.name], seconds[provider.name])
+            row = _row(case, provider.name, verdicts[provider.name], seconds[provider.name])
             if case.bytes is not None:
                 row["bytes"] = case.bytes if provider.bytes is None else provider.bytes
             more = readings.tried(provider, verdicts, lambda: _more(provider, row, settings, bandwidth))  # noqa: B023
             if more is None and row["gate"] == "ok":
-                row = _row(case, provider.name, *verdicts[provider.name], {})
+                row = _row(case, provider.name, verdicts[provider.name], {})
             rows.append(row | (more or {}))
         ours = seconds.get("ours", {})
         for row in rows:
@@ -188,7 +188,8 @@ def copy_bandwidth(settings: Settings) -> float | None:
     return 2 * x.nbytes / percentile([timer.read(lambda: y.copy_(x), calls) for _ in range(20)], 0.5)
 
 
-def _row(case: Case, provider: str, gate: str, note: str, seconds: Readings) -> Row:
+def _row(case: Case, provider: str, verdict: tuple[str, str], seconds: Readings) -> Row:
+    gate, note = verdict
     row: Row = {
         "op": case.op, "case": case.case, "shape": list(case.shape), "dtype": case.dtype, **case.columns,
         "provider": provider, "gate": gate,

@@ -134,9 +134,8 @@ def cut_prediction(rows: Sequence[Row], figure: Figure) -> bool:
         x, y = ([row[key] - row["base"] for row in mine] for key in ("predicted", "reached"))
         ends = [[row["predicted"] - row["predicted_low"] for row in mine],
                 [row["predicted_high"] - row["predicted"] for row in mine]]  # fmt: skip
-        axis.errorbar(
-            x, y, xerr=ends, capsize=2, markersize=4, linewidth=0.7, label=name, **line_of(number) | {"linestyle": ""}
-        )
+        style: dict[str, Any] = line_of(number) | {"linestyle": ""}
+        axis.errorbar(x, y, xerr=ends, capsize=2, markersize=4, linewidth=0.7, label=name, **style)
     limits = axis.get_ylim()
     axis.plot(limits, limits, color="grey", linewidth=1)
     axis.set(xlabel="predicted gain of reward, with its 95 % interval", ylabel="reached gain of reward")

@@ -102,9 +102,9 @@ def _round(task: Task, given: FinetuneSettings) -> tuple[Callable[[], object], C
         ledger = Ledger()
         found = collect(
             run.of(task.model), task.schedule, task.reward("symmetry"), task.prompts, given, shape=task.shape,
-            parameterization=task.parameterization, cuts=(given.train.cut,), ledger=ledger,
+            parameterization=task.parameterization, cuts=(given.cut,), ledger=ledger,
         )  # fmt: skip
-        kept = found.kept(given.train.cut, "state")
+        kept = found.kept(given.cut, "state")
         train(learner, kept, task.schedule, parameterization=task.parameterization, seed=0, ledger=ledger)
 
     evaluations = evaluations_of(task.schedule, given, task.parameterization)
@@ -140,7 +140,8 @@ def _resolution(settings: Settings) -> list[Row]:
     except ImportError:
         return []
     torch.manual_seed(0)
-    net = diffusers.UNet2DModel(
+    kind: Any = diffusers.UNet2DModel
+    net = kind(
         sample_size=32, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, add_attention=False,
         down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
     ).eval()  # fmt: skip

@@ -1,6 +1,7 @@
 """A terminal for commands that run inside of a benchmark."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pgraft_fast.runs.terminal import Terminal
 
@@ -17,6 +18,7 @@ class Silent(Terminal):
     def advance(self, done: int, what: str) -> None:
         """Nothing."""
 
-    def progress(self, total: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def progress(self, total: int) -> Iterator[None]:
         """Nothing."""
-        return nullcontext()
+        yield

@@ -28,7 +28,7 @@ def _case(name: str, kernel: Any, types: dict[str, str], constants: dict[str, An
     return name, kernel, signature, constants, warps, options
 
 
-def _absent(*names: str) -> dict[str, None]:
+def _absent(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names)
 
 
@@ -87,7 +87,7 @@ def _solver(dtype: str) -> Iterator[Case]:
     types |= {"size": "i32", "channels": "i32", "total": "i64", "n_blocks": "i32"}
     drawn = _absent("noise_ptr", "channels")
     plain = drawn | _absent("null_ptr", "previous_ptr", "x_0_ptr", "x_cut_ptr", "id_ptr")
-    flat = {
+    flat: dict[str, dict[str, Any]] = {
         "plain": plain | {"CLIP": False},
         "full": drawn | {"CLIP": True},
         "channels_last": _absent("noise_ptr") | {"CLIP": True},
@@ -99,7 +99,7 @@ def _solver(dtype: str) -> Iterator[Case]:
         constants["BLOCK"] = 1024
         yield _case(f"solver_step/{name}/{dtype}", _solver_step_fwd_kernel, types, constants, 4, UNFUSED)
     on, off = {"RESCALE": True, "THRESHOLD": True}, {"RESCALE": False, "THRESHOLD": False}
-    by_sample = {"full": drawn | {"CLIP": False, **on}}
+    by_sample: dict[str, dict[str, Any]] = {"full": drawn | {"CLIP": False, **on}}
     if dtype == "fp32":
         by_sample["log_prob"] = plain | {"CLIP": False, **off}
         by_sample["rescale"] = drawn | _absent("log_prob_ptr") | {"CLIP": True, **off, "RESCALE": True}

@@ -94,9 +94,9 @@ def solver_step_fwd(
             log_prob.zero_()
         return
     if (rescale != 0 and out_null is not None) or ratio > 0 or log_prob is not None:
-        launch, extra = launch_by_sample, (rescale, ratio, limit, log_prob)
+        launch, extra = launch_by_sample, [rescale, ratio, limit, log_prob]
     else:
-        launch, extra = _launch_flat, ()
+        launch, extra = _launch_flat, []
     tensors = (x, out, out_null, previous, noise, table, step, sample_id, x_s, x_0, x_cut)
     with torch.cuda.device_of(x):
         launch(tensors, key_words(seed), guidance, clip, x.numel() // batch, channels or None, *extra)
