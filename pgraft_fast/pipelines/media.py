@@ -1,5 +1,7 @@
 """What a pipeline returns, as arrays: pictures, videos or audio, one array a sample."""
 
+import io
+import wave
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,6 +15,8 @@ Medium = Literal["image", "video", "audio"]
 _HOLDERS = ("images", "frames", "audios", "videos", "video", "audio")
 _FRAMES = 4
 _AUDIO_PICTURE = (64, 128)
+# A spectrogram's frequencies, and decibels from white to black.
+_BANDS, _RANGE = 64, 80.0
 
 
 def media_of(returned: Any) -> list[np.ndarray]:
@@ -34,7 +38,9 @@ def medium_of(sample: np.ndarray) -> Medium:
 
 
 def picture_of(sample: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 that shows a sample: itself, some frames side by side, or the wave of the first channel."""
+    """(H, W, 3) uint8 that shows a sample: itself, some frames side by side, or the wave of the first channel
+    over its spectrogram.
+    """
     if sample.ndim == 3:
         return sample
     if sample.ndim == 4:
@@ -43,7 +49,31 @@ def picture_of(sample: np.ndarray) -> np.ndarray:
     peaks = [float(np.abs(part).max()) if part.size else 0.0 for part in np.array_split(sample[0], width)]
     reach = np.asarray(peaks) / max(1e-12, *peaks) * height / 2.0
     away = np.abs(np.arange(height)[:, None] + 0.5 - height / 2.0)
-    return np.repeat(np.where(away <= reach, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+    drawn = np.where(away <= reach, 0, 255).astype(np.uint8)
+    return np.repeat(np.concatenate((drawn, _spectrogram(sample[0], width)))[..., None], 3, axis=-1)
+
+
+def _spectrogram(samples: np.ndarray, width: int) -> np.ndarray:
+    """(_BANDS, width) uint8: power in decibels below the most, low frequencies at the bottom."""
+    length = 2 * _BANDS
+    starts = np.linspace(0, max(0, len(samples) - length), width).astype(int)
+    padded = np.pad(samples.astype(np.float64), (0, length))
+    frames = np.stack([padded[start : start + length] for start in starts]) * np.hanning(length)
+    power = np.abs(np.fft.rfft(frames, axis=1)[:, :_BANDS]) ** 2
+    decibels = 10.0 * np.log10(np.maximum(power, 1e-30) / max(float(power.max()), 1e-12))
+    grey = 255.0 * np.clip(-decibels / _RANGE, 0.0, 1.0)
+    return np.flipud(grey.T).round().astype(np.uint8)
+
+
+def wav_of(sample: np.ndarray, rate: float) -> bytes:
+    """A WAV file of 16 bits of audio (channels, samples) in [-1, 1]."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(len(sample))
+        out.setsampwidth(2)
+        out.setframerate(round(rate))
+        out.writeframes((np.clip(sample.T, -1.0, 1.0) * 32767.0).round().astype("<i2").tobytes())
+    return file.getvalue()
 
 
 def pixels_of(samples: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from text, tables and figures; the figures also as PNG files beside it."""
+"""One self-contained HTML page from text, tables and figures; the figures also as files beside it."""
 
 import base64
 import math
@@ -27,6 +27,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """name: of the WAV file. caption: one sentence."""
+
+    name: str
+    wav: bytes
+    caption: str
+
+    @property
+    def data_uri(self) -> str:
+        """The sound inside the page."""
+        return "data:audio/wav;base64," + base64.b64encode(self.wav).decode()
+
+
+@dataclass(frozen=True)
 class Table:
     """First column left, the others right."""
 
@@ -37,12 +51,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with sentences, at most one table and any number of pictures."""
+    """A heading with sentences, at most one table and any number of pictures and sounds."""
 
     title: str
     text: list[str] = field(default_factory=list)
     table: Table | None = None
     pictures: list[Picture] = field(default_factory=list)
+    sounds: list[Sound] = field(default_factory=list)
 
 
 def told(value: float | None, digits: int = 4) -> str:
@@ -57,7 +72,7 @@ def interval(ends: Sequence[float | None]) -> str:
 
 
 def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> Path:
-    """Write folder/index.html and one PNG a picture. Raises StorageError."""
+    """Write folder/index.html, one PNG a picture and one WAV a sound. Raises StorageError."""
     environment = Environment(
         loader=PackageLoader("pgraft_fast.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -69,6 +84,8 @@ def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> 
     for section in sections:
         for picture in section.pictures:
             write_file(folder / f"{picture.name}.png", picture.png)
+        for sound in section.sounds:
+            write_file(folder / f"{sound.name}.wav", sound.wav)
     path = folder / "index.html"
     write_file(path, html.encode())
     return path

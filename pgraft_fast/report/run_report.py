@@ -12,7 +12,7 @@ from pgraft_fast.amounts import duration, energy
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
-from pgraft_fast.report.page import Picture, Section, Table, interval, write_page
+from pgraft_fast.report.page import Picture, Section, Sound, Table, interval, write_page
 from pgraft_fast.report.plan_report import plan_section
 from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
 from pgraft_fast.report.text_report import category_sections, prompts_section
@@ -20,6 +20,8 @@ from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation
 
 _SHOWN = 100
+# Sounds of each side in a report.
+_HEARD = 3
 # A report's figures are worth so many simple ones.
 _FIGURES = 12
 
@@ -57,6 +59,13 @@ def _samples(task: Task, before: Evaluation, after: Evaluation, candidates: int)
     grids = pictures_section(
         {name: task.pictures(one.samples[shown]) for name, one in (("before", before), ("after", after))}
     )
+    if task.sounds is not None:
+        few = shown[:_HEARD]
+        grids.sounds.extend(
+            Sound(f"sample-{name}-{number}", wav, f"{name}, sample {number}")
+            for name, one in (("before", before), ("after", after))
+            for number, wav in enumerate(task.sounds(one.samples[few]), start=1)
+        )
     if not task.categories:
         return [grids]
     return [prompts_section(task, {"before": before, "after": after}, candidates), grids]

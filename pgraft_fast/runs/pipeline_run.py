@@ -94,7 +94,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     measures = parts.measures(media_of(facts.media)[0])
     task, finish = pipeline_task(
         facts, asked.train, asked.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
-        measures=measures, null=null,
+        measures=measures, null=null, rate=_rate(pipe, calls),
         at_once=parts.at_once,
     )  # fmt: skip
     driven: Driven = task.model  # type: ignore[assignment]

@@ -21,6 +21,7 @@ class Task:
     (n, d): space of the distances. data: features of the data set (m, d), or None. pictures(samples) -> (n, H, W) or
     (n, H, W, 3) uint8 for grids. identity: JSON that names this very model and data in a checkpoint. held_out: prompts
     to evaluate on, default the same; categories: of each of these, or empty. learner: what is trained of the model.
+    sounds(samples): WAV files, of audio.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Task:
     held_out: Prompts | None = None
     categories: tuple[str, ...] = ()
     learner: Callable[[TrainSettings], Learner] | None = None
+    sounds: Callable[[Tensor], list[bytes]] | None = None
 
     @property
     def asked(self) -> Prompts:

@@ -20,7 +20,7 @@ from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.pipelines.grouping import rows_by
 from pgraft_fast.pipelines.learners import FullLearner, LoraLearner
 from pgraft_fast.pipelines.loras import Lora
-from pgraft_fast.pipelines.media import Medium, differ, media_of, medium_of, picture_of, pixels_of, stacked
+from pgraft_fast.pipelines.media import Medium, differ, media_of, medium_of, picture_of, pixels_of, stacked, wav_of
 from pgraft_fast.rewards.protocol import as_call, name_of
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.pictures import thumbnail_features
@@ -42,12 +42,13 @@ class Measures:
 def pipeline_task(
     facts: Facts, train: Sequence[str], held_out: Sequence[str], lora: Lora, seed: int, *,
     guidance_tuned: float | None = None, measures: Measures | None = None, null: int | None = None, at_once: int = 8,
+    rate: float | None = None,
 ) -> tuple[Task, "Finish"]:  # fmt: skip
     """The task, whose samples are the pipeline's states, and what makes media of them.
 
     train, held_out: names of the prompts of `facts.guided.calls`, first those that are trained on, no two alike.
     guidance_tuned: scale of the tuned model, default that of all. null: number of the prompt that stands for none.
-    at_once: samples that are decoded together, halved when memory is full.
+    at_once: samples that are decoded together, halved when memory is full. rate: of audio, in samples a second.
     """
     model, measures = Driven.of(facts), Measures() if measures is None else measures
     finish = Finish(model, [*train, *held_out], at_once)
@@ -65,6 +66,7 @@ def pipeline_task(
         data=measures.reference,
         pictures=lambda states: np.stack([picture_of(one) for one in finish.media(states)]),
         identity={},
+        sounds=None if rate is None or finish.medium != "audio" else lambda states: finish.sounds(states, rate),
         learner=lambda settings: _learner(model, settings, lora, seed, guidance_tuned),
     )
     return task, finish
@@ -106,6 +108,10 @@ class Finish:
                     found[row] = one
                 left = left[len(made) :]
         return found
+
+    def sounds(self, states: Tensor, rate: float) -> list[bytes]:
+        """WAV files of audio."""
+        return [wav_of(one, rate) for one in self.media(states)]
 
     def decoded(self, states: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
         """For rewards: pictures (B, H, W, 3) uint8, videos (B, F, H, W, 3) uint8, audio (B, channels, samples); the

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import wave
 
 import numpy as np
 import pytest
@@ -199,11 +200,15 @@ def test_rewards_get_what_the_pipeline_returns(tmp_path):
         return [float(np.square(one).mean()) for one in media]
 
     pipe = build("audioldm2")
-    pf.PGraftTrainer(
+    result = pf.PGraftTrainer(
         pipe, [(loudness, 2.0), brightness], ["a", "b"], config_of(tmp_path / "audio"), call=call_of("audioldm2"),
         log=lambda text: None,
     ).train()  # fmt: skip
     assert seen["audio"] == (1, np.float32, float(pipe.vocoder.config.sampling_rate))
+    # The report plays three samples of each side.
+    assert result.report.read_text().count("<audio controls") == 6
+    with wave.open(str(result.report.parent / "sample-after-3.wav")) as sound:
+        assert (sound.getframerate(), sound.getnchannels()) == (pipe.vocoder.config.sampling_rate, 1)
 
     def pixels(media, prompts):
         seen["pixels"] = (tuple(media.shape), float(media.min()))
