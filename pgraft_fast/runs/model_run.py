@@ -51,10 +51,7 @@ def model_subject(
     """Raises InputError."""
     if not isinstance(model, nn.Module) or next(model.parameters(), None) is None:
         raise InputError(f"model: {type(model).__name__} is no torch.nn.Module with weights")
-    solver = config.sample.solver
-    if solver == "auto":
-        solver = "euler_sde" if parameterization == "velocity" else "ddpm"
-        config = config.model_copy(update={"sample": config.sample.model_copy(update={"solver": solver})})
+    config = config.with_solver(parameterization)
     task = Task(
         name=type(model).__name__,
         model=model,

@@ -79,10 +79,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     sample = config.sample
     calls = Calls(pipe, prompts, parts.call, columns, guidance=sample.guidance, steps=sample.steps)
     facts = facts_of(calls)
-    if sample.solver == "auto":
-        # Stochastic, so that a decision at the cut says something of the state there.
-        solver = "euler_sde" if facts.parameterization == "velocity" else "ddpm"
-        config = config.model_copy(update={"sample": sample.model_copy(update={"solver": solver})})
+    config = config.with_solver(facts.parameterization)
     net: Any = getattr(pipe, facts.denoiser)
     trained = [one for one in net.parameters() if one.requires_grad]
     if config.lora.rank and config.lora.targets is None:
@@ -91,16 +88,15 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     if config.train.checkpointing:
         net.enable_gradient_checkpointing()
     fingerprint = base_fingerprint(net)
-    measures = parts.measures(media_of(facts.media)[0])
+    measures, rate = parts.measures(media_of(facts.media)[0]), _rate(pipe, calls)
     task, finish = pipeline_task(
         facts, asked.train, asked.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
-        measures=measures, null=null, rate=_rate(pipe, calls),
-        at_once=parts.at_once,
+        measures=measures, null=null, at_once=parts.at_once, rate=rate,
     )  # fmt: skip
     driven: Driven = task.model  # type: ignore[assignment]
     _check_driven(driven, config, null, log)
     task = replace(task, identity={"base": fingerprint, "pipeline": task.name})
-    scored = parts.scored(finish, _rate(pipe, calls))
+    scored = parts.scored(finish, rate)
     assert task.learner is not None
 
     def close() -> None:

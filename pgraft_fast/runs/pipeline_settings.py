@@ -69,6 +69,13 @@ class PipelineRunSettings(RunSettings):
     lora: Lora = Lora()
     policy: Policy = Policy()
 
+    def with_solver(self, parameterization: str) -> Self:
+        """With nothing left open: a stochastic one, so that a decision at the cut says something of the state there."""
+        if self.sample.solver != "auto":
+            return self
+        solver = "euler_sde" if parameterization == "velocity" else "ddpm"
+        return self.model_copy(update={"sample": self.sample.model_copy(update={"solver": solver})})
+
     @model_validator(mode="after")
     def _guidance_fits(self) -> Self:
         sample = self.sample
