@@ -36,10 +36,17 @@ class Execution:
             return module
         found = self._found.get(id(module))
         if found is None:
-            run: Any = _Twin(module, {} if self._compiles else self._copies) if self._twins else module
             # The module is kept, so that no other one gets its id.
-            found = self._found[id(module)] = (module, torch.compile(run) if self._compiles else run)
+            found = self._found[id(module)] = (module, self._made(module))
         return found[1]
+
+    def _made(self, module: nn.Module) -> Model:
+        # What is around the networks of some is not for a compiler.
+        own: Any = getattr(module, "compiled", None)
+        if self._compiles and own is not None:
+            return own(torch.compile)
+        run: Any = _Twin(module, {} if self._compiles else self._copies) if self._twins else module
+        return torch.compile(run) if self._compiles else run
 
     def original(self, called: Model) -> nn.Module:
         """The module that is called so, with the names of its weights: that which `of` was asked for."""

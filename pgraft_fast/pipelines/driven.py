@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,13 @@ class Driven(nn.Module):
         net = copy.deepcopy(self.net, memo)
         return Driven(
             self.facts, net, self._ways.with_net(net), way=self.way, adapters=copy.deepcopy(self.adapters, memo),
+            adapter=self.adapter,
+        )  # fmt: skip
+
+    def compiled(self, compile: Callable[[nn.Module], Any]) -> "Driven":
+        """The same with its networks compiled; what is around them reads prompts on the host."""
+        return Driven(
+            self.facts, self.net, self._ways.compiled(compile), way=self.way, adapters=self.adapters,
             adapter=self.adapter,
         )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """A pipeline with two denoisers by noise level, each called directly."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +48,9 @@ class Experts:
         self.above.prepare(numbers)
         self.below.prepare(numbers)
 
-    def with_net(self, name: str, net: nn.Module) -> "Experts":
-        """See `FastLoop.with_net`."""
-        return Experts(self.above.with_net(name, net), self.below.with_net(name, net), self.high, self.low)
+    def mapped(self, change: Callable[[str, nn.Module], Any]) -> "Experts":
+        """See `FastLoop.mapped`."""
+        return Experts(self.above.mapped(change), self.below.mapped(change), self.high, self.low)
 
     def parts(self, x: Tensor, t: Tensor, numbers: Tensor) -> list[Tensor]:
         """See `FastLoop.parts`; of the first."""

@@ -1,6 +1,6 @@
 """The denoiser of an explained pipeline, called directly: rows of several prompts and times at once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,9 +61,9 @@ class FastLoop:
                 agrees = False
         return together if agrees else found
 
-    def with_net(self, name: str, net: nn.Module) -> "FastLoop":
-        """The same with another network in the place of the one of this name."""
-        nets = {one: net if one == name else own for one, own in self.nets.items()}
+    def mapped(self, change: Callable[[str, nn.Module], Any]) -> "FastLoop":
+        """The same with others in the place of its networks. change(name, network)."""
+        nets = {name: change(name, net) for name, net in self.nets.items()}
         return FastLoop(self.driver, nets, self.explanation, self.together, self.table)
 
     @property

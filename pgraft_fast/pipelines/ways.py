@@ -1,6 +1,8 @@
 """The ways in which a pipeline is called: guided, without guidance, at another scale; each explained or driven."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -51,8 +53,17 @@ class Ways:
         """The same with another network of the same kind."""
         made = Ways(self.facts, net, self.found, why=self.why, wanted=self.wanted)
         made.drivers = {key: self._driver(way, net) for key, way in self.found.items()}
-        made.fast = {key: one and one.with_net(self.facts.denoiser, net) for key, one in self.fast.items()}
+        name = self.facts.denoiser
+        made.fast = {
+            key: one and one.mapped(lambda called, own: net if called == name else own)
+            for key, one in self.fast.items()
+        }
         return made
+
+    def compiled(self, compile: Callable[[nn.Module], Any]) -> "Ways":
+        """The same with compiled networks, where they are called directly."""
+        fast = {key: one and one.mapped(lambda name, net: compile(net)) for key, one in self.fast.items()}
+        return replace(self, fast=fast)
 
     def add(self, key: Key, way: Way) -> None:
         """Find out whether the denoiser can be called directly; where it cannot, the loop is driven."""

@@ -110,6 +110,34 @@ def test_twins_with_other_linear_layers_share_the_lora():
     assert torch.allclose(answer(sampled), answer(learner.sampled), atol=1e-5)
 
 
+def test_compiled_is_the_network_alone(monkeypatch):
+    """One graph of it, whatever prompts and times are asked for, and the same answers with a LoRA and without."""
+    graphs, compile_ = [], torch.compile
+
+    def counted(graph, inputs):
+        graphs.append(sum(node.op in {"call_module", "call_function"} for node in graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda net: compile_(net, backend=counted))
+    pipe = build("sd")
+    learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, Lora(rank=2), seed=1)
+    learn(learner)
+    run = Execution("compile", torch.device("cpu"))
+    for model in (learner.reference, learner.ema):
+        compiled = run.of(model)
+        assert run.of(model) is compiled and run.original(compiled) is model
+        wanted = answer(model)
+        before = len(graphs)
+        assert torch.allclose(answer(compiled), wanted, atol=1e-5)
+        assert len(graphs) == before + 1 and graphs[-1] > 100
+        x = torch.randn(2, *model.facts.shape)
+        for numbers, times in (([0, 0], [0.2, 0.3]), ([2, 1], [0.8, 0.1])):
+            given = x, torch.tensor(times), torch.tensor(numbers)
+            with torch.no_grad():
+                assert torch.allclose(compiled(*given), model(*given), atol=1e-5)
+        assert len(graphs) == before + 1
+
+
 def test_all_weights():
     pipe = build("sd")
     model = denoiser(pipe, 3.0)
