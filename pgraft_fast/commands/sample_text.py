@@ -37,11 +37,16 @@ def sample_text(
         if config.lora.rank == 0:
             raise InputError(f"{run}: all weights were tuned, there is no adapter; load model.safetensors yourself")
         load_adapter(pipe, run / ADAPTER)
-    texts = [held_out.text[number % len(held_out.text)] if prompt is None else prompt for number in range(n)]
+    if prompt is not None and held_out.columns:
+        raise InputError(
+            f"--prompt {prompt!r}: prompts of {run} come with {', '.join(held_out.columns)}; leave it out to draw held-out "
+            "ones"
+        )
+    asked = held_out.rows([number % len(held_out.text) for number in range(n)])
+    texts = list(asked.text) if prompt is None else [prompt] * n
     scale, at_cut = _guidance(run, config, guidance, base)
-    calls = Calls(
-        pipe, texts, call_of(config, pipe), guidance=scale, steps=config.sample.steps if steps is None else steps
-    )
+    steps = config.sample.steps if steps is None else steps
+    calls = Calls(pipe, texts, call_of(config, pipe), asked.columns, guidance=scale, steps=steps)
     calls.check()
     more: dict[str, Any] = {} if at_cut is None else {"callback_on_step_end": at_cut}
     if "output_type" in calls.names:
@@ -49,7 +54,9 @@ def sample_text(
         more["output_type"] = "pt"
     found: list[np.ndarray] = [np.empty(0)] * n
     pixels: list[Tensor] = [torch.empty(0)] * n
-    for rows in rows_by(texts).values():
+    # Pictures of a column are the same objects.
+    keys = [(text, *(id(values[row]) for values in asked.columns.values())) for row, text in enumerate(texts)]
+    for rows in rows_by(keys).values():
         for low in range(0, len(rows), _AT_ONCE):
             part = rows[low : low + _AT_ONCE]
             made = pipe(**calls.of(part[0], len(part), [seed + row for row in part], calls.steps), **more)

@@ -61,11 +61,13 @@ class PipelineSettings(Settings):
 
 class PromptSettings(Settings):
     """train, held_out: files or folders of prompts, see `read_prompts`; default those of shapes. held_out: default a
-    drawn tenth of train, which is not trained on then.
+    drawn tenth of train, which is not trained on then. columns: other fields of both, which are arguments of the
+    pipeline's call for each prompt; a file name that ends as one of a picture is that picture.
     """
 
     train: Name | None = None
     held_out: Name | None = None
+    columns: list[Name] = Field(default_factory=list)
 
 
 class TextEvaluateSettings(EvaluateSettings):

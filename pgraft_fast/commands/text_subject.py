@@ -1,7 +1,7 @@
 """The subject of a config that names a pipeline."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,21 @@ def call_of(config: TextConfig, pipe: Any) -> dict[str, Any]:
     unknown = [name for name in call if name not in known]
     if unknown:
         raise InputError(f"model.{unknown[0]}: {type(pipe).__name__} has no such argument; leave it out")
-    return {**call, **{name: _argument(name, value) for name, value in model.call.items()}}
+    return {**call, **{name: _argument(f"model.call.{name}", value) for name, value in model.call.items()}}
 
 
-def _argument(name: str, value: Any) -> Any:
+def _prompts(path: Path, columns: list[str]) -> PromptFile:
+    """With the pictures that its columns name, which lie beside it."""
+    found, folder = read_prompts(path, columns), path if path.is_dir() else path.parent
+
+    def argument(name: str, value: Any) -> Any:
+        return _argument(f"prompts.columns: {name}", str(folder / value) if is_picture(value) else value)
+
+    values = {name: tuple(argument(name, one) for one in column) for name, column in found.columns.items()}
+    return replace(found, columns=values)
+
+
+def _argument(what: str, value: Any) -> Any:
     if not is_picture(value):
         return value
     from PIL import Image
@@ -86,7 +97,7 @@ def _argument(name: str, value: Any) -> Any:
         with Image.open(value) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise InputError(f"model.call.{name}: {value} cannot be read as a picture ({error})") from error
+        raise InputError(f"{what}: {value} cannot be read as a picture ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -117,9 +128,9 @@ def source_of(config: TextConfig, device: torch.device, dtype: torch.dtype, log:
     else:
         pipe = load_pipeline(Path(str(model.folder)), dtype, device, model.repository, model.variant, log)
     if given.train is not None:
-        train, held_out = read_prompts(Path(given.train)), None
+        train, held_out = _prompts(Path(given.train), given.columns), None
     if given.held_out is not None:
-        held_out = read_prompts(Path(given.held_out))
+        held_out = _prompts(Path(given.held_out), given.columns)
     assert train is not None
     train, held_out = with_held_out(train, held_out, config.seed)
     if config.evaluate.inception is not None:

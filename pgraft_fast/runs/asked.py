@@ -23,8 +23,17 @@ class Asked:
 
     @classmethod
     def of_files(cls, train: PromptFile, held_out: PromptFile) -> "Asked":
-        """Of prompts without arguments of their own."""
-        return cls([*train.text], [*held_out.text], [*train.text, *held_out.text], {})
+        """Their columns are arguments of each prompt."""
+        texts, taken = [*train.text, *held_out.text], dict[str, None]()
+        for text in texts:
+            name = text
+            while name in taken:
+                # The same words with other arguments.
+                name += " "
+            taken[name] = None
+        names = [*taken]
+        columns = {name: [*values, *held_out.columns[name]] for name, values in train.columns.items()}
+        return cls(names[: len(train.text)], names[len(train.text) :], texts, columns)
 
     @classmethod
     def of(cls, prompts: Sequence[Any], held_out: Sequence[Any] | None, seed: int) -> "Asked":

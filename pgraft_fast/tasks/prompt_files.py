@@ -4,8 +4,8 @@ import csv
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +23,29 @@ _TSV_MEND = "a tab stands between two columns alone"
 _HELD_OUT_SHARE = 0.1
 _FIELD_LIMIT, _FIELD_LOCK = 2**31 - 1, threading.Lock()
 
-# (text, category), "" where there is none
-Entry = tuple[str, str]
+# Text and category, "" where there is none, and all fields by their names.
+Entry = tuple[str, str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class PromptFile:
-    """text: prompts, each once, in the order of the file. category: of each, or the name of its file."""
+    """text: prompts, each once, in the order of the file. category: of each, or the name of its file. columns: other
+    fields that were asked for, a value for each prompt.
+    """
 
     text: tuple[str, ...]
     category: tuple[str, ...]
+    columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def rows(self, rows: Sequence[int]) -> "PromptFile":
+        """Some of them."""
+        columns = {name: tuple(values[row] for row in rows) for name, values in self.columns.items()}
+        return PromptFile(
+            tuple(self.text[row] for row in rows), tuple(self.category[row] for row in rows), columns
+        )  # fmt: skip
 
 
-def read_prompts(path: Path) -> PromptFile:
+def read_prompts(path: Path, columns: Sequence[str] = ()) -> PromptFile:
     """Read a file, or all files of a folder as T2I-CompBench has them (color_val.txt: category "color").
 
     txt: one a line; a tab is a space, but for a column in which every line of color_val.txt says "color". tsv: a first
@@ -45,22 +55,33 @@ def read_prompts(path: Path) -> PromptFile:
 
     The text is UTF-8, with or without a byte order mark; lines end at LF or CR LF alone. A prompt is taken as it stands
     but for white space at its ends. Left out are empty ones and repetitions, also those that differ in white space
-    alone, which no text encoder sees; the first one's category counts. Raises InputError: file, line, mend.
+    alone, which no text encoder sees; the first one's category counts. columns: other fields, which every prompt must
+    have; of csv and tsv numbers and true or false are such, all else is text, and a prompt may come again with other
+    values then. Raises InputError: file, line, mend.
     """
-    found: dict[str, Entry] = {}
+    found: dict[Any, tuple[str, str, tuple[Any, ...]]] = {}
     for file in _files(path):
         text, common = read_text(file, "prompts"), _category_of(file)
         if file.suffix.lower() == ".txt" and common != file.stem:
             text = _without_column(text, common)
         try:
-            for prompt, category in _READERS[file.suffix.lower()](text):
+            for prompt, category, fields in _READERS[file.suffix.lower()](text):
                 if prompt.strip():
-                    found.setdefault(" ".join(prompt.split()), (prompt.strip(), category.strip() or common))
+                    values = tuple(_field(fields, name, prompt) for name in columns)
+                    key = " ".join(prompt.split()), repr(values)
+                    found.setdefault(key, (prompt.strip(), category.strip() or common, values))
         except ValueError as error:
             raise InputError(f"{file}, {error}") from error
     if not found:
         raise InputError(f"{path}: no prompt in it")
-    return PromptFile(tuple(text for text, _ in found.values()), tuple(category for _, category in found.values()))
+    texts, categories, values = zip(*found.values(), strict=True)
+    return PromptFile(texts, categories, dict(zip(columns, zip(*values, strict=True), strict=True)))
+
+
+def _field(fields: Mapping[str, Any], name: str, prompt: str) -> Any:
+    if name not in fields:
+        raise ValueError(f"prompt {prompt.strip()[:60]!r}: it has no field {name!r}, which prompts.columns asks for")
+    return fields[name]
 
 
 def with_held_out(train: PromptFile, held_out: PromptFile | None, seed: int) -> tuple[PromptFile, PromptFile]:
@@ -70,13 +91,13 @@ def with_held_out(train: PromptFile, held_out: PromptFile | None, seed: int) -> 
         rows = [row for row, text in enumerate(train.text) if text not in taken]
         if not rows:
             raise InputError("prompts: all of train are held out, too; give others")
-        return _rows(train, rows), held_out
+        return train.rows(rows), held_out
     n = len(train.text)
     if n < 2:
         raise InputError(f"prompts: {n} to train on; at least 2 are needed, or give held_out")
     order = torch.argsort(uniform(seed, torch.arange(n), 1 << 20, Stream.PROMPTS), stable=True).tolist()
     out = max(1, round(_HELD_OUT_SHARE * n))
-    return _rows(train, sorted(order[out:])), _rows(train, sorted(order[:out]))
+    return train.rows(sorted(order[out:])), train.rows(sorted(order[:out]))
 
 
 def _files(path: Path) -> list[Path]:
@@ -119,7 +140,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 def _txt(text: str) -> Iterator[Entry]:
     for _, line in _lines(text):
-        yield line.replace("\t", " "), ""
+        yield line.replace("\t", " "), "", {}
 
 
 def _tsv(text: str) -> Iterator[Entry]:
@@ -161,7 +182,17 @@ def _table(rows: Iterable[tuple[int, list[str]]], mend: str) -> Iterator[Entry]:
     for number, fields in filled:
         if len(fields) != len(names):
             raise ValueError(f"line {number}: {len(fields)} fields under {len(names)} columns; {mend}")
-        yield fields[text_at], "" if category_at is None else fields[category_at]
+        of_row = {name.strip(): _value(value) for name, value in zip(header, fields, strict=True)}
+        yield fields[text_at], "" if category_at is None else fields[category_at], of_row
+
+
+def _value(text: str) -> Any:
+    """A number, true or false, or the text as it stands."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, (bool, int, float)) else text
 
 
 def _place(keys: Sequence[str], names: Sequence[str], number: int) -> int | None:
@@ -226,7 +257,7 @@ def _entry(value: object) -> Entry:
     for text in (given[key], category):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError("half of a surrogate pair, which is no character; write both halves, or neither")
-    return given[key], category
+    return given[key], category, given
 
 
 def _is_nothing(value: object) -> bool:
@@ -242,7 +273,3 @@ def _category(key: str, value: object) -> str:
 _READERS: dict[str, Callable[[str], Iterator[Entry]]] = {
     ".txt": _txt, ".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _json,
 }  # fmt: skip
-
-
-def _rows(file: PromptFile, rows: Sequence[int]) -> PromptFile:
-    return PromptFile(tuple(file.text[row] for row in rows), tuple(file.category[row] for row in rows))

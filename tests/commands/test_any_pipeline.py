@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from every_pipeline import build, call_of
 from PIL import Image
 from safetensors.torch import load_file
@@ -96,6 +97,36 @@ def test_a_picture_to_start_from(tmp_path, capsys):
     Image.fromarray(255 - pixels).save(tmp_path / "start.png")
     assert main(["finetune", str(path)]) == 2
     assert "call=" in capsys.readouterr().err
+
+
+def test_arguments_of_each_prompt(tmp_path, capsys):
+    """Columns of the prompt file: a picture and a strength of its own for each."""
+    for number in range(3):
+        Image.fromarray(np.full((16, 16, 3), 80 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    path = config(tmp_path, "sd_img2img", ours("brightness"), call={})
+    (tmp_path / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": "a cube", "image": f"{n}.png", "strength": 0.5}) + "\n" for n in range(3))
+    )
+    text = path.read_text().replace('train = "prompts.txt"', 'train = "prompts.jsonl"\ncolumns = ["image", "strength"]')
+    path.write_text(text)
+    assert main(["finetune", str(path)]) == 0
+    out = tmp_path / "out.safetensors"
+    assert main(["sample", str(tmp_path / "run"), "--base", "--n", "1", "--out", str(out)]) == 0
+    pipe = build("sd_img2img")
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        pipe("a cube", image=Image.open(tmp_path / f"{n}.png"), strength=0.5, num_inference_steps=4,
+             generator=generator.manual_seed(0), output_type="pt").images[0] * 2.0 - 1.0
+        for n in range(3)
+    ]  # fmt: skip
+    # One of the three is held out.
+    near = [float((one - load_file(out)["samples"][0]).abs().max()) for one in drawn]
+    assert min(near) < 1e-5 < sorted(near)[1]
+    assert main(["sample", str(tmp_path / "run"), "--prompt", "a dog"]) == 2
+    assert "come with image, strength; leave it out" in capsys.readouterr().err
+    path.write_text(text.replace('"strength"]', '"strenght"]'))
+    assert main(["finetune", str(path)]) == 2
+    assert "prompt 'a cube': it has no field 'strenght'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

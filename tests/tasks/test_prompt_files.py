@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.tasks.prompt_files import read_prompts
+from pgraft_fast.tasks.prompt_files import read_prompts, with_held_out
 
 WANTED = ("a red cube", "two, green cats")
 # What str.splitlines takes for ends of lines beside LF, CR LF and CR.
@@ -200,3 +200,23 @@ def test_missing_file_and_empty_folder(tmp_path):
     (tmp_path / "x.txt").symlink_to("nowhere")
     with pytest.raises(InputError, match=r"x.txt: prompts cannot be read \(No such file"):
         read_prompts(tmp_path)
+
+
+def test_columns(tmp_path):
+    """Fields that were asked for: numbers and words of a table, anything of json; the same prompt with other values."""
+    (tmp_path / "a.csv").write_text(
+        'prompt,strength,style\na cat,0.5,"oil, dark"\na cat,0.75,ink\na  cat,0.5,"oil, dark"\n'
+    )
+    found = read_prompts(tmp_path / "a.csv", ["strength", "style"])
+    assert found.text == ("a cat", "a cat")
+    assert found.columns == {"strength": (0.5, 0.75), "style": ("oil, dark", "ink")}
+    assert read_prompts(tmp_path / "a.csv").columns == {} and read_prompts(tmp_path / "a.csv").text == ("a cat",)
+    (tmp_path / "b.json").write_text('[{"prompt": "a", "sizes": [1, 2]}, {"prompt": "b", "sizes": []}]')
+    assert read_prompts(tmp_path / "b.json", ["sizes"]).columns == {"sizes": ([1, 2], [])}
+    (tmp_path / "c.tsv").write_text("prompt\tflag\nx\ttrue\ny\tNaNs\n")
+    assert read_prompts(tmp_path / "c.tsv", ["flag"]).columns == {"flag": (True, "NaNs")}
+    (tmp_path / "d.txt").write_text("a cat\n")
+    with pytest.raises(InputError, match=r"d.txt, prompt 'a cat': it has no field 'style', which prompts.columns asks"):
+        read_prompts(tmp_path / "d.txt", ["style"])
+    train, held_out = with_held_out(found, None, 0)
+    assert sorted(train.columns["strength"] + held_out.columns["strength"]) == [0.5, 0.75]
