@@ -39,8 +39,8 @@ def sample_text(
         load_adapter(pipe, run / ADAPTER)
     if prompt is not None and held_out.columns:
         raise InputError(
-            f"--prompt {prompt!r}: prompts of {run} come with {', '.join(held_out.columns)}; leave it out to draw held-out "
-            "ones"
+            f"--prompt {prompt!r}: prompts of {run} come with {', '.join(held_out.columns)}; leave it out to draw "
+            "held-out ones"
         )
     asked = held_out.rows([number % len(held_out.text) for number in range(n)])
     texts = list(asked.text) if prompt is None else [prompt] * n

@@ -192,7 +192,7 @@ def _value(text: str) -> Any:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, (bool, int, float)) else text
+    return found if isinstance(found, (bool, int, float)) and math.isfinite(found) else text
 
 
 def _place(keys: Sequence[str], names: Sequence[str], number: int) -> int | None:

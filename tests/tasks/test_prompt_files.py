@@ -204,17 +204,16 @@ def test_missing_file_and_empty_folder(tmp_path):
 
 def test_columns(tmp_path):
     """Fields that were asked for: numbers and words of a table, anything of json; the same prompt with other values."""
-    (tmp_path / "a.csv").write_text(
-        'prompt,strength,style\na cat,0.5,"oil, dark"\na cat,0.75,ink\na  cat,0.5,"oil, dark"\n'
-    )
+    rows = ("prompt,strength,style", 'a cat,0.5,"oil, dark"', "a cat,0.75,ink", 'a  cat,0.5,"oil, dark"')
+    (tmp_path / "a.csv").write_text("\n".join(rows))
     found = read_prompts(tmp_path / "a.csv", ["strength", "style"])
     assert found.text == ("a cat", "a cat")
     assert found.columns == {"strength": (0.5, 0.75), "style": ("oil, dark", "ink")}
     assert read_prompts(tmp_path / "a.csv").columns == {} and read_prompts(tmp_path / "a.csv").text == ("a cat",)
     (tmp_path / "b.json").write_text('[{"prompt": "a", "sizes": [1, 2]}, {"prompt": "b", "sizes": []}]')
     assert read_prompts(tmp_path / "b.json", ["sizes"]).columns == {"sizes": ([1, 2], [])}
-    (tmp_path / "c.tsv").write_text("prompt\tflag\nx\ttrue\ny\tNaNs\n")
-    assert read_prompts(tmp_path / "c.tsv", ["flag"]).columns == {"flag": (True, "NaNs")}
+    (tmp_path / "c.tsv").write_text("prompt\tflag\nx\ttrue\ny\tNaN\n")
+    assert read_prompts(tmp_path / "c.tsv", ["flag"]).columns == {"flag": (True, "NaN")}
     (tmp_path / "d.txt").write_text("a cat\n")
     with pytest.raises(InputError, match=r"d.txt, prompt 'a cat': it has no field 'style', which prompts.columns asks"):
         read_prompts(tmp_path / "d.txt", ["style"])
