@@ -70,7 +70,9 @@ def checked(schema: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT
     try:
         return schema.model_validate(data)
     except ValidationError as error:
-        raise InputError(f"{source}: " + "; ".join(_explain(schema, item) for item in error.errors())) from error
+        # Names and values of the file are in it as they stand.
+        told = [" ".join(_explain(schema, item).splitlines()) for item in error.errors()]
+        raise InputError(f"{source}: {'; '.join(told)}") from error
 
 
 def _explain(schema: type[BaseModel], item: Any) -> str:

@@ -44,6 +44,15 @@ def test_thousands_of_configs(tmp_path, kind):
     read_drawn(tmp_path / "config.toml", kind, range(1000, 2500))
 
 
+@pytest.mark.parametrize("text", ['[[rewards]]\nkind = "a\\nb"', '"a\\nb" = 1', '[model]\n"a\\u2028b" = 1'])
+def test_names_and_values_of_several_lines(tmp_path, text):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_text_config(path, {})
+    assert str(caught.value).startswith(f"{path}: ") and len(str(caught.value).splitlines()) == 1
+
+
 # Of values that are allowed and quick, those at the edges.
 EDGES = {
     "seed": (0, 2**63 - 1),
