@@ -22,7 +22,7 @@ Key = str | float
 @dataclass
 class Ways:
     """How a pipeline is called, shared by all that call it with the same network. found: what each way is. wanted:
-    prompts that are prepared.
+    prompts that are prepared, by those with other networks, too.
     """
 
     facts: Facts
@@ -51,7 +51,7 @@ class Ways:
 
     def with_net(self, net: nn.Module) -> "Ways":
         """The same with another network of the same kind."""
-        made = Ways(self.facts, net, self.found, why=self.why, wanted=self.wanted)
+        made = replace(self, net=net, found=dict(self.found), why=dict(self.why))
         made.drivers = {key: self._driver(way, net) for key, way in self.found.items()}
         name = self.facts.denoiser
         made.fast = {
@@ -63,7 +63,7 @@ class Ways:
     def compiled(self, compile: Callable[[nn.Module], Any]) -> "Ways":
         """The same with compiled networks, where they are called directly."""
         fast = {key: one and one.mapped(lambda name, net: compile(net)) for key, one in self.fast.items()}
-        return replace(self, fast=fast)
+        return replace(self, found=dict(self.found), drivers=dict(self.drivers), fast=fast, why=dict(self.why))
 
     def add(self, key: Key, way: Way) -> None:
         """Find out whether the denoiser can be called directly; where it cannot, the loop is driven."""

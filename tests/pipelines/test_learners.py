@@ -254,6 +254,8 @@ def test_the_averaged_weights_have_a_guidance_of_their_own(all_weights, scale):
     assert torch.allclose(answer(learner.reference), before[3.0], atol=1e-6)
     assert torch.allclose(answer(learner.averaged), before[1.0], atol=1e-6)
     assert calls_of(learner.ema) == (2 if scale > 1.0 else 1)
+    # Each network is called in its own way: one's scale is no other's.
+    assert torch.allclose(answer(learner.reference.like(way=scale)), before[scale], atol=1e-6)
     learn(learner)
     # It follows what is trained, as ever.
     assert not torch.allclose(answer(learner.ema), before[scale], atol=1e-5)
