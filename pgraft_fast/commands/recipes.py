@@ -108,7 +108,8 @@ def _many_rounds(config: TextConfig, budget: int) -> TextConfig:
 
 def _calls_a_sample(config: TextConfig) -> int:
     """See `calls_of`, for a config without its model."""
-    return 1 if (config.sample.guidance or 0.0) <= 1.0 else 2
+    assert config.sample.guidance is not None
+    return 1 if config.sample.guidance <= 1.0 else 2
 
 
 def _updated(config: TextConfig, table: str, values: dict[str, Any]) -> TextConfig:

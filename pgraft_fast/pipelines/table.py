@@ -70,9 +70,10 @@ class PromptTable:
     @torch.no_grad()
     def prepare(self, numbers: Sequence[int]) -> None:
         """Bring the constants of these prompts to the device."""
-        wanted = sorted(set(numbers))
-        if all(number in self._present for number in wanted):
+        # Asked at every step of a rollout.
+        if all(number in self._present for number in numbers):
             return
+        wanted = sorted(set(numbers))
         found = {number: self._constants(number) for number in wanted}
         kinds: dict[Any, list[int]] = {}
         for number, one in found.items():
