@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pgraft_fast.integrations import accelerate
+from pgraft_fast.pipelines import accelerate
 from pgraft_fast_benchmarks import sampling_goals, sampling_gpu
 from pgraft_fast_benchmarks.calls import PipelineCall
 from pgraft_fast_benchmarks.harness import Case, Each, Provider, Settings, run_cases

@@ -4,6 +4,7 @@
 latents.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,7 @@ def seeded(make: Callable[[], Any], seed: int = 0) -> Any:
 
 def twin(pipe: Any, denoiser: nn.Module | None = None) -> Any:
     """Another pipeline of the same kind with a scheduler of its own; its models are shared, but the denoiser given."""
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    parts = {**pipe.components, "scheduler": scheduler}
+    parts = {**pipe.components, "scheduler": copy.deepcopy(pipe.scheduler)}
     if denoiser is not None:
         parts[denoiser_name(pipe)] = denoiser
     # The others are arguments of the class that are no models.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.integrations import accelerate
-from pgraft_fast.integrations.attention import Attention
+from pgraft_fast.pipelines import accelerate
+from pgraft_fast.pipelines.accelerated.attention import Attention
 from pgraft_fast_benchmarks.calls import PipelineCall
 from pgraft_fast_benchmarks.harness import Case, Provider, Settings
 from pgraft_fast_benchmarks.models import LARGE, Large, twin

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pgraft_fast import diffusion as diffusion
     from pgraft_fast import errors as errors
     from pgraft_fast import finetune as finetune
-    from pgraft_fast import integrations as integrations
     from pgraft_fast import inverse_noise as inverse_noise
     from pgraft_fast import ops as ops
     from pgraft_fast import pipelines as pipelines
@@ -27,16 +26,16 @@ if TYPE_CHECKING:
     from pgraft_fast.finetune import Prompts as Prompts
     from pgraft_fast.finetune import pgraft_loss as pgraft_loss
     from pgraft_fast.finetune.cut_plan import plan_cut as plan_cut
-    from pgraft_fast.integrations.adapter_files import save_adapter as save_adapter
-    from pgraft_fast.integrations.adapters import load_adapter as load_adapter
-    from pgraft_fast.integrations.adapters import unload_adapter as unload_adapter
-    from pgraft_fast.integrations.callback import PGraftCallback as PGraftCallback
-    from pgraft_fast.integrations.corrected import CorrectedPipeline as CorrectedPipeline
-    from pgraft_fast.integrations.pipeline import accelerate as accelerate
-    from pgraft_fast.integrations.pipeline import restore as restore
     from pgraft_fast.inverse_noise import NoiseCorrector as NoiseCorrector
     from pgraft_fast.inverse_noise.invert import invert as invert
     from pgraft_fast.ops import use_backend as use_backend
+    from pgraft_fast.pipelines.accelerated.accelerate import accelerate as accelerate
+    from pgraft_fast.pipelines.accelerated.accelerate import restore as restore
+    from pgraft_fast.pipelines.adapters.callback import PGraftCallback as PGraftCallback
+    from pgraft_fast.pipelines.adapters.files import save_adapter as save_adapter
+    from pgraft_fast.pipelines.adapters.loading import load_adapter as load_adapter
+    from pgraft_fast.pipelines.adapters.loading import unload_adapter as unload_adapter
+    from pgraft_fast.pipelines.corrected import CorrectedPipeline as CorrectedPipeline
     from pgraft_fast.pipelines.loras import Lora as Lora
     from pgraft_fast.rewards import Reward as Reward
     from pgraft_fast.runs.pgraft_trainer import PGraftTrainer as PGraftTrainer
@@ -52,29 +51,29 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Budget": "pgraft_fast.runs.pipeline_settings",
-    "CorrectedPipeline": "pgraft_fast.integrations.corrected",
+    "CorrectedPipeline": "pgraft_fast.pipelines.corrected",
     "FinetuneSettings": "pgraft_fast.finetune",
     "Lora": "pgraft_fast.pipelines.loras",
     "NoiseCorrector": "pgraft_fast.inverse_noise",
-    "PGraftCallback": "pgraft_fast.integrations.callback",
+    "PGraftCallback": "pgraft_fast.pipelines.adapters.callback",
     "PGraftConfig": "pgraft_fast.runs.pipeline_settings",
     "PGraftTrainer": "pgraft_fast.runs.pgraft_trainer",
     "Prompts": "pgraft_fast.finetune",
     "Result": "pgraft_fast.runs.pgraft_trainer",
     "Reward": "pgraft_fast.rewards",
     "Schedule": "pgraft_fast.diffusion",
-    "accelerate": "pgraft_fast.integrations.pipeline",
+    "accelerate": "pgraft_fast.pipelines.accelerated.accelerate",
     "accept": "pgraft_fast.selection",
     "acceptance_law": "pgraft_fast.selection",
     "guided": "pgraft_fast.sampling",
     "invert": "pgraft_fast.inverse_noise",
-    "load_adapter": "pgraft_fast.integrations.adapters",
+    "load_adapter": "pgraft_fast.pipelines.adapters.loading",
     "pgraft_loss": "pgraft_fast.finetune",
     "plan_cut": "pgraft_fast.finetune.cut_plan",
-    "restore": "pgraft_fast.integrations.pipeline",
+    "restore": "pgraft_fast.pipelines.accelerated.accelerate",
     "rollout": "pgraft_fast.sampling",
-    "save_adapter": "pgraft_fast.integrations.adapter_files",
-    "unload_adapter": "pgraft_fast.integrations.adapters",
+    "save_adapter": "pgraft_fast.pipelines.adapters.files",
+    "unload_adapter": "pgraft_fast.pipelines.adapters.loading",
     "use_backend": "pgraft_fast.ops",
 }
 
@@ -86,7 +85,6 @@ _PARTS = (
     "diffusion",
     "errors",
     "finetune",
-    "integrations",
     "inverse_noise",
     "ops",
     "pipelines",

@@ -109,7 +109,7 @@ def test_arrows_point_one_way():
     order = [
         ["amounts", "errors", "extras", "files", "schema", "sizes", "threads", "waiting"], ["ops"], ["diffusion"],
         ["sampling", "selection", "rewards", "schedulers"],
-        ["finetune", "diagnostics", "inverse_noise"], ["integrations", "pipelines"], ["tasks"],
+        ["finetune", "diagnostics", "inverse_noise"], ["pipelines"], ["tasks"],
         ["report"], ["runs"], ["commands"], ["cli"], ["__main__"],
     ]  # fmt: skip
     level = {name: index for index, names in enumerate(order) for name in names}

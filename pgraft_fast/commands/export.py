@@ -7,7 +7,7 @@ from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import InputError
-from pgraft_fast.integrations.adapter_files import read_adapter, save_adapter
+from pgraft_fast.pipelines.adapters.files import read_adapter, save_adapter
 from pgraft_fast.runs.pipeline_run import ADAPTER
 
 

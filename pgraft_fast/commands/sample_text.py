@@ -14,8 +14,8 @@ from pgraft_fast.commands.text_subject import call_of, source_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
-from pgraft_fast.integrations.adapters import load_adapter, read_adapter
-from pgraft_fast.integrations.callback import PGraftCallback
+from pgraft_fast.pipelines.adapters.callback import PGraftCallback
+from pgraft_fast.pipelines.adapters.loading import load_adapter, read_adapter
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.grouping import rows_by
 from pgraft_fast.pipelines.media import media_of, picture_of, stacked

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.pipelines.calls import Calls
-from pgraft_fast.pipelines.driver import DENOISERS, Driver, State
+from pgraft_fast.pipelines.denoisers import DENOISERS
+from pgraft_fast.pipelines.driver import Driver, State
 from pgraft_fast.pipelines.loop import NotServedError
 from pgraft_fast.pipelines.media import differ, media_of
 from pgraft_fast.pipelines.record import Record

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.integrations.switches import switches_of
 from pgraft_fast.pipelines.agreement import allowed_of, off
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
@@ -17,6 +16,7 @@ from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.pipelines.fast import FastLoop
 from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.pipelines.loras import Adapters
+from pgraft_fast.pipelines.switches import switches_of
 from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED, WATCHED, Key, Ways
 
 

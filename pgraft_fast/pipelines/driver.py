@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.loop import Loop, NotServedError
 
-# Names of the network that is trained.
-DENOISERS = ("transformer", "unet")
 # Conditioning of so many calls stays on the device.
 OPEN = 64
 

@@ -1,13 +1,13 @@
 """What a pipeline's loop does with a state and a time, found by value in a few iterations; nothing is told by names."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pgraft_fast.pipelines.fitting import Output, fitted
 from pgraft_fast.pipelines.loop import NetCall
 from pgraft_fast.pipelines.rules import (
     Answer,
@@ -22,9 +22,8 @@ from pgraft_fast.pipelines.rules import (
     leaves_of,
     tensors_of,
 )
+from pgraft_fast.pipelines.trees import same
 
-# Of a sum of answers, as a share of the output: rounding of its own operations.
-_RESIDUAL = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 0.03}
 # As it is, of 1,000, 1 or 1,000 less that: (divisor, less from, divided last).
 _TIMES = (
     (1.0, None, False), (1000.0, None, False), (1000.0, 1.0, False), (1.0, 1000.0, False), (1e-3, None, False),
@@ -87,7 +86,18 @@ def explained(one: Sequence[Iteration], several: Sequence[Iteration]) -> Explana
     last = {rule.net for rule in rules if rule.part is not None}
     if len(last) != 1:
         raise NotExplainedError(f"it calls {', '.join(dict.fromkeys(names)) or 'no network'}")
-    return _explanation(tuple(rules), [*one, *several])
+    iterations = [*one, *(several if several is not one else ())]
+    outputs = [Output(parts_of(rules, i), i.out) for i in iterations]
+    found, far = fitted(tuple(rules), outputs, iterations[0].out.dtype)
+    if found is None:
+        raise NotExplainedError(f"its output is no sum of the denoiser's answers (off by {far:.2g})")
+    return found
+
+
+def parts_of(rules: Sequence[CallRule], iteration: Iteration) -> list[Tensor]:
+    """Of the answers in an iteration."""
+    pairs = zip(rules, iteration.calls, strict=True)
+    return [part for rule, call in pairs if rule.part is not None for part in rule.part.of(call.out, iteration.x)]
 
 
 def _call_rule(number: int, one: Sequence[Iteration], several: Sequence[Iteration]) -> CallRule:
@@ -109,11 +119,14 @@ def _rule(values: _Values) -> Any:
     a, b = values.one[0], values.several[0]
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return {key: _rule(values.part(key)) for key in a}
-    if isinstance(a, list) and isinstance(b, list) and a and len(b) == values.n * len(a) > len(a):
-        return _listed(values)
-    if isinstance(a, (list, tuple)) and type(a) is type(b) and len(a) == len(b):
+    if isinstance(a, list) and isinstance(b, list) and a:
+        if values.n == 1 and (listed := _listed_states(values)):
+            return listed
+        if len(b) == values.n * len(a) > len(a):
+            return _listed(values)
+    if type(a) in (list, tuple) and type(a) is type(b) and len(a) == len(b):
         return type(a)(_rule(values.part(place)) for place in range(len(a)))
-    if all(_same(v, a) for v in values.one) and all(_same(v, b) for v in values.several):
+    if all(same(v, a) for v in values.one) and all(same(v, b) for v in values.several):
         return _constant(a, b, values)
     found = _whole(values) or _time(values) or _answer(values)
     if found is None:
@@ -121,19 +134,28 @@ def _rule(values: _Values) -> Any:
     return found
 
 
-def _listed(values: _Values) -> Listed:
-    first = values.one[0]
+def _listed_states(values: _Values) -> Listed | None:
     rows = [(value, i.x[row % len(i.x)]) for listed, i in values.pairs() for row, value in enumerate(listed)]
-    if all(isinstance(v, Tensor) and v.numel() == x.numel() and _equal(v.flatten(), x.flatten()) for v, x in rows):
-        return Listed(len(first), True, first[0].dtype, tuple(first[0].shape))
+    if any(len(listed) % len(i.x) for listed, i in values.pairs()):
+        return None
+    if not all(isinstance(v, Tensor) and v.numel() == x.numel() and _equal(v.flatten(), x.flatten()) for v, x in rows):
+        return None
+    first = values.one[0]
+    return Listed(len(first) // len(values.iterations[0][0].x), True, first[0].dtype, tuple(first[0].shape))
+
+
+def _listed(values: _Values) -> Listed:
+    if states := _listed_states(values):
+        return states
+    first = values.one[0]
     for listed, i in values.pairs():
-        if not all(_same(value, first[row // len(i.x)]) for row, value in enumerate(listed)):
+        if not all(same(value, first[row // len(i.x)]) for row, value in enumerate(listed)):
             raise NotExplainedError(f"{values.what} changes, or differs between samples of one prompt")
     return Listed(len(first), False)
 
 
 def _constant(a: Any, b: Any, values: _Values) -> Constant:
-    if _same(a, b):
+    if same(a, b):
         return Constant()
     if isinstance(a, Tensor) and a.ndim == b.ndim:
         wider = [dim for dim in range(a.ndim) if a.shape[dim] != b.shape[dim]]
@@ -188,7 +210,7 @@ def _answer(values: _Values) -> Answer | None:
     for call in range(values.number):
         answers = [(v, tensors_of(i.calls[call].out)) for v, i in values.pairs()]
         for place in range(min(len(found) for _, found in answers)):
-            if all(_same(v, found[place]) for v, found in answers):
+            if all(same(v, found[place]) for v, found in answers):
                 return Answer(call, place)
     return None
 
@@ -206,70 +228,5 @@ def _part(state: Whole | Listed, x: Tensor, out: Any) -> Part | None:
     return Part(copies, wider[0], x.shape[wider[0]])
 
 
-def _explanation(rules: tuple[CallRule, ...], iterations: Sequence[Iteration]) -> Explanation:
-    """A sum of the answers, or one of two that is brought to the length of one of them. Raises NotExplainedError."""
-    dtype = iterations[0].out.dtype
-    parts = [
-        [p for r, c in zip(rules, i.calls, strict=True) if r.part is not None for p in r.part.of(c.out, i.x)]
-        for i in iterations
-    ]
-    outs = [i.out for i in iterations]
-    wanted = torch.cat([out.double().flatten() for out in outs])
-
-    def far(made: Explanation) -> float:
-        found = torch.cat([made.output(of_one).double().flatten() for of_one in parts])
-        return float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
-
-    found = [_simplest(Explanation(rules, _fitted(parts, outs), dtype), far)]
-    if len(parts[0]) == 2 and outs[0].ndim > 2:
-        found += [_simplest(Explanation(rules, _directed(parts, outs, norm), dtype, norm), far) for norm in (0, 1)]
-    best = min(found, key=far)
-    # What is not a number is no sum either.
-    if not far(best) <= _RESIDUAL.get(dtype, 1e-5):
-        raise NotExplainedError(f"its output is no sum of the denoiser's answers (off by {far(found[0]):.2g})")
-    return best
-
-
-def _fitted(parts: Sequence[Sequence[Tensor]], outs: Sequence[Tensor]) -> tuple[float, ...]:
-    """Weights by least squares."""
-    columns = torch.cat([torch.stack([one.double().flatten() for one in of_one], dim=1) for of_one in parts])
-    wanted = torch.cat([out.double().flatten() for out in outs])
-    return tuple(torch.linalg.lstsq(columns, wanted[:, None]).solution[:, 0].tolist())
-
-
-def _directed(parts: Sequence[Sequence[Tensor]], outs: Sequence[Tensor], norm: int) -> tuple[float, float]:
-    """Weights, their sum 1 or -1, of the sum that has the direction of the output along the last dimension."""
-    ratios, signs = [], []
-    for (a, b), out in zip(parts, outs, strict=True):
-        columns = torch.stack((a.double(), b.double()), dim=-1).flatten(0, -3)
-        found = torch.linalg.lstsq(columns, out.double().flatten(0, -2)[..., None]).solution[..., 0]
-        ratios.append(found[:, 1] / found.sum(dim=1))
-        signs.append(found.sum(dim=1).sign())
-    scale, sign = float(torch.cat(ratios).median()), float(torch.cat(signs).median())
-    return sign * (1.0 - scale), sign * scale
-
-
-def _simplest(made: Explanation, far: Callable[[Explanation], float]) -> Explanation:
-    """With guidance by a scale of few digits, where that is no worse."""
-    weights, least = made.weights, far(made)
-    total = round(sum(weights)) if math.isfinite(sum(weights)) else 0
-    for digits in range(4) if len(weights) <= 2 and total in (-1, 1) else ():
-        scale = round(weights[-1], digits)
-        rounded = replace(made, weights=(total - scale, scale)[-len(weights) :])
-        if far(rounded) <= 1.5 * least + 1e-7:
-            return rounded
-    return made
-
-
 def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b.to(a.dtype))
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)) and type(a) is type(b):
-        return len(a) == len(b) and all(_same(v, w) for v, w in zip(a, b, strict=True))
-    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)

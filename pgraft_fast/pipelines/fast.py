@@ -1,18 +1,19 @@
 """The denoiser of an explained pipeline, called directly: rows of several prompts and times at once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pgraft_fast.pipelines.agreement import allowed_of, off
+from pgraft_fast.pipelines.arguments import Wanted, built
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.explain import Iteration, NotExplainedError, explained
 from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.pipelines.loop import Loop, NetCall
-from pgraft_fast.pipelines.rules import Answer, Explanation, Listed, Time, Whole, tensors_of
+from pgraft_fast.pipelines.rules import Explanation, Time, tensors_of
 from pgraft_fast.pipelines.table import PromptTable
 
 
@@ -77,9 +78,8 @@ class FastLoop:
 
     @property
     def null(self) -> int | None:
-        """Which of two `parts` is the answer without the prompt; None where there is no guidance of two."""
-        weights = self.explanation.weights
-        return None if len(weights) != 2 else int(abs(weights[0]) > abs(weights[1]))
+        """See `Explanation.null`."""
+        return self.explanation.null
 
     @property
     def on_device(self) -> bool:
@@ -105,8 +105,10 @@ class FastLoop:
         times = (t if self.together else t[0]).to(state.device).to(state.time)
         parts: list[Tensor] = []
         answers: list[list[Tensor]] = []
+        copies = self.explanation.copies
+        wanted = Wanted(laid, lambda rule: _times(rule, times, laid.shape[0], copies), answers)
         for rule in self.explanation.calls:
-            args, kwargs = self._built((rule.args, rule.kwargs), leaves, _Asked(laid, times, answers))
+            args, kwargs = built((rule.args, rule.kwargs), leaves, wanted)
             out = self.nets[rule.net](*args, **kwargs)
             if rule.part is None:
                 answers.append(tensors_of(out))
@@ -118,37 +120,11 @@ class FastLoop:
     def _output(self, x: Tensor, t: Tensor, numbers: Tensor, kind: Any) -> Tensor:
         return self.explanation.output(self.parts(x, t, numbers, kind))
 
-    def _built(self, rule: Any, leaves: Iterator[Any], asked: "_Asked") -> Any:
-        """Arguments by their rules, for rows x with their times."""
-        if isinstance(rule, dict):
-            return {name: self._built(one, leaves, asked) for name, one in rule.items()}
-        if isinstance(rule, (list, tuple)):
-            return type(rule)(self._built(one, leaves, asked) for one in rule)
-        value, x = next(leaves), asked.x
-        if isinstance(rule, Answer):
-            return asked.answers[rule.call][rule.place]
-        if isinstance(rule, Whole):
-            head = rule.laid(x)
-            return head if rule.dim is None else torch.cat((head, value), dim=rule.dim)
-        if isinstance(rule, Listed) and rule.state:
-            return [row.reshape(rule.shape).to(rule.dtype) for _ in range(rule.copies) for row in x]
-        if isinstance(rule, Time):
-            return _times(rule, asked.t, x.shape[0], self.explanation.copies)
-        return value
-
     def _recorded(self, number: int) -> list[NetCall]:
         calls: list[NetCall] = []
         given = self.driver.calls.of(number, 1, seeds_of(0, range(1)))
         Loop(self.driver.calls.pipe, given, nets=self.driver.nets, blanks=self._blanks, watch=calls.append).close()
         return calls
-
-
-class _Asked(NamedTuple):
-    """x, t: states and times. answers: of the calls before, as far as a later one takes them."""
-
-    x: Tensor
-    t: Tensor
-    answers: list[list[Tensor]]
 
 
 def _times(rule: Time, t: Tensor, n: int, copies: int) -> Tensor:

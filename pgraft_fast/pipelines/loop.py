@@ -19,6 +19,7 @@ from pgraft_fast.pipelines.standin import (
     step_call,
     without_variance,
 )
+from pgraft_fast.pipelines.trees import copied, shapes_of, zeros_like
 
 
 class NotServedError(InputError):
@@ -165,14 +166,14 @@ class Loop:
             if not self._waits:
                 return net(*args, **kwargs)
             self.called.add(name)
-            key = (name, _shapes(args), _shapes(kwargs))
-            given = None if self._watch is None else (_copied(args), _copied(kwargs))
+            key = (name, shapes_of(args), shapes_of(kwargs))
+            given = None if self._watch is None else (copied(args), copied(kwargs))
             if self._next is None and key in self._blanks:
                 out = copy.copy(self._blanks[key])
             else:
                 out = net(*args, **kwargs)
                 if self._next is None:
-                    self._blanks[key] = _zeros(out)
+                    self._blanks[key] = zeros_like(out)
             if self._watch is not None and given is not None:
                 self._watch(NetCall(name, *given, out))
             return out
@@ -193,32 +194,3 @@ class _Ended:
 
     def __init__(self, result: Any) -> None:
         self.result = result
-
-
-def _shapes(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return (tuple(value.shape), value.dtype, value.device)
-    if isinstance(value, dict):
-        return tuple((name, _shapes(one)) for name, one in value.items())
-    if isinstance(value, (list, tuple)):
-        return tuple(_shapes(one) for one in value)
-    return value if isinstance(value, (bool, int, str, type(None))) else type(value)
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {name: _copied(one) for name, one in value.items()}
-    return type(value)(_copied(one) for one in value) if type(value) in (list, tuple) else value
-
-
-def _zeros(value: Any) -> Any:
-    """An output of the same kind that holds zeros and no graph."""
-    if isinstance(value, Tensor):
-        return torch.zeros_like(value, requires_grad=False)
-    if isinstance(value, dict):
-        return type(value)({name: _zeros(one) for name, one in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(_zeros(one) for one in value)
-    return value

@@ -1,10 +1,17 @@
 """How a pipeline's loop calls its denoiser, and what it makes of the answer, as data."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pgraft_fast.sampling.guidance import Guide
+
+# How far from one a sum of the weights of guidance is at most.
+_WHOLE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Whole:
 
     def laid(self, x: Tensor) -> Tensor:
         """From states (n, *shape), without what follows them."""
-        return x.to(self.dtype).repeat(self.copies, *[1] * (x.ndim - 1))
+        x = x if x.dtype is self.dtype else x.to(self.dtype)
+        return x if self.copies == 1 else torch.cat((x,) * self.copies)
 
     def tail(self, value: Tensor) -> Tensor:
         """What follows the states in an argument."""
@@ -114,17 +122,40 @@ class CallRule:
 class Explanation:
     """calls: of networks in their order. weights: the output is the sum of all parts of all answers by these, in
     dtype. norm: place of the part whose length, along the last dimension, the sum is brought to; None where it stays.
+    rescale: of guidance, see `Guide`.
     """
 
     calls: tuple[CallRule, ...]
     weights: tuple[float, ...]
     dtype: torch.dtype
     norm: int | None = None
+    rescale: float = 0.0
+
+    @cached_property
+    def text(self) -> str:
+        """Equal for equal explanations."""
+        return repr(self)
 
     @property
     def copies(self) -> int:
         """Of the states in a call of the denoiser."""
         return next(call.part.copies for call in self.calls if call.part is not None)
+
+    @property
+    def null(self) -> int | None:
+        """Which of two parts is the answer without the prompt; None where there is no guidance of two."""
+        return None if len(self.weights) != 2 else int(abs(self.weights[0]) > abs(self.weights[1]))
+
+    @property
+    def scale(self) -> float | None:
+        """Of guidance, by which two parts become the output and nothing else is done to them; else None."""
+        if self.null is None or self.norm is not None or abs(sum(self.weights) - 1.0) >= _WHOLE:
+            return None
+        return self.weights[1 - self.null]
+
+    def with_scale(self, scale: float) -> "Explanation":
+        """The same with another scale of guidance."""
+        return replace(self, weights=(scale, 1.0 - scale) if self.null else (1.0 - scale, scale))
 
     def output(self, parts: list[Tensor]) -> Tensor:
         """From the parts."""
@@ -135,14 +166,12 @@ class Explanation:
         return found * (parts[self.norm].norm(dim=-1, keepdim=True) / found.norm(dim=-1, keepdim=True))
 
     def _sum(self, parts: list[Tensor]) -> Tensor:
-        weights = self.weights
+        weights, null = self.weights, self.null
         if len(parts) == 1:
             return parts[0] if weights[0] == 1.0 else parts[0] * weights[0]
-        total = sum(weights)
-        if len(parts) == 2 and abs(abs(total) - 1.0) < 1e-4:
-            # Guidance, worked out as the pipelines do.
-            sign, null = round(total), 0 if abs(weights[1]) >= abs(weights[0]) else 1
-            return sign * (parts[null] + weights[1 - null] * sign * (parts[1 - null] - parts[null]))
+        if null is not None and abs(abs(sum(weights)) - 1.0) < _WHOLE:
+            sign = round(sum(weights))
+            return sign * Guide(parts[null], weights[1 - null] * sign, self.rescale).combine(parts[1 - null])
         return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(dim=0)
 
 
@@ -166,3 +195,17 @@ def leaves_of(rule: Any) -> list[Any]:
     if isinstance(rule, (list, tuple)):
         return [leaf for one in rule for leaf in leaves_of(one)]
     return [rule]
+
+
+def values_of(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each leaf of a rule with what does not change of its argument: all of a constant, what follows states."""
+    if isinstance(rule, dict):
+        for name in rule:
+            yield from values_of(rule[name], value[name])
+    elif isinstance(rule, (list, tuple)):
+        for one, part in zip(rule, value, strict=True):
+            yield from values_of(one, part)
+    elif isinstance(rule, Whole):
+        yield rule, None if rule.dim is None else rule.tail(value)
+    else:
+        yield rule, None if isinstance(rule, (Answer, Time)) or (isinstance(rule, Listed) and rule.state) else value

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.integrations.bars import NoBar
-from pgraft_fast.integrations.views import view
+from pgraft_fast.pipelines.bars import NoBar
+from pgraft_fast.pipelines.views import view
 
 
 class StepOutput(NamedTuple):

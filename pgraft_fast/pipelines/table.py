@@ -12,7 +12,7 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.pipelines.explain import NotExplainedError
 from pgraft_fast.pipelines.loop import NetCall
-from pgraft_fast.pipelines.rules import Answer, Constant, Explanation, Listed, Time, Whole, leaves_of
+from pgraft_fast.pipelines.rules import Constant, Explanation, Listed, Whole, leaves_of, values_of
 
 # Prompts whose constants are kept in the host's memory besides those on the device.
 _KEPT = 1024
@@ -120,7 +120,7 @@ class PromptTable:
         pairs = [
             pair
             for rule, call in zip(rules, calls, strict=True)
-            for pair in _pairs((rule.args, rule.kwargs), (call.args, call.kwargs))
+            for pair in values_of((rule.args, rule.kwargs), (call.args, call.kwargs))
         ]
         return Constants([_on_host(value) for _, value in pairs], tuple(_kind(rule, value) for rule, value in pairs))
 
@@ -155,19 +155,6 @@ def _copies(rule: Any) -> int:
 def _dim(rule: Any) -> int:
     """Along which the rows lie."""
     return rule.dim if isinstance(rule, Constant) else 0
-
-
-def _pairs(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(rule, dict):
-        for name in rule:
-            yield from _pairs(rule[name], value[name])
-    elif isinstance(rule, (list, tuple)):
-        for one, part in zip(rule, value, strict=True):
-            yield from _pairs(one, part)
-    elif isinstance(rule, Whole):
-        yield rule, None if rule.dim is None else rule.tail(value)
-    else:
-        yield rule, None if isinstance(rule, (Answer, Time)) else value
 
 
 def _kind(rule: Any, value: Any) -> Any:

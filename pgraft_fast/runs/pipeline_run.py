@@ -12,9 +12,9 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Trainer
 from pgraft_fast.finetune.identity import sha256_of
-from pgraft_fast.integrations.adapter_files import AdapterMetadata, save_adapter
-from pgraft_fast.integrations.fingerprint import base_fingerprint
-from pgraft_fast.integrations.handover import remove_adapters
+from pgraft_fast.pipelines.adapters.files import AdapterMetadata, save_adapter
+from pgraft_fast.pipelines.adapters.fingerprint import base_fingerprint
+from pgraft_fast.pipelines.adapters.handover import remove_adapters
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.contents import pipeline_contents
 from pgraft_fast.pipelines.driven import Driven

@@ -10,6 +10,25 @@ from torch import Tensor
 Model = Callable[..., Any]
 
 
+class Guide(NamedTuple):
+    """g = out_null + scale (out - out_null) (Ho and Salimans 2022, arXiv 2207.12598, eq. 6). rescale: share of g that
+    is brought to the standard deviation of each sample's out (Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16).
+    """
+
+    out_null: Tensor
+    scale: float
+    rescale: float = 0.0
+
+    def combine(self, out: Tensor) -> Tensor:
+        """g in plain torch, where it is needed as a tensor."""
+        guided = self.out_null + self.scale * (out - self.out_null)
+        if self.rescale == 0.0:
+            return guided
+        over = list(range(1, out.ndim))
+        factor = out.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True)
+        return self.rescale * (guided * factor) + (1.0 - self.rescale) * guided
+
+
 class Guided(NamedTuple):
     """A model's answers with and without its condition, shape of the state each; scale: of the guidance."""
 
@@ -18,8 +37,8 @@ class Guided(NamedTuple):
     scale: float
 
     def combined(self) -> Tensor:
-        """out_null + scale (out - out_null) (Ho and Salimans 2022, arXiv 2207.12598, eq. 6)."""
-        return self.out_null + self.scale * (self.out - self.out_null)
+        """See `Guide.combine`."""
+        return Guide(self.out_null, self.scale).combine(self.out)
 
 
 class _WithGuidance:

@@ -7,7 +7,8 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take, widens
+from pgraft_fast.sampling.guidance import Guide
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Rows, can_fuse, draw, take, widens
 from pgraft_fast.schedulers.plan import Planned, StepPlan
 from pgraft_fast.schedulers.rows import ddim_rows
 

@@ -8,7 +8,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take, widens
+from pgraft_fast.sampling.guidance import Guide
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Rows, can_fuse, draw, take, widens
 from pgraft_fast.schedulers.plan import Planned, StepPlan
 from pgraft_fast.schedulers.rows import ddpm_rows, variances
 

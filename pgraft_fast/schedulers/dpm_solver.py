@@ -8,7 +8,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take
+from pgraft_fast.sampling.guidance import Guide
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Rows, can_fuse, draw, take
 from pgraft_fast.schedulers.plan import Planned, StepPlan, third_state
 from pgraft_fast.schedulers.rows import dpm_rows
 

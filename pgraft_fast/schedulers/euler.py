@@ -8,7 +8,8 @@ import torch
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take
+from pgraft_fast.sampling.guidance import Guide
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Rows, can_fuse, draw, take
 from pgraft_fast.schedulers.plan import Planned, StepPlan
 from pgraft_fast.schedulers.rows import euler_rows
 

@@ -7,7 +7,8 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Guide, Rows, can_fuse, draw, take
+from pgraft_fast.sampling.guidance import Guide
+from pgraft_fast.schedulers.fused import FusedScheduler, Generators, Rows, can_fuse, draw, take
 from pgraft_fast.schedulers.plan import Planned, StepPlan
 from pgraft_fast.schedulers.rows import flow_rows
 
@@ -68,6 +69,10 @@ class FlowMatchEulerDiscreteScheduler(FusedScheduler, diffusers.FlowMatchEulerDi
         done = take(rows, row, x, out, guide, keep=keep, noise=noise)
         self._step_index += 1
         return (done.x_s if done.x_s.dtype is dtype else done.x_s.to(dtype)), done.x_0
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself. BriaPipeline asks every class but the very one of diffusers for it."""
+        return sample
 
     def plan(self, first: int, last: int, x: Tensor, options: dict[str, Any]) -> StepPlan | None:
         """See `FusedScheduler.plan`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pgraft_fast.ops import solver_step
 from pgraft_fast.ops.solver_step import SolverStep
+from pgraft_fast.sampling.guidance import Guide
 from pgraft_fast.schedulers.methods import Methods
 
 if TYPE_CHECKING:
@@ -25,23 +26,6 @@ _LOG = logging.getLogger(__name__)
 _KINDS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 Generators = torch.Generator | list[torch.Generator] | None
-
-
-class Guide(NamedTuple):
-    """Classifier-free guidance of one step: g = out_null + scale (out - out_null), rescaled by `rescale`."""
-
-    out_null: Tensor
-    scale: float
-    rescale: float = 0.0
-
-    def combine(self, out: Tensor) -> Tensor:
-        """g in plain torch, for steps that need it as a tensor."""
-        guided = self.out_null + self.scale * (out - self.out_null)
-        if self.rescale == 0.0:
-            return guided
-        over = list(range(1, out.ndim))
-        factor = out.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True)
-        return self.rescale * (guided * factor) + (1.0 - self.rescale) * guided
 
 
 class Rows:

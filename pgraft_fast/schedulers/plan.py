@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pgraft_fast.ops import SolverSteps
 from pgraft_fast.ops.direct import DirectSteps
-from pgraft_fast.schedulers.fused import Generators, Guide, Rows, draw
+from pgraft_fast.sampling.guidance import Guide
+from pgraft_fast.schedulers.fused import Generators, Rows, draw
 
 
 class Planned(NamedTuple):

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pgraft_fast.cli import main
-from pgraft_fast.integrations.adapter_files import read_adapter
+from pgraft_fast.pipelines.adapters.files import read_adapter
 
 REWARD = """
 import numpy as np

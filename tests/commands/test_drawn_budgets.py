@@ -11,7 +11,7 @@ from text_runs import text_config
 from pgraft_fast import report
 from pgraft_fast.cli import main
 from pgraft_fast.finetune import Ledger
-from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.pipelines.adapters.loading import read_adapter
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.runs import run
 from pgraft_fast.runs.sizing import SAFETY

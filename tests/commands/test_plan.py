@@ -8,7 +8,7 @@ from tiny import tiny_config
 
 from pgraft_fast.cli import main
 from pgraft_fast.commands.finetune import read_run
-from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.pipelines.adapters.loading import read_adapter
 
 
 def one_line(capsys) -> str:

@@ -11,7 +11,7 @@ from pgraft_fast.cli import main
 from pgraft_fast.commands.config import checked, read_toml
 from pgraft_fast.commands.finetune import finetune
 from pgraft_fast.commands.text_config import TextConfig, apply_preset
-from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.pipelines.adapters.loading import read_adapter
 from pgraft_fast.runs.terminal import Terminal
 
 pytest.importorskip("peft")

@@ -12,7 +12,7 @@ from text_runs import text_config
 
 from pgraft_fast import load_adapter
 from pgraft_fast.cli import main
-from pgraft_fast.integrations.adapters import read_adapter
+from pgraft_fast.pipelines.adapters.loading import read_adapter
 
 pytest.importorskip("peft")
 

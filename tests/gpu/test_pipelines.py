@@ -12,7 +12,7 @@ from contextlib import contextmanager  # noqa: E402
 from pipelines import NAMES, build, call_arguments  # noqa: E402
 
 from pgraft_fast import accelerate, restore, schedulers  # noqa: E402
-from pgraft_fast.integrations.runner import MODES  # noqa: E402
+from pgraft_fast.pipelines.accelerated.runner import MODES  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -88,3 +88,18 @@ def test_which_toys_are_explained(habits, scheduler):
     driven = Driven.of(facts_of(Calls(toy(habits, scheduler), ("a", "longer"))))
     assert (driven.fast[GUIDED] is None) == habits.constant
     driven.close()
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_rescaled_guidance_is_explained(name):
+    facts = facts_of(Calls(build(name), prompts_of(name)[:2], call_of(name) | {"guidance_rescale": 0.7}, guidance=6.5))
+    driven = Driven.of(facts)
+    explanation = driven.fast[GUIDED].explanation
+    assert explanation.scale == 6.5 and explanation.rescale == 0.7
+    own = record(facts.pipe, facts.guided.calls.of(1, 2, seeds_of(9, (4, 5)), 3))
+    for step in own.steps:
+        t = torch.full((2,), facts.times.back(float(step.t.reshape(-1)[0])))
+        with torch.no_grad():
+            found = driven(step.x[:2], t, torch.ones(2, dtype=torch.int64))
+        assert float((found - step.out[:2]).abs().max()) <= 2e-5 * float(step.out.abs().max())
+    driven.close()

@@ -12,8 +12,8 @@ from every_pipeline import SERVED, build, call_of, prompts_of
 import pgraft_fast as pf
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError, StoppedError
-from pgraft_fast.integrations.adapter_files import read_adapter
-from pgraft_fast.integrations.callback import _logsnr_of_steps
+from pgraft_fast.pipelines.adapters.callback import _logsnr_of_steps
+from pgraft_fast.pipelines.adapters.files import read_adapter
 from pgraft_fast.pipelines.media import differ, media_of
 
 QUICK = ("sd", "flux", "wan", "audioldm2", "dit")

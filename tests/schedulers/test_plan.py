@@ -4,7 +4,7 @@ import pytest
 import torch
 from schedulers.twins import PAIRS
 
-from pgraft_fast.schedulers.fused import Guide
+from pgraft_fast.sampling.guidance import Guide
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning:diffusers")
 

@@ -1,0 +1,1 @@
+"""Calls of a diffusers pipeline whose loop runs outside of it."""

@@ -1,0 +1,81 @@
+"""A call once more without its loop: whether the pipeline makes the same of the last state."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Of results, as a share of the largest value: kernels that are chosen otherwise the second time.
+_ALLOWED = 1e-3
+
+
+class Randomness:
+    """The states of the generators of a call, the default ones among them."""
+
+    def __init__(self, generator: Any) -> None:
+        self._own = listed(generator)
+        self._states = [one.get_state() for one in self._own]
+        self._host = torch.get_rng_state()
+        self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def put_back(self) -> None:
+        """As they were."""
+        for one, state in zip(self._own, self._states, strict=True):
+            one.set_state(state)
+        torch.set_rng_state(self._host)
+        torch.cuda.set_rng_state_all(self._devices)
+
+    def rehearse(self, call: Callable[[], Any], wanted: Any) -> str | None:
+        """From the states of here: why call() returns something else than wanted; None where it does not.
+
+        Generators are afterwards as they were before this.
+        """
+        after = Randomness(self._own)
+        self.put_back()
+        try:
+            found = call()
+        except Exception as error:
+            return f"without it the pipeline raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        finally:
+            after.put_back()
+        return None if _equal(found, wanted) else "its result depends on more than the last state"
+
+
+def listed(generator: Any) -> list[torch.Generator]:
+    """The generators of a call: one, a list, or None."""
+    if generator is None:
+        return []
+    return list(generator) if isinstance(generator, (list, tuple)) else [generator]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    mine, others = list(_leaves(a)), list(_leaves(b))
+    return len(mine) == len(others) and all(_close(x, y) for x, y in zip(mine, others, strict=True))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What a pipeline returned: arrays, and whatever else."""
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _leaves(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, Tensor):
+        yield value.detach().float().cpu().numpy()
+    elif hasattr(value, "size") and hasattr(value, "mode"):
+        # A picture of Pillow.
+        yield np.asarray(value, dtype=np.float32)
+    else:
+        yield value
+
+
+def _close(a: Any, b: Any) -> bool:
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        return type(a) is type(b) and (a == b or not isinstance(a, (bool, int, float, str)))
+    if a.shape != b.shape or a.dtype.kind not in "fiub":
+        return False
+    size = max(1e-12, float(np.abs(b).max(initial=0.0)))
+    return bool(np.abs(a.astype(np.float64) - b).max(initial=0.0) <= _ALLOWED * size)

@@ -1,0 +1,115 @@
+"""Arguments of a network at each step of a trajectory, most of them the same at all steps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.pipelines.arguments import Wanted, built
+from pgraft_fast.pipelines.rules import Answer, CallRule, Constant, Listed, Time, Whole, leaves_of, values_of
+
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class States:
+    """States x of a step, as the denoiser sees them. doubled: the same twice, where somebody wrote them already."""
+
+    __slots__ = ("_laid", "x")
+
+    def __init__(self, x: Tensor, doubled: Tensor | None = None) -> None:
+        self.x = x
+        self._laid = {} if doubled is None else {(2, doubled.dtype): doubled}
+
+    def laid(self, rule: Whole) -> Tensor:
+        """Some copies in the rule's dtype."""
+        key = (rule.copies, rule.dtype)
+        found = self._laid.get(key)
+        if found is None:
+            found = self.x if rule.copies == 1 else torch.cat((self.x,) * rule.copies)
+            found = self._laid[key] = found if found.dtype is rule.dtype else found.to(rule.dtype)
+        return found
+
+
+class Request:
+    """One call of a network an iteration: `at(place, states, answers)` are its arguments, a list and a dict.
+
+    given: those of the first iteration. times: of all steps. taken: whether a later call takes its answer. state: where
+    states alone are what is put in at a step (0 for a place in the list, 1 for a name; the place; the rule), else None.
+    """
+
+    def __init__(self, rule: CallRule, given: Given, times: Tensor) -> None:
+        self.net, self.taken = rule.net, rule.part is None
+        args, kwargs = list(given[0]), dict(given[1])
+        if "return_dict" in kwargs:
+            kwargs["return_dict"] = False
+        places: list[tuple[int, Any, Any]] = [(0, place, part) for place, part in enumerate(rule.args)]
+        places += [(1, name, part) for name, part in rule.kwargs.items()]
+        sides: tuple[Any, Any] = given
+        changing = [(side, key, part) for side, key, part in places if _changes(part)]
+        timed = [(side, key, _times(part, times)) for side, key, part in changing if isinstance(part, Time)]
+        # Arguments of each step, in which states are put.
+        self.prepared: list[tuple[list[Any], dict[str, Any]]] = []
+        own = {side for side, _, _ in changing}
+        for place in range(len(times)):
+            made: tuple[Any, Any] = args.copy() if 0 in own else args, kwargs.copy() if 1 in own else kwargs
+            for side, key, values in timed:
+                made[side][key] = values[place]
+            self.prepared.append(made)
+        rest = [(side, key, part) for side, key, part in changing if not isinstance(part, Time)]
+        self._makers = [(side, key, _maker(part, sides[side][key], times)) for side, key, part in rest]
+        alone = len(rest) == 1 and isinstance(rest[0][2], Whole) and rest[0][2].dim is None
+        self.state: tuple[int, Any, Whole] | None = rest[0] if alone else None
+
+    def at(self, place: int, states: States, answers: Sequence[list[Tensor]] = ()) -> tuple[list[Any], dict[str, Any]]:
+        """Of the step with this number; once."""
+        made: tuple[Any, Any] = self.prepared[place]
+        for side, key, make in self._makers:
+            made[side][key] = make(place, states, answers)
+        return made
+
+
+class Requests:
+    """All calls of networks in an iteration. times: (steps,) timesteps on the states' device."""
+
+    def __init__(self, rules: Sequence[CallRule], given: Sequence[Given], times: Tensor) -> None:
+        self.calls = [Request(rule, one, times) for rule, one in zip(rules, given, strict=True)]
+        wholes = [leaf for rule in rules for leaf in leaves_of((rule.args, rule.kwargs)) if isinstance(leaf, Whole)]
+        self._wholes = wholes
+
+    def doubled(self, dtype: torch.dtype) -> bool:
+        """Whether the one call takes states of this dtype twice."""
+        return len(self._wholes) == 1 and self._wholes[0].copies == 2 and self._wholes[0].dtype is dtype
+
+
+_Maker = Callable[[int, States, Sequence[list[Tensor]]], Any]
+
+
+def _changes(rule: Any) -> bool:
+    leaves = leaves_of(rule)
+    return not all(isinstance(leaf, Constant) or (isinstance(leaf, Listed) and not leaf.state) for leaf in leaves)
+
+
+def _maker(rule: Any, value: Any, times: Tensor) -> _Maker:
+    """make(place, states, answers): an argument that changes."""
+    if isinstance(rule, Whole) and rule.dim is None:
+        return lambda place, states, answers: states.laid(rule)
+    if isinstance(rule, Whole):
+        tail = rule.tail(value)
+        return lambda place, states, answers: torch.cat((states.laid(rule), tail), dim=rule.dim or 0)
+    if isinstance(rule, Answer):
+        return lambda place, states, answers: answers[rule.call][rule.place]
+    every = {leaf: _times(leaf, times) for leaf in leaves_of(rule) if isinstance(leaf, Time)}
+    leaves = [fixed for _, fixed in values_of(rule, value)]
+
+    def make(place: int, states: States, answers: Sequence[list[Tensor]]) -> Any:
+        return built(rule, iter(leaves), Wanted(states.x, lambda leaf: every[leaf][place], list(answers)))
+
+    return make
+
+
+def _times(rule: Time, times: Tensor) -> tuple[Tensor, ...]:
+    """The argument at each step."""
+    values = rule.of(times)
+    sides = rule.extra
+    return (values.view(-1, *[1] * len(sides)).expand(-1, *sides) if sides else values).unbind()

@@ -1,0 +1,302 @@
+"""One call of an accelerated pipeline: its loop is watched once, and then run outside of it.
+
+The pipeline does everything else itself: prompts, first noise, decoding, safety checker. It is called as a view of
+itself, in which networks and the scheduler are views of our own, so that other threads and other pipelines with the
+same parts see nothing of it, and nothing has to be undone.
+- A call of a kind that is not known runs in the pipeline's own loop and is watched, see `pipelines.watched.Watch`.
+- In a call of a known kind the networks' first calls show their arguments, and all steps are made by a `Trajectory`;
+  the pipeline's loop then has nothing left to do.
+- Where only the scale of guidance is another one, the first step is made by the pipeline and compared.
+A call that differs from what was understood runs again from its start, in the pipeline's own loop, from the same random
+state.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
+from torch import Tensor
+
+from pgraft_fast.pipelines.accelerated.kinds import Like, OtherKindError, modules_of
+from pgraft_fast.pipelines.accelerated.progress import Progress
+from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
+from pgraft_fast.pipelines.accelerated.trajectory import Given, Trajectory
+from pgraft_fast.pipelines.adapters.callback import PGraftCallback
+from pgraft_fast.pipelines.around import IN_CALL
+from pgraft_fast.pipelines.denoisers import denoiser_of
+from pgraft_fast.pipelines.explain import NotExplainedError
+from pgraft_fast.pipelines.standin import scaled
+from pgraft_fast.pipelines.trees import outline
+from pgraft_fast.pipelines.views import like, target_of, view
+from pgraft_fast.pipelines.watched import Understood, Watch, agrees
+from pgraft_fast.schedulers.fused import FusedScheduler
+
+if TYPE_CHECKING:
+    from pgraft_fast.pipelines.accelerated.accelerate import State
+
+_LOG = logging.getLogger(__name__)
+_CALLBACKS = ("callback", "callback_on_step_end")
+
+
+class NotAsUnderstoodError(Exception):
+    """The loop did something else than in the call before."""
+
+
+class Session:
+    """One call of a pipeline: `with Session(...) as session`, then the call of `session.pipe`.
+
+    pipe: the pipeline, or a view of it. bound: the call's arguments by their names. rehearsed: what is understood of
+    this kind and the state after the last step of this very call: no network of the loop is called then.
+    """
+
+    def __init__(
+        self, pipe: Any, state: "State", bound: dict[str, Any], rehearsed: tuple[Understood, Tensor] | None = None
+    ) -> None:
+        self._pipe, self._runner, self._bound, self._known = pipe, state.runner, bound, state.known
+        self._scheduler = target_of(pipe.scheduler)
+        self._can_interrupt = hasattr(type(pipe), "interrupt")
+        self._handover = handover_of(bound)
+        self._rehearsed = rehearsed
+        self.watch: Watch | None = None
+        self._understood: Understood | None = None
+        self._like: Like | None = None
+        self._mode = self._begun()
+        self._given: list[Given] = []
+        self._final: Any = None
+        self._progress = Progress(pipe, lambda: self._mode == "over", shown=rehearsed is None)
+        self._rounds_left = 0
+        self._undo = ExitStack()
+        self.pipe, self._members = pipe, dict[str, Any]()
+        if self._mode != "plain":
+            self._members = {
+                IN_CALL: True,
+                "scheduler": view(pipe.scheduler, {"step": like(self._scheduler.step, self._on_step)}),
+                "progress_bar": self._progress,
+                **self._networks(),
+                **shortcuts(target_of(pipe), state.device),
+            }
+            if self._can_interrupt:
+                self._members["interrupt"] = None
+            self.pipe = view(pipe, self._members)
+            self._members.pop("interrupt", None)
+
+    def _begun(self) -> str:
+        """How the call begins: "plain", "watched" or "known"."""
+        if self._rehearsed is not None:
+            self._understood = self._rehearsed[0]
+            return "known"
+        if not self._can_take_over():
+            return "plain"
+        try:
+            self._like = Like(self._known, target_of(self._pipe), self._scheduler, self._bound)
+        except OtherKindError as error:
+            if self._known.is_new(str(error)):
+                self._tell(f"an argument is {error}, of which nothing is known")
+            return "plain"
+        if self._like.is_left():
+            return "plain"
+        self._understood = self._like.get()
+        if self._understood is not None and not any(is_watched(net) for net in self._nets().values()):
+            return "known"
+        self._understood, self.watch = self._like.scaled(), Watch()
+        return "watched"
+
+    def _can_take_over(self) -> bool:
+        """Whether nothing in the arguments, the scheduler or the denoiser asks for the pipeline's own loop."""
+        if not isinstance(self._scheduler, FusedScheduler) or self._scheduler.is_replaced():
+            return False
+        if is_watched(denoiser_of(self._pipe)):
+            return False
+        asked = [name for name in _CALLBACKS if self._bound.get(name) is not None]
+        return asked == [] or (asked == ["callback_on_step_end"] and self._handover is not None)
+
+    def _nets(self) -> dict[str, Any]:
+        assert self._understood is not None
+        return {name: getattr(self._pipe, name) for name in self._understood.nets}
+
+    def _networks(self) -> dict[str, Any]:
+        """Views of networks: of all, or of those that are called in the loop."""
+        if self._mode == "known":
+            nets = self._nets()
+            return {name: view(net, {"__call__": self._on_call(name, net)}) for name, net in nets.items()}
+        nets = modules_of(target_of(self._pipe))
+        return {name: view(net, {"__call__": self._watched(name, net)}) for name, net in nets.items()}
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+
+    def understood(self) -> Understood | None:
+        """After a watched call: what is to be remembered of it, once it has been rehearsed."""
+        pipe, watch = target_of(self._pipe), self.watch
+        if self._mode != "watched" or watch is None or (self._can_interrupt and getattr(pipe, "interrupt", False)):
+            return None
+        steps = getattr(pipe, "_num_timesteps", None) if hasattr(type(pipe), "num_timesteps") else None
+        try:
+            found = watch.understood(self._scheduler.times().values, steps)
+        except NotExplainedError as error:
+            self.leave(str(error))
+            return None
+        return None if any(is_watched(getattr(pipe, name)) for name in found.nets) else found
+
+    def remember(self, found: Understood) -> None:
+        """Calls of this kind are known from now on."""
+        assert self._like is not None
+        self._like.put(found)
+
+    def leave(self, why: str) -> None:
+        """Calls of this kind are left to the pipeline from now on."""
+        assert self._like is not None
+        self._tell(why)
+        self._like.leave()
+
+    def _tell(self, why: str) -> None:
+        _LOG.info("%s: such calls run in its own loop: %s", type(self._pipe).__name__, why)
+
+    def _leave(self) -> None:
+        """The rest of the call is the pipeline's own; what it holds in variables goes on through us."""
+        self._mode, self.watch = "plain", None
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """The pipeline has its own parts again: what it does with them after its loop, as offloading them, stays."""
+        for name in (*modules_of(target_of(self._pipe)), "scheduler"):
+            self._members.pop(name, None)
+
+    def _watched(self, name: str, net: Any) -> Callable[..., Any]:
+        assert self.watch is not None
+        watched, known = self.watch.of(name, net), self._on_call(name, net)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._mode == "watched" and torch.is_grad_enabled():
+                self._leave()
+            if self._mode == "over":
+                return known(*args, **kwargs)
+            return watched(*args, **kwargs) if self._mode == "watched" else net(*args, **kwargs)
+
+        return call
+
+    def _on_call(self, name: str, net: Any) -> Callable[..., Any]:
+        """Of a network, in a known loop: its arguments are kept, and zeros are returned."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            understood = self._understood
+            if self._mode not in ("known", "over") or understood is None or name not in understood.nets:
+                return net(*args, **kwargs)
+            place, rules = len(self._given), understood.explanation.calls
+            if place == len(rules) or rules[place].net != name:
+                raise NotAsUnderstoodError
+            other = outline((args, kwargs)) != understood.outlines[place]
+            if self._mode == "known" and (other or torch.is_grad_enabled()):
+                raise NotAsUnderstoodError
+            self._given.append((args, kwargs))
+            return understood.blanks[place]
+
+        return call
+
+    def _on_step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        as_dict = kwargs.get("return_dict", True)
+        if self._mode == "over":
+            self._given = []
+            self._rounds_left -= 1
+            if self._rounds_left <= 0:
+                self._give_back()
+            return _as_asked(self._final, as_dict)
+        if self._mode == "known":
+            x = self._known_step(sample, timestep, args, kwargs)
+        else:
+            if self._mode == "watched" and (args or model_output.requires_grad):
+                self._leave()
+            if self._mode != "watched":
+                return self._scheduler.step(model_output, timestep, sample, *args, **kwargs)
+            done = self._watched_step(model_output, timestep, sample, kwargs)
+            if self._mode == "watched":
+                return done
+            x = self._final
+        self._final = x
+        if self._can_interrupt:
+            # The loops that know `interrupt` skip their remaining rounds.
+            self._members["interrupt"] = True
+            self._give_back()
+        return _as_asked(x, as_dict)
+
+    def _known_step(self, x: Tensor, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """All steps, in the place of the first."""
+        understood, timesteps = self._understood, self._scheduler.timesteps
+        assert understood is not None
+        if args or len(self._given) != len(understood.explanation.calls) or len(timesteps) != understood.total:
+            raise NotAsUnderstoodError
+        self._mode, self._rounds_left = "over", understood.steps - 1
+        if self._rehearsed is not None:
+            self._given = []
+            if self._handover is not None:
+                self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
+            return self._rehearsed[1].clone()
+        return self._take_over(self._trajectory(understood, kwargs), x, understood.first)
+
+    def _watched_step(self, out: Tensor, timestep: Any, x: Tensor, kwargs: dict[str, Any]) -> Any:
+        """A step of the pipeline's own; after the first one all others, where the loop is another's but for a scale."""
+        watch, understood = self.watch, self._understood
+        assert watch is not None
+        self._runner.check(x.device)
+        seen = scaled(self._scheduler, x, timestep)
+        done = self._scheduler.step(out, timestep, x, **kwargs)
+        options = {name: value for name, value in kwargs.items() if name != "return_dict"}
+        after = done.prev_sample if kwargs.get("return_dict", True) else done[0]
+        watch.step(seen, timestep, x, out, options, after)
+        if understood is None or len(watch.iterations) != 1:
+            self._understood = None
+            return done
+        first, self._understood = watch.beginning(understood.nets), None
+        if len(self._scheduler.timesteps) == understood.total and agrees(understood.explanation, first, first):
+            self._understood = understood
+            self._given = [(call.args, call.kwargs) for call in first.calls]
+            self.remember(understood)
+            self._mode, self._rounds_left = "over", understood.steps - 1
+            trajectory = self._trajectory(understood, kwargs)
+            self._final = after if trajectory.ends() else self._take_over(trajectory, after, understood.first + 1)
+        return done
+
+    def _take_over(self, trajectory: Trajectory, x: Tensor, first: int) -> Tensor:
+        given, self._given = self._given, []
+        trajectory.given = given
+        if self._handover is None:
+            return self._runner.run(trajectory, x, first, trajectory.last)
+        pipe, handover = target_of(self._pipe), self._handover
+        # The pipeline calls it once more, after its first step.
+        self._undo.enter_context(handover.inside(pipe))
+        step = max(handover.step_of(pipe), trajectory.first + 1)
+        return self._runner.run_handover(trajectory, x, first, step, lambda: handover.switch(pipe, False))
+
+    def _trajectory(self, understood: Understood, kwargs: dict[str, Any]) -> Trajectory:
+        return Trajectory(
+            scheduler=self._scheduler,
+            nets={name: target_of(net) for name, net in self._nets().items()},
+            explanation=understood.explanation,
+            given=self._given,
+            options={name: value for name, value in kwargs.items() if name != "return_dict"},
+            first=understood.first,
+            last=understood.first + understood.steps,
+            ends=self._progress.ends(target_of(self._pipe) if self._can_interrupt else None),
+        )
+
+
+def handover_of(bound: dict[str, Any]) -> PGraftCallback | None:
+    """The handover among the arguments of a call."""
+    given = bound.get("callback_on_step_end")
+    return given if isinstance(given, PGraftCallback) else None
+
+
+def is_watched(net: Any) -> bool:
+    """Whether somebody else sees or keeps what goes through it: hooks see the arguments as the pipeline gives them."""
+    hooked = getattr(net, "_forward_hooks", None) or getattr(net, "_forward_pre_hooks", None)
+    return bool(hooked) or bool(getattr(net, "is_cache_enabled", False))
+
+
+def _as_asked(x: Tensor, as_dict: bool) -> Any:
+    return SchedulerOutput(prev_sample=x) if as_dict else (x,)

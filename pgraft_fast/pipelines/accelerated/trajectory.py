@@ -1,0 +1,178 @@
+"""The denoising loop of a pipeline, outside of the pipeline: networks, guidance and solver step, nothing else."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from pgraft_fast.pipelines.accelerated.requests import Requests, States
+from pgraft_fast.pipelines.rules import Explanation, answer_of, tensors_of
+from pgraft_fast.sampling.guidance import Guide
+from pgraft_fast.schedulers.fused import upload
+from pgraft_fast.schedulers.plan import StepPlan
+
+_HOST_STATE = ("_step_index", "lower_order_nums", "model_outputs", "is_scale_input_called")
+
+# What a call of each network does.
+Functions = Mapping[str, Callable[..., Any]]
+Given = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass
+class Trajectory:
+    """What one call of a pipeline does between its first noise and its last state.
+
+    nets: by name. given: arguments of each call in the first iteration; states and times in them are replaced at each
+    step. options: of scheduler.step. first, last: steps of the scheduler. times: its timesteps on the states' device.
+    """
+
+    scheduler: Any
+    nets: dict[str, Any]
+    explanation: Explanation
+    given: Sequence[Given]
+    options: dict[str, Any]
+    first: int
+    last: int
+    times: Tensor | None = None
+    ends: Callable[[], object] = field(default=lambda: False)
+
+    def run(self, x: Tensor, first: int, last: int, functions: Functions) -> Tensor:
+        """States at step `last` from those at step `first`. ends() after each step, if true, ends it."""
+        # The scheduler knows its own timesteps; the model wants them on its device.
+        timesteps = self.scheduler.timesteps
+        own = timesteps[first:last].unbind()
+        if self.times is None or self.times.device != x.device:
+            self.times = upload(timesteps, x.device)
+        requests = Requests(self.explanation.calls, self.given, self.times[first:last])
+        plan = self.scheduler.plan(first, last, x, self.options)
+        with torch.no_grad():
+            # A plan is for one dtype.
+            if plan is None or self.explanation.dtype is not x.dtype:
+                return self._one_by_one(x, own, requests, functions)
+            return self._planned(plan, x, requests, functions)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the step itself puts two answers together."""
+        return self.explanation.scale is not None
+
+    def _one_by_one(self, x: Tensor, own: Sequence[Tensor], requests: Requests, functions: Functions) -> Tensor:
+        for place, t in enumerate(own):
+            scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
+            x = self._advance(*self._split(self._answers(place, States(scaled), requests, functions), x), t, x)
+            if self.ends():
+                break
+        return x
+
+    def _advance(self, out: Tensor, out_null: Tensor | None, t: Tensor, x: Tensor) -> Tensor:
+        guide = None if out_null is None else Guide(out_null, *self._guidance())
+        return self.scheduler.advance(out, t, x, guide=guide, **self.options)[0]
+
+    def _guidance(self) -> tuple[float, float]:
+        made = self.explanation
+        return (1.0, 0.0) if made.scale is None else (made.scale, made.rescale)
+
+    def _planned(self, plan: StepPlan, x: Tensor, requests: Requests, functions: Functions) -> Tensor:
+        """The loop without the scheduler; what a step writes is the next model input, where nothing is in between.
+
+        A model call leaves no cache warm: each function that the loop touches costs a microsecond or two.
+        """
+        doubled = requests.doubled(x.dtype) and self.guided and not plan.scaled
+        stepper = plan.bind(*self._guidance(), self.options.get("generator"), twice=doubled)
+        rows, ends, ask = [step.row for step in plan.steps], self.ends, self._asking(requests, functions)
+        halves, plain, direct = False, False, None
+        x_in, place = None, 0
+        for place in range(len(rows)):
+            answers = ask(place, x / plan.steps[place].scale if plan.scaled else x, x_in)
+            moved: Tensor | None = None if direct is None else direct.step(rows[place], x, answers[0])
+            if direct is None or moved is None:
+                if place == 0:
+                    halves, plain = self._is_halves(answers[0], x), self._is_plain(answers[0], x)
+                if halves:
+                    x = stepper(place, x, answers[0], halves=True)
+                else:
+                    x = stepper(place, x, *((answers[0], None) if plain else self._split(answers, x)))
+                if place == 0 and (halves or plain):
+                    direct = stepper.direct
+                x_in = stepper.doubled if doubled else None
+            else:
+                x, x_in = moved, direct.x_in if doubled else None
+            if ends():
+                break
+        plan.steps = plan.steps[: place + 1]
+        self.scheduler.planned_done(plan)
+        return x
+
+    def _asking(self, requests: Requests, functions: Functions) -> Callable[[int, Tensor, Tensor | None], list[Any]]:
+        """ask(place, x, doubled): what the networks return in a step, as `answer_of`."""
+        single = requests.calls[0] if len(requests.calls) == 1 else None
+        if single is None or single.state is None:
+            return lambda place, x, doubled: self._answers(place, States(x, doubled), requests, functions)
+        (side, key, rule), prepared, function = single.state, single.prepared, functions[single.net]
+
+        def ask(place: int, x: Tensor, doubled: Tensor | None) -> list[Any]:
+            given: Any = prepared[place]
+            given[side][key] = rule.laid(x) if doubled is None else doubled
+            return [answer_of(function(*given[0], **given[1]))]
+
+        return ask
+
+    def _answers(self, place: int, states: States, requests: Requests, functions: Functions) -> list[Any]:
+        answers: list[Any] = []
+        known: list[list[Tensor]] = []
+        for request in requests.calls:
+            args, kwargs = request.at(place, states, known)
+            out = functions[request.net](*args, **kwargs)
+            answers.append(answer_of(out))
+            known.append(tensors_of(out) if request.taken else [])
+        return answers
+
+    def _is_plain(self, out: Any, x: Tensor) -> bool:
+        """Whether the network's answer is the output."""
+        made = self.explanation
+        return isinstance(out, Tensor) and made.weights == (1.0,) and out.shape == x.shape and out.dtype is made.dtype
+
+    def _is_halves(self, out: Any, x: Tensor) -> bool:
+        """Whether the network's answer is what is guided: the one without the prompt first."""
+        made = self.explanation
+        part = made.calls[0].part
+        return (
+            isinstance(out, Tensor) and part is not None and part.dim is None and part.copies == 2
+            and made.scale is not None and made.null == 0 and out.dtype is made.dtype
+            and out.shape == (2 * x.shape[0], *x.shape[1:])
+        )  # fmt: skip
+
+    def _split(self, answers: Sequence[Any], x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the solver step takes: with the prompt, and without it where guided."""
+        made = self.explanation
+        pairs = zip(made.calls, answers, strict=True)
+        parts = [part for rule, out in pairs if rule.part is not None for part in rule.part.of(out, x)]
+        if made.scale is None or made.null is None:
+            return made.output(parts), None
+        return parts[1 - made.null].to(made.dtype), parts[made.null].to(made.dtype)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """The scheduler's counters are as before afterwards."""
+        held = {name: copy.copy(getattr(self.scheduler, name)) for name in _HOST_STATE if hasattr(self.scheduler, name)}
+        ends, self.ends = self.ends, lambda: False
+        try:
+            yield
+        finally:
+            self.ends = ends
+            for name, value in held.items():
+                setattr(self.scheduler, name, value)
+
+
+def function_of(module: Any) -> Any:
+    """What a call of a network does, without what torch does around it."""
+    plain = type(module).__call__ is nn.Module.__call__ and module._compiled_call_impl is None
+    # What torch's call does where there is a hook is left to it.
+    own = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooked = any(getattr(module, name) for name in own) or _has_any_global_hook()
+    return module.forward if plain and not hooked else module

@@ -1,0 +1,57 @@
+"""Nested arguments and answers of networks: tensors in tuples, lists and dicts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def shapes_of(value: Any) -> Any:
+    """Equal for values that differ in the numbers of their tensors alone."""
+    if isinstance(value, Tensor):
+        return (tuple(value.shape), value.dtype, value.device)
+    if isinstance(value, dict):
+        return tuple((name, shapes_of(one)) for name, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(shapes_of(one) for one in value)
+    return value if isinstance(value, (bool, int, str, type(None))) else type(value)
+
+
+def copied(value: Any) -> Any:
+    """With tensors of its own, without a graph."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {name: copied(one) for name, one in value.items()}
+    return type(value)(copied(one) for one in value) if type(value) in (list, tuple) else value
+
+
+def zeros_like(value: Any) -> Any:
+    """An output of the same kind that holds zeros and no graph."""
+    if isinstance(value, Tensor):
+        return torch.zeros_like(value, requires_grad=False)
+    if isinstance(value, dict):
+        return type(value)({name: zeros_like(one) for name, one in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(zeros_like(one) for one in value)
+    return value
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether all is equal, bit for bit; objects that are neither numbers nor text must be the very same."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b.to(a.device))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(same(v, w) for v, w in zip(a, b, strict=True))
+    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
+
+
+def outline(value: Any) -> Any:
+    """Equal for values that have the same parts: neither numbers nor sizes count."""
+    if isinstance(value, Tensor):
+        return value.ndim, value.dtype
+    if isinstance(value, dict):
+        return {name: outline(part) for name, part in value.items()}
+    return tuple(outline(part) for part in value) if type(value) is tuple else type(value)

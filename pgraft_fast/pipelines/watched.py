@@ -1,0 +1,159 @@
+"""A call of a pipeline in its own loop, watched from step to step: whether all of it is explained."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from pgraft_fast.pipelines.arguments import Wanted, built
+from pgraft_fast.pipelines.explain import Iteration, NotExplainedError, explained, parts_of
+from pgraft_fast.pipelines.fitting import Output, fits
+from pgraft_fast.pipelines.loop import NetCall
+from pgraft_fast.pipelines.rules import Explanation, tensors_of, values_of
+from pgraft_fast.pipelines.trees import copied, outline, same, zeros_like
+
+# Steps that are explained; all later ones are compared with the explanation.
+_EXPLAINED = 3
+
+
+@dataclass(frozen=True)
+class Understood:
+    """blanks: for each call of a network what it returned, in zeros. outlines: of its arguments. first, steps: which of
+    the scheduler's timesteps the loop makes, out of `total`.
+    """
+
+    explanation: Explanation
+    blanks: tuple[Any, ...]
+    outlines: tuple[Any, ...]
+    first: int
+    steps: int
+    total: int
+
+    @property
+    def nets(self) -> frozenset[str]:
+        """Names of the networks that are called."""
+        return frozenset(rule.net for rule in self.explanation.calls)
+
+    def with_scale(self, scale: float) -> "Understood":
+        """With another scale of guidance."""
+        return replace(self, explanation=self.explanation.with_scale(scale))
+
+
+class Watch:
+    """of(name, network): what a call of the network does; `step` after each step, `understood` after the call.
+
+    Nothing of what the pipeline does is changed. final: the state after the last step. Arguments are copied before each
+    call, since some loops write into their tensors.
+    """
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+        self.iterations: list[Iteration] = []
+        self.final: Tensor | None = None
+        self._calls: list[NetCall] = []
+        self._times: list[float] = []
+        self._options: Any = None
+        self._explanation: Explanation | None = None
+
+    def of(self, name: str, net: Callable[..., Any]) -> Callable[..., Any]:
+        """See above."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.why is not None:
+                return net(*args, **kwargs)
+            args_before, kwargs_before = copied(args), copied(kwargs)
+            out = net(*args, **kwargs)
+            self._calls.append(NetCall(name, args_before, kwargs_before, out))
+            return out
+
+        return call
+
+    def step(self, seen: Tensor, timestep: Any, sample: Any, out: Any, options: Any, after: Any) -> None:
+        """scheduler.step(out, timestep, sample, **options) gave `after`. seen: sample as the denoiser sees it."""
+        if self.why is not None:
+            return
+        calls, self._calls = tuple(self._calls), []
+        if not all(isinstance(value, Tensor) for value in (timestep, sample, out, after)) or timestep.numel() != 1:
+            self._leave("its steps are not made of tensors")
+        elif out.shape != sample.shape:
+            self._leave("its output has another shape than the state")
+        elif self.final is not None and not same(self.final, sample):
+            self._leave("it changes the state between two steps")
+        elif self._times and not same(self._options, options):
+            self._leave("options of its steps change")
+        else:
+            self._options, self.final = options, after.detach().clone()
+            self._times.append(float(timestep))
+            self._see(Iteration(seen.detach().clone(), timestep.reshape(()), calls, out.detach().clone()))
+
+    def understood(self, times: Sequence[float], steps: int | None) -> Understood:
+        """After the call. times: the scheduler's timesteps; steps: that the pipeline says it makes, where it does.
+
+        Raises NotExplainedError.
+        """
+        if self.why is None and len(self._times) < 2:
+            self._leave("a single step says nothing of its loop")
+        if self.why is None and self._explanation is None:
+            self._explain()
+        if self.why is None:
+            self._place(list(times), steps)
+        if self.why is not None or self._explanation is None:
+            raise NotExplainedError(self.why)
+        calls, first = self.iterations[0].calls, times.index(self._times[0])
+        blanks = tuple(zeros_like(call.out) for call in calls)
+        outlines = tuple(outline((call.args, call.kwargs)) for call in calls)
+        return Understood(self._explanation, blanks, outlines, first, len(self._times), len(times))
+
+    def beginning(self, nets: frozenset[str]) -> Iteration:
+        """The first iteration with its calls of these networks."""
+        first = self.iterations[0]
+        return replace(first, calls=tuple(call for call in first.calls if call.net in nets))
+
+    def _leave(self, why: str) -> None:
+        self.why, self.iterations, self._calls = why, [], []
+
+    def _see(self, iteration: Iteration) -> None:
+        if self._explanation is not None:
+            if not agrees(self._explanation, self.iterations[0], iteration):
+                self._leave(f"step {len(self._times)} is not made as those before")
+            return
+        self.iterations.append(iteration)
+        if len(self.iterations) == _EXPLAINED:
+            self._explain()
+
+    def _explain(self) -> None:
+        # Before the first step others are called as well, as those that encode prompts.
+        self.iterations[0] = self.beginning(frozenset(call.net for call in self.iterations[1].calls))
+        try:
+            self._explanation = explained(self.iterations, self.iterations)
+        except NotExplainedError as error:
+            self._leave(str(error))
+        self.iterations = self.iterations[:1]
+
+    def _place(self, times: list[float], steps: int | None) -> None:
+        first, made = times.index(self._times[0]) if self._times[0] in times else 0, len(self._times)
+        if times[first : first + made] != self._times:
+            self._leave("its timesteps are not the scheduler's")
+        elif made != (len(times) - first if steps is None else steps):
+            self._leave("it ended before its last step")
+
+
+def agrees(explanation: Explanation, first: Iteration, now: Iteration) -> bool:
+    """Whether an iteration is as explained. first: of which the constants are."""
+    if [call.net for call in now.calls] != [rule.net for rule in explanation.calls]:
+        return False
+    answers: list[list[Tensor]] = []
+    t = now.t.to(now.x.device)
+    wanted = Wanted(now.x, lambda rule: rule.of(t).expand(rule.extra), answers)
+    for rule, given, call in zip(explanation.calls, first.calls, now.calls, strict=True):
+        rules = (rule.args, rule.kwargs)
+        try:
+            leaves = (value for _, value in values_of(rules, (given.args, given.kwargs)))
+            if not same(built(rules, leaves, wanted), (call.args, call.kwargs)):
+                return False
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError):
+            # Arguments of another structure.
+            return False
+        answers.append(tensors_of(call.out))
+    return fits(explanation, Output(parts_of(explanation.calls, now), now.out))

@@ -1,0 +1,167 @@
+"""Loops that no library has, accelerated: the same pictures, whether they are explained or left as they are."""
+
+import dataclasses
+import gc
+import random
+import weakref
+
+import pytest
+import torch
+from diffusers import ImagePipelineOutput
+from toy_pipeline import SCHEDULERS, Habits, ToyPipeline, toy
+
+from pgraft_fast import accelerate
+
+FAST = ("ddim", "euler", "flow", "dpm")
+# What cannot be explained, and why.
+WHY = {
+    "sideways": "argument 0 is neither the state, nor a function of the time",
+    "constant": "argument 0 is neither the state, nor a function of the time",
+    "edits": "it changes the state between two steps",
+    "twice": "its calls of networks change",
+    "random": "its output is no sum of the denoiser's answers",
+    "momentum": "its output is no sum of the denoiser's answers",
+    "counted": "its output is no sum of the denoiser's answers",
+}
+
+
+def drawn(pipe, prompt, seed, **more):
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(prompt, generator=generator, **more).images
+
+
+def check(pipe, plain, calls):
+    """The same from both."""
+    for prompt, seed, more in calls:
+        wanted, found = drawn(plain, prompt, seed, **more), drawn(pipe, prompt, seed, **more)
+        assert float((found - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_drawn_loops(seed):
+    rng = random.Random(seed)
+    habits = Habits(**{field.name: rng.random() < 0.25 for field in dataclasses.fields(Habits)})
+    scheduler, weights = rng.choice(list(SCHEDULERS)), rng.randrange(10)
+    plain, pipe = (toy(habits, scheduler, weights) for _ in range(2))
+    accelerate(pipe)
+    steps, count = rng.randrange(2, 7), 1 if habits.single else rng.randrange(1, 3)
+    asked = {"num_inference_steps": steps, "num_images_per_prompt": count}
+    scales = [asked | {"guidance_scale": scale} for scale in (1.0, 4.0, 6.0)]
+    check(pipe, plain, [(f"picture {number}", number, one) for one in scales for number in range(3)])
+    left = any(getattr(habits, name) for name in WHY)
+    assert scheduler not in FAST or left or habits.rescaled or len(pipe._pgraft_fast.known)
+
+
+@pytest.mark.parametrize("habit", WHY)
+def test_why_a_loop_is_left(habit, caplog):
+    plain, pipe = (toy(Habits(**{habit: True}), "euler") for _ in range(2))
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        accelerate(pipe)
+        check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
+    (line,) = {record.message.partition(" (off")[0] for record in caplog.records}
+    assert line == f"ToyPipeline: such calls run in its own loop: {WHY[habit]}"
+    assert not len(pipe._pgraft_fast.known) and len(caplog.records) == 1
+
+
+class Returning(ToyPipeline):
+    """Whose result is more than what its last state tells."""
+
+    told = "output"
+
+    def __call__(self, prompt, guidance_scale=3.0, num_inference_steps=4, generator=None):
+        x = torch.randn(1, 3, 4, 4, generator=generator)
+        self.scheduler.set_timesteps(num_inference_steps)
+        label, sums = torch.tensor([len(prompt) / 10.0]), 0.0
+        self._guidance = guidance_scale
+        with torch.no_grad():
+            for t in self.scheduler.timesteps:
+                out = self._guided(x, t, label)
+                done = self.scheduler.step(out, t, x, return_dict=False)
+                x, sums = done[0], sums + done[0].mean()
+                if self.told == "x_0":
+                    x, x_0 = done
+        told = {"output": out, "sums": x + sums, "x_0": 0.5 * x + 0.5 * x_0 if self.told == "x_0" else None}
+        return ImagePipelineOutput(images=told[self.told])
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ("output", "its result depends on more than the last state"),
+        ("sums", "its result depends on more than the last state"),
+        ("x_0", "without it the pipeline raises ValueError: not enough values to unpack (expected 2, got 1)"),
+    ],
+)
+def test_a_result_of_more_than_the_last_state(told, why, caplog):
+    pipes = []
+    for _ in range(2):
+        base = toy()
+        pipes.append(Returning(base.net, base.scheduler))
+        pipes[-1].told = told
+    plain, pipe = pipes
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        accelerate(pipe)
+        check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {}), ("a ball", 3, {})])
+    assert [record.message for record in caplog.records] == [f"Returning: such calls run in its own loop: {why}"]
+
+
+class Ending(ToyPipeline):
+    """Guided in its first steps alone."""
+
+    guided_steps = 3
+
+    def _guided(self, x, t, label):
+        number = self.scheduler.timesteps.tolist().index(float(t))
+        out = super()._guided(x, t, label)
+        return out if number < self.guided_steps else self.net(x, t, label)[0]
+
+
+@pytest.mark.parametrize("guided", [1, 2, 3, 5])
+def test_a_loop_that_changes_on_its_way(guided, caplog):
+    """Also where it changes after the steps that are explained."""
+    plain, pipe = (Ending(toy().net, toy().scheduler) for _ in range(2))
+    plain.guided_steps = pipe.guided_steps = guided
+    pipe.set_progress_bar_config(disable=True), plain.set_progress_bar_config(disable=True)
+    pipe.net.load_state_dict(plain.net.state_dict())
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        accelerate(pipe)
+        check(pipe, plain, [("a cube", 1, {"num_inference_steps": 6}), ("two cubes", 2, {"num_inference_steps": 6})])
+    assert len(caplog.records) == 1 and not len(pipe._pgraft_fast.known)
+
+
+def test_the_scale_of_guidance_is_taken_from_the_call():
+    """Another scale than that of the watched call: from its second step on, and digit by digit."""
+    plain, pipe = toy(), toy()
+    accelerate(pipe)
+    seen = []
+    pipe.net.forward = lambda *args, call=pipe.net.forward: (seen.append(1), call(*args))[1]
+    for scale in (3.0, 3.123456789, 7.5, 3.123456789):
+        check(pipe, plain, [("a cube", 1, {"guidance_scale": scale})])
+    check(pipe, plain, [("a cube", 1, {"guidance_scale": 1.0})] * 2)
+    assert len(seen) == 6 * 4
+
+
+def test_networks_that_are_no_longer_used_are_not_kept():
+    pipe = accelerate(toy())
+    for seed in range(2):
+        drawn(pipe, "a cube", seed)
+    assert len(pipe._pgraft_fast.known)
+    net = weakref.ref(pipe.net)
+    pipe.net = toy(seed=1).net
+    check(pipe, toy(seed=1), [("a cube", 1, {}), ("two cubes", 2, {})])
+    gc.collect()
+    assert net() is None
+
+
+class Knob:
+    """An argument that no library knows."""
+
+
+def test_an_argument_of_which_nothing_is_known(caplog):
+    plain, pipe = toy(), toy()
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        accelerate(pipe)
+        check(pipe, plain, [("a cube", 1, {"picture": Knob()})] * 3)
+    line = "ToyPipeline: such calls run in its own loop: an argument is Knob, of which nothing is known"
+    assert [record.message for record in caplog.records] == [line]
