@@ -2,11 +2,20 @@
 
 from typing import Any
 
+from torch import nn
+
 # Names of the network that is trained.
 DENOISERS = ("transformer", "unet")
 
 
 def denoiser_of(pipe: Any) -> Any:
-    """The transformer or UNet of a pipeline, whatever its class; None where it has neither."""
-    parts = (getattr(pipe, name, None) for name in DENOISERS)
-    return next((part for part in parts if part is not None), None)
+    """The transformer or UNet of a pipeline, whatever its class; else the largest of diffusers' models that decodes
+    nothing; None where there is none.
+    """
+    for name in DENOISERS:
+        part = getattr(pipe, name, None)
+        if part is not None:
+            return part
+    parts = [part for part in getattr(pipe, "__dict__", {}).values() if isinstance(part, nn.Module)]
+    others = [part for part in parts if hasattr(part, "register_to_config") and not hasattr(part, "decode")]
+    return max(others, key=lambda part: sum(weight.numel() for weight in part.parameters()), default=None)

@@ -58,7 +58,8 @@ class Session:
         self._pipe, self._runner, self._bound, self._known = pipe, state.runner, bound, state.known
         self._scheduler = target_of(pipe.scheduler)
         self._can_interrupt = hasattr(type(pipe), "interrupt")
-        self._handover = handover_of(bound)
+        callback = bound.get("callback_on_step_end")
+        self._handover = callback if isinstance(callback, PGraftCallback) else None
         self._rehearsed = rehearsed
         self.watch: Watch | None = None
         self._understood: Understood | None = None
@@ -284,12 +285,6 @@ class Session:
             last=understood.first + understood.steps,
             ends=self._progress.ends(target_of(self._pipe) if self._can_interrupt else None),
         )
-
-
-def handover_of(bound: dict[str, Any]) -> PGraftCallback | None:
-    """The handover among the arguments of a call."""
-    given = bound.get("callback_on_step_end")
-    return given if isinstance(given, PGraftCallback) else None
 
 
 def is_watched(net: Any) -> bool:
