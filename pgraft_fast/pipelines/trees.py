@@ -51,7 +51,7 @@ def same(a: Any, b: Any) -> bool:
 def outline(value: Any) -> Any:
     """Equal for values that have the same parts: neither numbers nor sizes count."""
     if isinstance(value, Tensor):
-        return value.ndim, value.dtype
+        return value.ndim, value.dtype, value.device
     if isinstance(value, dict):
         return {name: outline(part) for name, part in value.items()}
     return tuple(outline(part) for part in value) if type(value) is tuple else type(value)

@@ -180,6 +180,46 @@ def test_an_error_in_mid_run(name, calls_before):
         assert off(call(pipe, name), want) < LIMIT
 
 
+@pytest.mark.parametrize(("error", "taken"), [(KeyboardInterrupt, True), (RuntimeError, False)])
+def test_an_error_while_a_call_is_rehearsed(error, taken):
+    """After its first call of a kind, to see that nothing but the last state decides. An error there is no error."""
+    pipe = build("sd")
+    want = call(pipe, "sd")
+    accelerate(pipe)
+    before, decode, made = state_of(pipe), pipe.vae.decode, []
+
+    def failing(*args, **kwargs):
+        made.append(1)
+        if len(made) == 2:
+            raise error("in the second decoding")
+        return decode(*args, **kwargs)
+
+    pipe.vae.decode = failing
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            call(pipe, "sd")
+    else:
+        assert off(call(pipe, "sd"), want) < LIMIT
+    del pipe.vae.decode
+    assert len(made) == 2 and state_of(pipe)[:8] == before[:8]
+    for _ in range(2):
+        assert off(call(pipe, "sd"), want) < LIMIT
+        assert taken_over(pipe) == taken
+
+
+def test_a_rehearsal_leaves_generators_as_the_call_did():
+    """The default one and the caller's; a second call of the same generators goes on with them."""
+    plain, pipe = build("ddpm"), accelerate(build("ddpm"))
+    found = []
+    for one in (plain, pipe):
+        torch.manual_seed(3)
+        generator = torch.Generator().manual_seed(4)
+        drawn = [one(**call_arguments("ddpm"), num_inference_steps=3, generator=generator).images for _ in range(3)]
+        found.append((drawn, generator.get_state(), torch.get_rng_state()))
+    assert all(np.abs(a - b).max() < LIMIT for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert torch.equal(found[0][1], found[1][1]) and torch.equal(found[0][2], found[1][2])
+
+
 def test_a_users_own_forward_and_progress_bar():
     """Attributes of the objects themselves, as hooks for offloading set them."""
     pipe = build("sd")
