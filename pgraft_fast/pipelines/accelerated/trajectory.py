@@ -45,10 +45,10 @@ class Trajectory:
         """States at step `last` from those at step `first`. ends() after each step, if true, ends it."""
         # The scheduler knows its own timesteps; the model wants them on its device.
         timesteps = self.scheduler.timesteps
-        own = timesteps[first:last].unbind()
+        own = timesteps.narrow(0, first, last - first).unbind()
         if self.times is None or self.times.device != x.device:
             self.times = upload(timesteps, x.device)
-        requests = Requests(self.explanation.calls, self.given, self.times[first:last])
+        requests = Requests(self.explanation.calls, self.given, self.times.narrow(0, first, last - first))
         plan = self.scheduler.plan(first, last, x, self.options)
         with torch.no_grad():
             # A plan is for one dtype.
