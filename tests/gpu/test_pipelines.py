@@ -9,10 +9,13 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 from contextlib import contextmanager  # noqa: E402
 
+import every_pipeline  # noqa: E402
 from pipelines import NAMES, build, call_arguments  # noqa: E402
 
 from pgraft_fast import accelerate, restore, schedulers  # noqa: E402
 from pgraft_fast.pipelines.accelerated.runner import MODES  # noqa: E402
+from pgraft_fast.pipelines.calls import Calls, seeds_of  # noqa: E402
+from pgraft_fast.pipelines.media import media_of  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,26 @@ def test_the_same_pictures(name, mode):
         assert np.abs(picture(pipe, name, seed) - want[seed]).max() < 1 / 255
     restore(pipe)
     assert np.abs(picture(pipe, name, 0) - want[0]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sd_controlnet", "sd_img2img", "qwen_image", "z_image", "wan"])
+@pytest.mark.parametrize("mode", ["step_graph", "trajectory_graph"])
+def test_other_ways_to_call_a_denoiser(name, mode):
+    """Another network before it, a picture to start from, two calls, lists, five dimensions."""
+    pipe = every_pipeline.build(name).to("cuda")
+    calls = Calls(pipe, every_pipeline.prompts_of(name), every_pipeline.call_of(name))
+
+    def drawn(seed):
+        given = calls.of(seed % 2, 2, seeds_of(seed, range(2)), 6)
+        given["generator"] = [torch.Generator("cuda").manual_seed(number) for number in (seed, seed + 9)]
+        return media_of(pipe(**given))
+
+    want = [drawn(seed) for seed in range(4)]
+    accelerate(pipe, mode=mode)
+    for seed in range(4):
+        for mine, theirs in zip(drawn(seed), want[seed], strict=True):
+            assert np.abs(mine.astype(np.float64) - theirs).max() <= 1
+    assert len(pipe._pgraft_fast.known) and len(pipe._pgraft_fast.runner._graphs)
 
 
 def test_noise_and_other_prompts_in_a_graph():
