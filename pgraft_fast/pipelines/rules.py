@@ -197,15 +197,33 @@ def leaves_of(rule: Any) -> list[Any]:
     return [rule]
 
 
-def values_of(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each leaf of a rule with what does not change of its argument: all of a constant, what follows states."""
+def pairs_of(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each leaf of a rule with its argument."""
     if isinstance(rule, dict):
         for name in rule:
-            yield from values_of(rule[name], value[name])
+            yield from pairs_of(rule[name], value[name])
     elif isinstance(rule, (list, tuple)):
         for one, part in zip(rule, value, strict=True):
-            yield from values_of(one, part)
-    elif isinstance(rule, Whole):
-        yield rule, None if rule.dim is None else rule.tail(value)
+            yield from pairs_of(one, part)
     else:
-        yield rule, None if isinstance(rule, (Answer, Time)) or (isinstance(rule, Listed) and rule.state) else value
+        yield rule, value
+
+
+def values_of(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each leaf of a rule with what does not change of its argument: all of a constant, what follows states."""
+    for leaf, given in pairs_of(rule, value):
+        if isinstance(leaf, Whole):
+            yield leaf, None if leaf.dim is None else leaf.tail(given)
+        else:
+            changes = isinstance(leaf, (Answer, Time)) or (isinstance(leaf, Listed) and leaf.state)
+            yield leaf, None if changes else given
+
+
+def shapes_in(rule: CallRule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Of the arguments of a call that hold states and times: shapes, and lengths of lists."""
+    pairs = pairs_of((rule.args, rule.kwargs), (args, kwargs))
+    return [
+        len(value) if isinstance(leaf, Listed) else value.shape
+        for leaf, value in pairs
+        if isinstance(leaf, (Whole, Time)) or (isinstance(leaf, Listed) and leaf.state)
+    ]

@@ -10,7 +10,7 @@ from pgraft_fast.pipelines.arguments import Wanted, built
 from pgraft_fast.pipelines.explain import Iteration, NotExplainedError, explained, parts_of
 from pgraft_fast.pipelines.fitting import Output, fits
 from pgraft_fast.pipelines.loop import NetCall
-from pgraft_fast.pipelines.rules import Explanation, tensors_of, values_of
+from pgraft_fast.pipelines.rules import Explanation, shapes_in, tensors_of, values_of
 from pgraft_fast.pipelines.trees import copied, outline, same, zeros_like
 
 # Steps that are explained; all later ones are compared with the explanation.
@@ -19,13 +19,14 @@ _EXPLAINED = 3
 
 @dataclass(frozen=True)
 class Understood:
-    """blanks: for each call of a network what it returned, in zeros. outlines: of its arguments. first, steps: which of
-    the scheduler's timesteps the loop makes, out of `total`.
+    """blanks: for each call of a network what it returned, in zeros. outlines, shapes: of its arguments, and of those
+    that hold states and times. first, steps: which of the scheduler's timesteps the loop makes, out of `total`.
     """
 
     explanation: Explanation
     blanks: tuple[Any, ...]
     outlines: tuple[Any, ...]
+    shapes: tuple[Any, ...]
     first: int
     steps: int
     total: int
@@ -34,6 +35,12 @@ class Understood:
     def nets(self) -> frozenset[str]:
         """Names of the networks that are called."""
         return frozenset(rule.net for rule in self.explanation.calls)
+
+    def is_like(self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call of a network, the one with this place in an iteration, is like the one that was watched."""
+        if outline((args, kwargs)) != self.outlines[place]:
+            return False
+        return shapes_in(self.explanation.calls[place], args, kwargs) == self.shapes[place]
 
     def with_scale(self, scale: float) -> "Understood":
         """With another scale of guidance."""
@@ -103,7 +110,9 @@ class Watch:
         calls, first = self.iterations[0].calls, times.index(self._times[0])
         blanks = tuple(zeros_like(call.out) for call in calls)
         outlines = tuple(outline((call.args, call.kwargs)) for call in calls)
-        return Understood(self._explanation, blanks, outlines, first, len(self._times), len(times))
+        pairs = zip(self._explanation.calls, calls, strict=True)
+        shapes = tuple(shapes_in(rule, call.args, call.kwargs) for rule, call in pairs)
+        return Understood(self._explanation, blanks, outlines, shapes, first, len(self._times), len(times))
 
     def beginning(self, nets: frozenset[str]) -> Iteration:
         """The first iteration with its calls of these networks."""

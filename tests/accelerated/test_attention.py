@@ -99,7 +99,7 @@ def test_a_trial_leaves_the_call_as_it_is(name, tmp_path, monkeypatch, caplog):
     seen = []
     more = {} if name == "ddim" else {"callback_on_step_end": lambda pipe, i, t, tensors: seen.append(i) or tensors}
     want, before, plain = call(pipe, name, **more), processors(pipe), list(seen)
-    accelerate(pipe)
+    accelerate(pipe, attention="auto")
     pipe._pgraft_fast.attention.open = True
     seen.clear()
     with caplog.at_level("INFO", logger="pgraft_fast"):
@@ -118,7 +118,7 @@ def test_a_trial_with_arguments_by_position(tmp_path, monkeypatch):
         return pipe(2, [torch.Generator().manual_seed(i) for i in range(2)], 0.5, 4, None, "np").images
 
     want = drawn()
-    accelerate(pipe)
+    accelerate(pipe, attention="auto")
     pipe._pgraft_fast.attention.open = True
     for _ in range(2):
         assert np.abs(drawn() - want).max() < 1e-4

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import random
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -165,3 +166,50 @@ def test_an_argument_of_which_nothing_is_known(caplog):
         check(pipe, plain, [("a cube", 1, {"picture": Knob()})] * 3)
     line = "ToyPipeline: such calls run in its own loop: an argument is Knob, of which nothing is known"
     assert [record.message for record in caplog.records] == [line]
+
+
+@pytest.mark.parametrize("how", ["negated", "doubled", "rescaled"])
+def test_a_pipeline_that_is_set_otherwise(how):
+    """By an attribute of its own, which no argument tells."""
+    plain, pipe = toy(), toy()
+    accelerate(pipe)
+    check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
+    for one in (plain, pipe):
+        one.habits = Habits(**{how: not getattr(one.habits, how)})
+    check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
+    for one in (plain, pipe):
+        one.habits = Habits()
+    check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
+
+
+class Tripled(ToyPipeline):
+    """Asks for a third answer where somebody outside says so."""
+
+    asked: ClassVar[list[int]] = []
+
+    def _guided(self, x, t, label):
+        if not self.asked:
+            return super()._guided(x, t, label)
+        time, labels = t.expand(3 * len(x)), torch.cat((0.0 * label, label, 0.5 * label))
+        null, out, half = self.net(torch.cat((x, x, x)), time, labels)[0].chunk(3)
+        return null + 2.0 * (out - null) + half
+
+
+def test_rows_that_were_not_there_before():
+    plain, pipe = (Tripled(toy().net, toy().scheduler) for _ in range(2))
+    accelerate(pipe)
+    calls = [("a cube", 1, {}), ("two cubes", 2, {})]
+    check(pipe, plain, calls)
+    Tripled.asked.append(1)
+    try:
+        check(pipe, plain, calls)
+    finally:
+        Tripled.asked.clear()
+    check(pipe, plain, calls)
+
+
+def test_numbers_in_tensors_are_told_apart():
+    plain, pipe = toy(), toy()
+    accelerate(pipe)
+    for scale in (2.0, 2.0, 5.0, 5.0):
+        check(pipe, plain, [("a cube", 1, {"guidance_scale": torch.tensor(scale)})])

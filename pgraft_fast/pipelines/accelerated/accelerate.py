@@ -84,9 +84,11 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     runner = Runner(mode, None if graph_memory_gb is None else int(graph_memory_gb * GB))
     check_kind(attention)
     restore(pipe)
+    # A network that is left as it is, is not held either.
+    denoiser = None if attention == "keep" else denoiser_of(pipe)
     state = State(
         scheduler=pipe.scheduler, fast=_fast(pipe.scheduler), runner=runner,
-        attention=Attention(denoiser_of(pipe), attention), device=ExecutionDevice(),
+        attention=Attention(denoiser, attention), device=ExecutionDevice(),
     )  # fmt: skip
     if state.fast is not None:
         pipe.scheduler = state.fast

@@ -15,6 +15,8 @@ from pgraft_fast.pipelines.watched import Understood
 
 # Kinds that are remembered of a pipeline, the last ones.
 _KEPT = 64
+# Numbers in a row that are told apart one by one, such as timesteps.
+_FEW = 256
 # Parts of the names of arguments that say what is drawn, in words and in numbers.
 _WORDS, _NUMBERS = "prompt", "label"
 _SCALE = "scale of guidance"
@@ -111,9 +113,10 @@ class Like:
     """What is known of calls like one call. Raises OtherKindError."""
 
     def __init__(self, known: Kinds, pipe: Any, scheduler: Any, arguments: dict[str, Any]) -> None:
-        self._known, self._kind = known, kind_of(arguments)
+        attributes, objects = _attributes(pipe)
+        self._known, self._kind = known, kind_of(arguments) + attributes
         settings = (vars(part)["_internal_dict"] for part in (pipe, scheduler) if "_internal_dict" in vars(part))
-        self._parts = (*modules_of(pipe).values(), type(scheduler), *settings)
+        self._parts = (*modules_of(pipe).values(), type(scheduler), *settings, *objects)
 
     def is_left(self) -> bool:
         """See `Kinds.is_left`."""
@@ -141,6 +144,21 @@ def modules_of(pipe: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
 
 
+def _attributes(pipe: Any) -> tuple[Kind, list[Any]]:
+    """Attributes of a pipeline that are no networks: by value, or objects. Those of one call have a _ before them."""
+    values: list[tuple[str, Any]] = []
+    objects: list[Any] = []
+    for name, value in vars(pipe).items():
+        if name[0] == "_" or name == "scheduler" or isinstance(value, nn.Module):
+            continue
+        try:
+            values.append((f"self.{name}", _form(value, ())))
+        except OtherKindError:
+            if hasattr(value, "__weakref__"):
+                objects.append(value)
+    return tuple(values), objects
+
+
 def _without_a_scale(kind: Kind) -> Iterator[tuple[str, float, Kind]]:
     """Each number above 1, with the kind that leaves it open."""
     for place, (name, value) in enumerate(kind):
@@ -161,6 +179,8 @@ def _form(value: Any, content: tuple[type, ...]) -> Any:
         return value
     if isinstance(value, (str, int, float)):
         return type(value) if isinstance(value, content) else value
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim <= 1 and len(value.reshape(-1)) <= _FEW:
+        return type(value), tuple(value.tolist()) if value.ndim else value.item()
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype, value.device
     if isinstance(value, np.ndarray):
