@@ -78,6 +78,8 @@ def explained(one: Sequence[Iteration], several: Sequence[Iteration]) -> Explana
     names = [call.net for call in one[0].calls]
     if any([call.net for call in iteration.calls] != names for iteration in (*one, *several)):
         raise NotExplainedError("its calls of networks change")
+    if any(call.writes for iteration in (*one, *several) for call in iteration.calls):
+        raise NotExplainedError("its networks write into their arguments")
     rules = [_call_rule(number, one, several) for number in range(len(names))]
     taken = {leaf.call for rule in rules for leaf in leaves_of((rule.args, rule.kwargs)) if isinstance(leaf, Answer)}
     rules = [replace(rule, part=None) if number in taken else rule for number, rule in enumerate(rules)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.pipelines.rules import tensors_of
 from pgraft_fast.pipelines.standin import (
     Timesteps,
     answer,
@@ -28,12 +29,24 @@ class NotServedError(InputError):
 
 @dataclass(frozen=True)
 class NetCall:
-    """One call of a network in an iteration; the tensors of its arguments are copied before it."""
+    """One call of a network in an iteration; the tensors of its arguments are copied before it. writes: whether it
+    wrote into them.
+    """
 
     net: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
+    writes: bool = False
+
+    @classmethod
+    def of(cls, name: str, net: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "NetCall":
+        """Call the network."""
+        # Inference tensors count no writes.
+        tensors = [tensor for tensor in tensors_of((args, kwargs)) if not tensor.is_inference()]
+        before, written = (copied(args), copied(kwargs)), [tensor._version for tensor in tensors]
+        out = net(*args, **kwargs)
+        return cls(name, *before, out, written != [tensor._version for tensor in tensors])
 
 
 class Loop:
@@ -167,15 +180,16 @@ class Loop:
                 return net(*args, **kwargs)
             self.called.add(name)
             key = (name, shapes_of(args), shapes_of(kwargs))
-            given = None if self._watch is None else (copied(args), copied(kwargs))
-            if self._next is None and key in self._blanks:
-                out = copy.copy(self._blanks[key])
+            blank = copy.copy(self._blanks.get(key)) if self._next is None else None
+            if self._watch is None:
+                out = net(*args, **kwargs) if blank is None else blank
             else:
-                out = net(*args, **kwargs)
-                if self._next is None:
-                    self._blanks[key] = zeros_like(out)
-            if self._watch is not None and given is not None:
-                self._watch(NetCall(name, *given, out))
+                seen = None if blank is None else NetCall(name, copied(args), copied(kwargs), blank)
+                seen = NetCall.of(name, net, args, kwargs) if seen is None else seen
+                out = seen.out
+                self._watch(seen)
+            if self._next is None and blank is None:
+                self._blanks[key] = zeros_like(out)
             return out
 
         return call

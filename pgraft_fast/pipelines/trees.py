@@ -26,6 +26,13 @@ def copied(value: Any) -> Any:
     return type(value)(copied(one) for one in value) if type(value) in (list, tuple) else value
 
 
+def fresh(value: Any) -> Any:
+    """The same tensors in lists and dicts of its own: some networks take out of them what they have used."""
+    if isinstance(value, dict):
+        return {name: fresh(one) for name, one in value.items()}
+    return type(value)(fresh(one) for one in value) if type(value) in (list, tuple) else value
+
+
 def zeros_like(value: Any) -> Any:
     """An output of the same kind that holds zeros and no graph."""
     if isinstance(value, Tensor):

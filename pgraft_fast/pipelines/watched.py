@@ -11,7 +11,7 @@ from pgraft_fast.pipelines.explain import Iteration, NotExplainedError, explaine
 from pgraft_fast.pipelines.fitting import Output, fits
 from pgraft_fast.pipelines.loop import NetCall
 from pgraft_fast.pipelines.rules import Explanation, shapes_in, tensors_of, values_of
-from pgraft_fast.pipelines.trees import copied, outline, same, zeros_like
+from pgraft_fast.pipelines.trees import outline, same, zeros_like
 
 # Steps that are explained; all later ones are compared with the explanation.
 _EXPLAINED = 3
@@ -69,10 +69,8 @@ class Watch:
         def call(*args: Any, **kwargs: Any) -> Any:
             if self.why is not None:
                 return net(*args, **kwargs)
-            args_before, kwargs_before = copied(args), copied(kwargs)
-            out = net(*args, **kwargs)
-            self._calls.append(NetCall(name, args_before, kwargs_before, out))
-            return out
+            self._calls.append(NetCall.of(name, net, args, kwargs))
+            return self._calls[-1].out
 
         return call
 
@@ -151,6 +149,8 @@ class Watch:
 def agrees(explanation: Explanation, first: Iteration, now: Iteration) -> bool:
     """Whether an iteration is as explained. first: of which the constants are."""
     if [call.net for call in now.calls] != [rule.net for rule in explanation.calls]:
+        return False
+    if any(call.writes for call in now.calls):
         return False
     answers: list[list[Tensor]] = []
     t = now.t.to(now.x.device)

@@ -1,5 +1,6 @@
 """Loops that no library has, accelerated: the same pictures, whether they are explained or left as they are."""
 
+import copy
 import dataclasses
 import gc
 import random
@@ -9,7 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 from diffusers import ImagePipelineOutput
-from toy_pipeline import SCHEDULERS, Habits, ToyPipeline, toy
+from toy_pipeline import SCHEDULERS, Habits, ToyNet, ToyPipeline, toy
 
 from pgraft_fast import accelerate
 
@@ -213,3 +214,46 @@ def test_numbers_in_tensors_are_told_apart():
     accelerate(pipe)
     for scale in (2.0, 2.0, 5.0, 5.0):
         check(pipe, plain, [("a cube", 1, {"guidance_scale": torch.tensor(scale)})])
+
+
+class Greedy(ToyNet):
+    """Takes what it uses out of its arguments, or writes into them."""
+
+    def forward(self, state, time, label, shifts=None, taken=None, writes=False):
+        out = super().forward(state, time, label)[0]
+        if shifts:
+            out = out + shifts.pop(0)
+        if taken and "scale" in taken:
+            out = out * taken.pop("scale")
+        if writes:
+            label.mul_(1.01)
+        return (out,)
+
+
+class Feeding(ToyPipeline):
+    """Gives its network lists and dicts that it empties. The dict of both answers of an iteration is the same."""
+
+    writes = False
+
+    def _guided(self, x, t, label):
+        shifts, kept = [torch.full((3, 1, 1), 0.3)], {}
+        answers = []
+        for scale, own in ((0.5, 0.0 * label), (1.5, label)):
+            kept["scale"] = torch.tensor(scale)
+            answers.append(self.net(x, t, own.clone(), shifts=shifts.copy(), taken=kept, writes=self.writes)[0])
+        return self._combined(*answers)
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_networks_that_change_their_arguments(writes, caplog):
+    base = toy()
+    plain, pipe = (Feeding(Greedy(), copy.deepcopy(base.scheduler)) for _ in range(2))
+    for one in (plain, pipe):
+        one.net.load_state_dict(base.net.state_dict())
+        one.writes = writes
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        accelerate(pipe)
+        check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {}), ("a ball", 3, {"num_inference_steps": 7})])
+    line = "Feeding: such calls run in its own loop: its networks write into their arguments"
+    assert {record.message for record in caplog.records} == ({line} if writes else set())
+    assert bool(len(pipe._pgraft_fast.known)) != writes

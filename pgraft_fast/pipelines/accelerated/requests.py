@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgraft_fast.pipelines.arguments import Wanted, built
 from pgraft_fast.pipelines.rules import Answer, CallRule, Constant, Listed, Time, Whole, leaves_of, values_of
+from pgraft_fast.pipelines.trees import fresh
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -50,9 +51,12 @@ class Request:
         timed = [(side, key, _times(part, times)) for side, key, part in changing if isinstance(part, Time)]
         # Arguments of each step, in which states are put.
         self.prepared: list[tuple[list[Any], dict[str, Any]]] = []
-        own = {side for side, _, _ in changing}
+        held = [(side, key, part) for side, key, part in places if isinstance(part, (list, dict, tuple, Listed))]
+        own = {side for side, _, _ in changing + held}
         for place in range(len(times)):
             made: tuple[Any, Any] = args.copy() if 0 in own else args, kwargs.copy() if 1 in own else kwargs
+            for side, key, _ in held:
+                made[side][key] = fresh(made[side][key])
             for side, key, values in timed:
                 made[side][key] = values[place]
             self.prepared.append(made)

@@ -29,6 +29,7 @@ from pgraft_fast.pipelines.around import IN_CALL
 from pgraft_fast.pipelines.denoisers import denoiser_of
 from pgraft_fast.pipelines.explain import NotExplainedError
 from pgraft_fast.pipelines.standin import scaled
+from pgraft_fast.pipelines.trees import fresh
 from pgraft_fast.pipelines.views import like, target_of, view
 from pgraft_fast.pipelines.watched import Understood, Watch, agrees
 from pgraft_fast.schedulers.fused import FusedScheduler
@@ -193,7 +194,8 @@ class Session:
                 raise NotAsUnderstoodError
             if self._mode == "known" and (torch.is_grad_enabled() or not understood.is_like(place, args, kwargs)):
                 raise NotAsUnderstoodError
-            self._given.append((args, kwargs))
+            # Some pipelines go on with the same lists and dicts.
+            self._given.append((fresh(args), fresh(kwargs)))
             return understood.blanks[place]
 
         return call
