@@ -114,7 +114,8 @@ def _call_rule(number: int, one: Sequence[Iteration], several: Sequence[Iteratio
     if len(states) != 1:
         raise NotExplainedError(f"{len(states)} arguments hold the state")
     net, out = one[0].calls[number].net, one[0].calls[number].out
-    return CallRule(net, *found, _part(states[0], one[0].x, out))
+    empties = any(call.empties for side in calls for call in side)
+    return CallRule(net, *found, _part(states[0], one[0].x, out), empties)
 
 
 def _rule(values: _Values) -> Any:

@@ -30,7 +30,7 @@ class NotServedError(InputError):
 @dataclass(frozen=True)
 class NetCall:
     """One call of a network in an iteration; the tensors of its arguments are copied before it. writes: whether it
-    wrote into them.
+    wrote into them. empties: whether it changed the lists and dicts that they were in.
     """
 
     net: str
@@ -38,6 +38,7 @@ class NetCall:
     kwargs: dict[str, Any]
     out: Any
     writes: bool = False
+    empties: bool = False
 
     @classmethod
     def of(cls, name: str, net: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "NetCall":
@@ -46,7 +47,8 @@ class NetCall:
         tensors = [tensor for tensor in tensors_of((args, kwargs)) if not tensor.is_inference()]
         before, written = (copied(args), copied(kwargs)), [tensor._version for tensor in tensors]
         out = net(*args, **kwargs)
-        return cls(name, *before, out, written != [tensor._version for tensor in tensors])
+        writes = written != [tensor._version for tensor in tensors]
+        return cls(name, *before, out, writes, shapes_of(before) != shapes_of((args, kwargs)))
 
 
 class Loop:

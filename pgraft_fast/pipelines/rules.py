@@ -109,13 +109,14 @@ class Answer:
 @dataclass(frozen=True)
 class CallRule:
     """One call of a network. args, kwargs: with a rule in the place of each leaf. part: None where a later call takes
-    what it returned.
+    what it returned. empties: whether it takes what it used out of lists and dicts among its arguments.
     """
 
     net: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     part: Part | None
+    empties: bool = False
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ def agrees(explanation: Explanation, first: Iteration, now: Iteration) -> bool:
     """Whether an iteration is as explained. first: of which the constants are."""
     if [call.net for call in now.calls] != [rule.net for rule in explanation.calls]:
         return False
-    if any(call.writes for call in now.calls):
+    pairs = zip(explanation.calls, now.calls, strict=True)
+    if any(call.writes or (call.empties and not rule.empties) for rule, call in pairs):
         return False
     answers: list[list[Tensor]] = []
     t = now.t.to(now.x.device)

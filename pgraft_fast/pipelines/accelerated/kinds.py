@@ -1,10 +1,12 @@
 """Kinds of calls of a pipeline: those of one kind make the same loop."""
 
+import contextlib
+import functools
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ _FEW = 256
 # Parts of the names of arguments that say what is drawn, in words and in numbers.
 _WORDS, _NUMBERS = "prompt", "label"
 _SCALE = "scale of guidance"
+_PLAIN = frozenset((type(None), bool, int, float, str))
 
 Kind = tuple[tuple[str, Any], ...]
 
@@ -53,26 +56,21 @@ class Kinds:
     """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[Kind, _Known | None] = OrderedDict()
+        self._known: OrderedDict[Kind, _Known | Literal[False]] = OrderedDict()
         self._told: set[str] = set()
 
     def __len__(self) -> int:
-        return sum(known is not None for known in self._known.values())
+        return sum(known is not False for known in self._known.values())
 
-    def get(self, kind: Kind, parts: tuple[Any, ...]) -> Understood | None:
-        """Of this very kind; None where it is not known."""
-        known = self._known.get(kind)
-        return known.understood if known is not None and _same_parts(known.parts, parts) else None
-
-    def is_left(self, kind: Kind) -> bool:
-        """Whether calls of this kind were watched in vain."""
-        return kind in self._known and self._known[kind] is None
+    def get(self, kind: Kind) -> "_Known | Literal[False] | None":
+        """Of this very kind; False where such calls were watched in vain, None where it is not known."""
+        return self._known.get(kind)
 
     def scaled(self, kind: Kind, parts: tuple[Any, ...]) -> Understood | None:
         """Of a kind that differs in its scale of guidance alone. It has to be compared with a step."""
         for name, value, other in _without_a_scale(kind):
             known = self._known.get(other)
-            if known is not None and known.scale == name and _same_parts(known.parts, parts):
+            if known and known.scale == name and _same_parts(known.parts, parts):
                 return known.understood.with_scale(value)
         return None
 
@@ -90,7 +88,7 @@ class Kinds:
 
     def leave(self, kind: Kind) -> None:
         """Calls of this kind are not watched again."""
-        self._add(kind, None)
+        self._add(kind, False)
 
     def is_new(self, line: str) -> bool:
         """Whether this line was not told before."""
@@ -102,7 +100,7 @@ class Kinds:
         """Forget all."""
         self._known.clear()
 
-    def _add(self, kind: Kind, known: _Known | None) -> None:
+    def _add(self, kind: Kind, known: _Known | Literal[False]) -> None:
         self._known.pop(kind, None)
         self._known[kind] = known
         while len(self._known) > _KEPT:
@@ -115,16 +113,20 @@ class Like:
     def __init__(self, known: Kinds, pipe: Any, scheduler: Any, arguments: dict[str, Any]) -> None:
         attributes, objects = _attributes(pipe)
         self._known, self._kind = known, kind_of(arguments) + attributes
+        self._found = known.get(self._kind)
         settings = (vars(part)["_internal_dict"] for part in (pipe, scheduler) if "_internal_dict" in vars(part))
         self._parts = (*modules_of(pipe).values(), type(scheduler), *settings, *objects)
 
+    @property
     def is_left(self) -> bool:
-        """See `Kinds.is_left`."""
-        return self._known.is_left(self._kind)
+        """Whether such calls were watched in vain."""
+        return self._found is False
 
-    def get(self) -> Understood | None:
-        """See `Kinds.get`."""
-        return self._known.get(self._kind, self._parts)
+    @property
+    def understood(self) -> Understood | None:
+        """Of this very kind, where networks and settings are those of then."""
+        found = self._found
+        return found.understood if isinstance(found, _Known) and _same_parts(found.parts, self._parts) else None
 
     def scaled(self) -> Understood | None:
         """See `Kinds.scaled`."""
@@ -151,11 +153,13 @@ def _attributes(pipe: Any) -> tuple[Kind, list[Any]]:
     for name, value in vars(pipe).items():
         if name[0] == "_" or name == "scheduler" or isinstance(value, nn.Module):
             continue
-        try:
-            values.append((f"self.{name}", _form(value, ())))
-        except OtherKindError:
-            if hasattr(value, "__weakref__"):
-                objects.append(value)
+        if type(value) in _PLAIN:
+            values.append((name, value))
+        elif isinstance(value, (list, tuple, dict)):
+            with contextlib.suppress(OtherKindError):
+                values.append((name, _form(value, ())))
+        elif hasattr(value, "__weakref__"):
+            objects.append(value)
     return tuple(values), objects
 
 
@@ -170,15 +174,17 @@ def _same_parts(mine: tuple[weakref.ref[Any], ...], others: tuple[Any, ...]) -> 
     return len(mine) == len(others) and all(a() is b for a, b in zip(mine, others, strict=True))
 
 
+@functools.cache
 def _content(name: str) -> tuple[type, ...]:
     return (str,) * (_WORDS in name) + (int, float) * (_NUMBERS in name)
 
 
 def _form(value: Any, content: tuple[type, ...]) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind if kind in content else value
     if isinstance(value, (str, int, float)):
-        return type(value) if isinstance(value, content) else value
+        return kind if isinstance(value, content) else value
     if isinstance(value, (Tensor, np.ndarray)) and value.ndim <= 1 and len(value.reshape(-1)) <= _FEW:
         return type(value), tuple(value.tolist()) if value.ndim else value.item()
     if isinstance(value, Tensor):

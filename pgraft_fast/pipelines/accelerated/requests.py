@@ -51,7 +51,7 @@ class Request:
         timed = [(side, key, _times(part, times)) for side, key, part in changing if isinstance(part, Time)]
         # Arguments of each step, in which states are put.
         self.prepared: list[tuple[list[Any], dict[str, Any]]] = []
-        held = [(side, key, part) for side, key, part in places if isinstance(part, (list, dict, tuple, Listed))]
+        held = places if rule.empties else []
         own = {side for side, _, _ in changing + held}
         for place in range(len(times)):
             made: tuple[Any, Any] = args.copy() if 0 in own else args, kwargs.copy() if 1 in own else kwargs

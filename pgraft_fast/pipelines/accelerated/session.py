@@ -97,9 +97,9 @@ class Session:
             if self._known.is_new(str(error)):
                 self._tell(f"an argument is {error}, of which nothing is known")
             return "plain"
-        if self._like.is_left():
+        if self._like.is_left:
             return "plain"
-        self._understood = self._like.get()
+        self._understood = self._like.understood
         if self._understood is not None and not any(is_watched(net) for net in self._nets().values()):
             return "known"
         self._understood, self.watch = self._like.scaled(), Watch()

@@ -84,11 +84,22 @@ class Trajectory:
         """
         doubled = requests.doubled(x.dtype) and self.guided and not plan.scaled
         stepper = plan.bind(*self._guidance(), self.options.get("generator"), twice=doubled)
-        rows, ends, ask = [step.row for step in plan.steps], self.ends, self._asking(requests, functions)
+        rows, ends = [step.row for step in plan.steps], self.ends
+        single = requests.calls[0] if len(requests.calls) == 1 else None
+        alone = None
+        if single is not None and single.state is not None:
+            alone = single.prepared, functions[single.net], *single.state
         halves, plain, direct = False, False, None
         x_in, place = None, 0
         for place in range(len(rows)):
-            answers = ask(place, x / plan.steps[place].scale if plan.scaled else x, x_in)
+            seen = x / plan.steps[place].scale if plan.scaled else x
+            if alone is None:
+                answers = self._answers(place, States(seen, x_in), requests, functions)
+            else:
+                prepared, function, side, key, rule = alone
+                given: Any = prepared[place]
+                given[side][key] = rule.laid(seen) if x_in is None else x_in
+                answers = [answer_of(function(*given[0], **given[1]))]
             moved: Tensor | None = None if direct is None else direct.step(rows[place], x, answers[0])
             if direct is None or moved is None:
                 if place == 0:
@@ -107,20 +118,6 @@ class Trajectory:
         plan.steps = plan.steps[: place + 1]
         self.scheduler.planned_done(plan)
         return x
-
-    def _asking(self, requests: Requests, functions: Functions) -> Callable[[int, Tensor, Tensor | None], list[Any]]:
-        """ask(place, x, doubled): what the networks return in a step, as `answer_of`."""
-        single = requests.calls[0] if len(requests.calls) == 1 else None
-        if single is None or single.state is None:
-            return lambda place, x, doubled: self._answers(place, States(x, doubled), requests, functions)
-        (side, key, rule), prepared, function = single.state, single.prepared, functions[single.net]
-
-        def ask(place: int, x: Tensor, doubled: Tensor | None) -> list[Any]:
-            given: Any = prepared[place]
-            given[side][key] = rule.laid(x) if doubled is None else doubled
-            return [answer_of(function(*given[0], **given[1]))]
-
-        return ask
 
     def _answers(self, place: int, states: States, requests: Requests, functions: Functions) -> list[Any]:
         answers: list[Any] = []
