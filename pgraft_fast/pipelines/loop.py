@@ -186,8 +186,10 @@ class Loop:
             if self._watch is None:
                 out = net(*args, **kwargs) if blank is None else blank
             else:
-                seen = None if blank is None else NetCall(name, copied(args), copied(kwargs), blank)
-                seen = NetCall.of(name, net, args, kwargs) if seen is None else seen
+                if blank is None:
+                    seen = NetCall.of(name, net, args, kwargs)
+                else:
+                    seen = NetCall(name, copied(args), copied(kwargs), blank)
                 out = seen.out
                 self._watch(seen)
             if self._next is None and blank is None:

@@ -1,5 +1,6 @@
 """Nested arguments and answers of networks: tensors in tuples, lists and dicts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,20 +18,18 @@ def shapes_of(value: Any) -> Any:
     return value if isinstance(value, (bool, int, str, type(None))) else type(value)
 
 
+def fresh(value: Any, change: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
+    """In lists and dicts of its own, as some networks take out of them what they have used. change: of each tensor."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: fresh(one, change) for name, one in value.items()}
+    return type(value)(fresh(one, change) for one in value) if type(value) in (list, tuple) else value
+
+
 def copied(value: Any) -> Any:
     """With tensors of its own, without a graph."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {name: copied(one) for name, one in value.items()}
-    return type(value)(copied(one) for one in value) if type(value) in (list, tuple) else value
-
-
-def fresh(value: Any) -> Any:
-    """The same tensors in lists and dicts of its own: some networks take out of them what they have used."""
-    if isinstance(value, dict):
-        return {name: fresh(one) for name, one in value.items()}
-    return type(value)(fresh(one) for one in value) if type(value) in (list, tuple) else value
+    return fresh(value, lambda tensor: tensor.detach().clone())
 
 
 def zeros_like(value: Any) -> Any:

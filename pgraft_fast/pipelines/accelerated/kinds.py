@@ -74,7 +74,7 @@ class Kinds:
                 return known.understood.with_scale(value)
         return None
 
-    def put(self, kind: Kind, understood: Understood, parts: tuple[Any, ...]) -> Understood:
+    def put(self, kind: Kind, understood: Understood, parts: tuple[Any, ...]) -> None:
         """Remember. A scale that an argument tells is taken from there, digit by digit."""
         references = tuple(weakref.ref(part) for part in parts)
         scale, found = understood.explanation.scale, None
@@ -84,7 +84,6 @@ class Kinds:
             understood = understood.with_scale(value)
             self._add(other, _Known(understood, references, found))
         self._add(kind, _Known(understood, references, found))
-        return understood
 
     def leave(self, kind: Kind) -> None:
         """Calls of this kind are not watched again."""

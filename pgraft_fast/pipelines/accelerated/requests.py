@@ -14,21 +14,20 @@ Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class States:
-    """States x of a step, as the denoiser sees them. doubled: the same twice, where somebody wrote them already."""
+    """States x of a step, as the denoiser sees them, laid out once for all that take them alike."""
 
     __slots__ = ("_laid", "x")
 
-    def __init__(self, x: Tensor, doubled: Tensor | None = None) -> None:
+    def __init__(self, x: Tensor) -> None:
         self.x = x
-        self._laid = {} if doubled is None else {(2, doubled.dtype): doubled}
+        self._laid: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def laid(self, rule: Whole) -> Tensor:
-        """Some copies in the rule's dtype."""
+        """See `Whole.laid`."""
         key = (rule.copies, rule.dtype)
         found = self._laid.get(key)
         if found is None:
-            found = self.x if rule.copies == 1 else torch.cat((self.x,) * rule.copies)
-            found = self._laid[key] = found if found.dtype is rule.dtype else found.to(rule.dtype)
+            found = self._laid[key] = rule.laid(self.x)
         return found
 
 
@@ -71,19 +70,6 @@ class Request:
         for side, key, make in self._makers:
             made[side][key] = make(place, states, answers)
         return made
-
-
-class Requests:
-    """All calls of networks in an iteration. times: (steps,) timesteps on the states' device."""
-
-    def __init__(self, rules: Sequence[CallRule], given: Sequence[Given], times: Tensor) -> None:
-        self.calls = [Request(rule, one, times) for rule, one in zip(rules, given, strict=True)]
-        wholes = [leaf for rule in rules for leaf in leaves_of((rule.args, rule.kwargs)) if isinstance(leaf, Whole)]
-        self._wholes = wholes
-
-    def doubled(self, dtype: torch.dtype) -> bool:
-        """Whether the one call takes states of this dtype twice."""
-        return len(self._wholes) == 1 and self._wholes[0].copies == 2 and self._wholes[0].dtype is dtype
 
 
 _Maker = Callable[[int, States, Sequence[list[Tensor]]], Any]

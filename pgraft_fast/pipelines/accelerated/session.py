@@ -22,8 +22,9 @@ from torch import Tensor
 
 from pgraft_fast.pipelines.accelerated.kinds import Like, OtherKindError, modules_of
 from pgraft_fast.pipelines.accelerated.progress import Progress
+from pgraft_fast.pipelines.accelerated.requests import Given
 from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
-from pgraft_fast.pipelines.accelerated.trajectory import Given, Trajectory
+from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
 from pgraft_fast.pipelines.adapters.callback import PGraftCallback
 from pgraft_fast.pipelines.around import IN_CALL
 from pgraft_fast.pipelines.denoisers import denoiser_of

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from pgraft_fast.pipelines.accelerated.requests import Requests, States
-from pgraft_fast.pipelines.rules import Explanation, answer_of, tensors_of
+from pgraft_fast.pipelines.accelerated.requests import Given, Request, States
+from pgraft_fast.pipelines.rules import Explanation, Whole, answer_of, tensors_of
 from pgraft_fast.sampling.guidance import Guide
 from pgraft_fast.schedulers.fused import upload
 from pgraft_fast.schedulers.plan import StepPlan
@@ -20,7 +20,6 @@ _HOST_STATE = ("_step_index", "lower_order_nums", "model_outputs", "is_scale_inp
 
 # What a call of each network does.
 Functions = Mapping[str, Callable[..., Any]]
-Given = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass
@@ -48,7 +47,8 @@ class Trajectory:
         own = timesteps.narrow(0, first, last - first).unbind()
         if self.times is None or self.times.device != x.device:
             self.times = upload(timesteps, x.device)
-        requests = Requests(self.explanation.calls, self.given, self.times.narrow(0, first, last - first))
+        times, pairs = self.times.narrow(0, first, last - first), zip(self.explanation.calls, self.given, strict=True)
+        requests = [Request(rule, given, times) for rule, given in pairs]
         plan = self.scheduler.plan(first, last, x, self.options)
         with torch.no_grad():
             # A plan is for one dtype.
@@ -61,7 +61,9 @@ class Trajectory:
         """Whether the step itself puts two answers together."""
         return self.explanation.scale is not None
 
-    def _one_by_one(self, x: Tensor, own: Sequence[Tensor], requests: Requests, functions: Functions) -> Tensor:
+    def _one_by_one(
+        self, x: Tensor, own: Sequence[Tensor], requests: Sequence[Request], functions: Functions
+    ) -> Tensor:
         for place, t in enumerate(own):
             scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
             x = self._advance(*self._split(self._answers(place, States(scaled), requests, functions), x), t, x)
@@ -77,26 +79,24 @@ class Trajectory:
         made = self.explanation
         return (1.0, 0.0) if made.scale is None else (made.scale, made.rescale)
 
-    def _planned(self, plan: StepPlan, x: Tensor, requests: Requests, functions: Functions) -> Tensor:
+    def _planned(self, plan: StepPlan, x: Tensor, requests: Sequence[Request], functions: Functions) -> Tensor:
         """The loop without the scheduler; what a step writes is the next model input, where nothing is in between.
 
         A model call leaves no cache warm: each function that the loop touches costs a microsecond or two.
         """
-        doubled = requests.doubled(x.dtype) and self.guided and not plan.scaled
+        single = requests[0] if len(requests) == 1 else None
+        alone = None if single is None or single.state is None else (single.prepared, *single.state)
+        doubled = alone is not None and self._writes_twice(alone[-1], x) and not plan.scaled
         stepper = plan.bind(*self._guidance(), self.options.get("generator"), twice=doubled)
-        rows, ends = [step.row for step in plan.steps], self.ends
-        single = requests.calls[0] if len(requests.calls) == 1 else None
-        alone = None
-        if single is not None and single.state is not None:
-            alone = single.prepared, functions[single.net], *single.state
+        rows, ends, function = [step.row for step in plan.steps], self.ends, functions[requests[0].net]
         halves, plain, direct = False, False, None
         x_in, place = None, 0
         for place in range(len(rows)):
             seen = x / plan.steps[place].scale if plan.scaled else x
             if alone is None:
-                answers = self._answers(place, States(seen, x_in), requests, functions)
+                answers = self._answers(place, States(seen), requests, functions)
             else:
-                prepared, function, side, key, rule = alone
+                prepared, side, key, rule = alone
                 given: Any = prepared[place]
                 given[side][key] = rule.laid(seen) if x_in is None else x_in
                 answers = [answer_of(function(*given[0], **given[1]))]
@@ -119,15 +119,19 @@ class Trajectory:
         self.scheduler.planned_done(plan)
         return x
 
-    def _answers(self, place: int, states: States, requests: Requests, functions: Functions) -> list[Any]:
+    def _answers(self, place: int, states: States, requests: Sequence[Request], functions: Functions) -> list[Any]:
         answers: list[Any] = []
         known: list[list[Tensor]] = []
-        for request in requests.calls:
+        for request in requests:
             args, kwargs = request.at(place, states, known)
             out = functions[request.net](*args, **kwargs)
             answers.append(answer_of(out))
             known.append(tensors_of(out) if request.taken else [])
         return answers
+
+    def _writes_twice(self, rule: Whole, x: Tensor) -> bool:
+        """Whether the network takes just what a step under guidance can write: the states twice."""
+        return self.guided and rule.copies == 2 and rule.dtype is x.dtype
 
     def _is_plain(self, out: Any, x: Tensor) -> bool:
         """Whether the network's answer is the output."""
