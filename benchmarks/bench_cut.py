@@ -100,7 +100,7 @@ def _digits(settings: Settings, name: str) -> list[Row]:
     # Given its digit, a model has nothing to learn of a class.
     task = digits_task(DigitsSettings(reward=reward, conditional=not reward.startswith("digit_")))
     prompts, steps, samples = settings.by_size((100, 200, 1000), (50, 100, 400), (8, 4, 16))
-    given = FinetuneSettings(
+    config = FinetuneSettings(
         seed=_SEED,
         sample=SampleSettings(
             prompts=min(regime.groups or prompts, prompts), candidates=16,
@@ -109,7 +109,7 @@ def _digits(settings: Settings, name: str) -> list[Row]:
         select=SelectSettings(k=4),
         train=TrainSettings(steps=regime.times * steps, batch_size=64, learning_rate=1e-3),
     )  # fmt: skip
-    return _rows(_World(name, task, task.reward(reward), given, Learner(task.model, given.train), samples))
+    return _rows(_World(name, task, task.reward(reward), config, Learner(task.model, config.train), samples))
 
 
 def _shapes(settings: Settings, model: str) -> list[Row]:
@@ -123,26 +123,26 @@ def _blocks(settings: Settings, seed: int) -> list[Row]:
     prompts, trained, samples = settings.by_size((32, 200, 256), (32, 50, 128), (20, 4, 16))
     more = {"seed": seed, "sample.steps": settings.by_size(20, 20, 8), "sample.candidates": 8}
     with _shapes_world(f"shapes blocks {seed}", "sd", _SHAPES_BUDGET, samples, more) as world:
-        given = world.settings
-        given = given.model_copy(
+        config = world.settings
+        config = config.model_copy(
             update={
-                "sample": given.sample.model_copy(update={"prompts": prompts}),
+                "sample": config.sample.model_copy(update={"prompts": prompts}),
                 "select": SelectSettings(k=1),
-                "train": given.train.model_copy(update={"steps": trained}),
+                "train": config.train.model_copy(update={"steps": trained}),
             }
         )
-        world.learner.settings = given.train
+        world.learner.settings = config.train
         task, reward = lift(world.task, world.learner, world.reward, _SIDE, Schedule.scaled_linear(*_BETAS_OF_BLOCKS))
-        return _rows(replace(world, task=task, reward=reward, settings=given, cuts=_CUTS_OF_BLOCKS))
+        return _rows(replace(world, task=task, reward=reward, settings=config, cuts=_CUTS_OF_BLOCKS))
 
 
 @contextmanager
 def _shapes_world(name: str, model: str, budget: int, samples: int, more: dict[str, Any]) -> Iterator[_World]:
-    given = {"model.shipped": model, **more}
+    overrides = {"model.shipped": model, **more}
     if model == "sd3":
-        given["lora.targets"] = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+        overrides["lora.targets"] = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
     with tempfile.TemporaryDirectory() as folder:
-        subject = subject_of(config_of("pgraft", budget, more["seed"], Path(folder), given), lambda line: None)
+        subject = subject_of(config_of("pgraft", budget, more["seed"], Path(folder), overrides), lambda line: None)
         try:
             assert subject.learner is not None
             yield _World(name, subject.task, subject.reward, subject.config, subject.learner, samples)
@@ -163,11 +163,11 @@ def _rows(world: _World) -> list[Row]:
         ledger=ledger, device=device, sampling=BatchSize(settings.sample.batch_size, "sampling"),
         training=BatchSize(settings.train.micro_batch or settings.train.batch_size, "training"), log=lambda line: None,
     )  # fmt: skip
-    found = collect(
+    candidates = collect(
         execution.of(task.model), task.schedule, world.reward, task.prompts, settings, shape=task.shape,
         parameterization=task.parameterization, cuts=(0.0, *world.cuts), memory=work.sampling, ledger=ledger,
     )  # fmt: skip
-    plan = plan_from(work, found, cuts=world.cuts)
+    plan = plan_from(work, candidates, cuts=world.cuts)
     before, law = _evaluated(world, execution), _evaluated(world, execution, law=True)
     accepted = task.features(law.samples[accepted_of(law, settings)])
     first = {name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()}
@@ -177,7 +177,7 @@ def _rows(world: _World) -> list[Row]:
         learner.load(first, 0)
         # An evaluation brings its own.
         task.prompts.prepare(drawn)
-        kept = found.kept_for(cut, settings.train)
+        kept = candidates.kept_for(cut, settings.train)
         train(
             learner, kept, task.schedule, parameterization=task.parameterization, seed=settings.seed,
             null_condition=task.prompts.null,
@@ -191,19 +191,19 @@ def _row(
     world: _World, plan: CutPlan, cut: float, before: Evaluation, after: Evaluation, accepted: torch.Tensor
 ) -> Row:
     base = float(before.rewards.nanmean())
-    one = next((one for one in plan.outlooks if one.cut == cut), None)
+    outlook = next((outlook for outlook in plan.outlooks if outlook.cut == cut), None)
     reached = mean_interval(after.rewards)
     quality = world.task.quality(after.samples, after.rewards, accepted)
     # What was predicted of the training prompts, from the base of the prompts that are evaluated on.
     low, predicted, high = (
-        None if one is None or value is None else value - plan.base + base
-        for value in ((None,) * 3 if one is None else (one.low, one.predicted, one.high))
+        None if outlook is None or value is None else value - plan.base + base
+        for value in ((None,) * 3 if outlook is None else (outlook.low, outlook.predicted, outlook.high))
     )
     return {
         "op": "cut", "case": world.name, "provider": f"cut {cut:g}", "gate": "ok", "cut": cut,
         "planned": plan.cut == cut, "accepted": plan.accepted, "base": base,
-        "share_kept": 1.0 if cut == 0.0 else None if one is None or one.kept is None else one.kept.share,
-        "share_error": None if one is None or one.kept is None else one.kept.error,
+        "share_kept": 1.0 if cut == 0.0 else None if outlook is None or outlook.kept is None else outlook.kept.share,
+        "share_error": None if outlook is None or outlook.kept is None else outlook.kept.error,
         "predicted": predicted, "predicted_low": low, "predicted_high": high,
         "reached": reached.mean, "reached_low": reached.low, "reached_high": reached.high,
         "inside": None if low is None or high is None else low <= reached.mean <= high,

@@ -16,11 +16,11 @@ _HISTORY = 4
 def cases(settings: Settings) -> Iterator[Case]:
     """One batch of 16 latents."""
     shape = (2, 4, 8, 8) if settings.small else (16, 4, 64, 64)
-    one = 4 * torch.Size(shape).numel()
-    yield Case("fixed_point_update", "step", shape, "float32", 4 * one, partial(_fixed_point_update, shape))
+    tensor_bytes = 4 * torch.Size(shape).numel()
+    yield Case("fixed_point_update", "step", shape, "float32", 4 * tensor_bytes, partial(_fixed_point_update, shape))
     # The iterates and the residuals once each, and the mixture.
     yield Case(
-        "anderson_mix", f"history {_HISTORY}", shape, "float32", (2 * _HISTORY + 1) * one,
+        "anderson_mix", f"history {_HISTORY}", shape, "float32", (2 * _HISTORY + 1) * tensor_bytes,
         partial(_anderson_mix, shape),
     )  # fmt: skip
 

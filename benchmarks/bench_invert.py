@@ -46,20 +46,20 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
 
 def _providers(n: int, settings: Settings) -> Sequence[Provider]:
     model, x = load_mlp_flow().to(settings.device), dequantised("train", n, 5).to(settings.device)
-    told: dict[str, Row] = {}
+    columns: dict[str, Row] = {}
 
     def ours() -> Tensor:
-        found = invert(model, x, _STEPS, tolerance=_TOLERANCE, batch_size=n)
-        share = float(found.converged.float().mean())
-        told["ours"] = {
-            "calls_per_sample": round(found.calls / n, 2), "inverted": share,
-            "round_trip": float(f"{float(found.round_trip.max()):.3g}"),
+        inversion = invert(model, x, _STEPS, tolerance=_TOLERANCE, batch_size=n)
+        share = float(inversion.converged.float().mean())
+        columns["ours"] = {
+            "calls_per_sample": round(inversion.calls / n, 2), "inverted": share,
+            "round_trip": float(f"{float(inversion.round_trip.max()):.3g}"),
         }  # fmt: skip
-        return found.noise
+        return inversion.noise
 
     def plain() -> Tensor:
         noise, calls = plain_inverse(model, x, _STEPS, _TOLERANCE)
-        told["plain"] = {"calls_per_sample": calls, "inverted": 1.0}
+        columns["plain"] = {"calls_per_sample": calls, "inverted": 1.0}
         return noise
 
     wanted = cache(plain)
@@ -75,7 +75,7 @@ def _providers(n: int, settings: Settings) -> Sequence[Provider]:
     return [
         Provider(
             name, partial(timed, run, settings.device), partial(gate, run), own_clock=True,
-            columns=lambda name=name: told[name], per_hour={"samples_per_hour": n},
+            columns=lambda name=name: columns[name], per_hour={"samples_per_hour": n},
         )
         for name, run in (("ours", ours), ("plain", plain))
     ]  # fmt: skip

@@ -42,14 +42,14 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
     for budget, named in methods.items():
         for seed in _SEEDS if settings.size == "full" else _SEEDS[:1]:
             for method in named:
-                given = replace(common, methods=(method,), budgets=(budget,), seeds=(seed,))
-                parts.append((f"seed {seed} {method} {budget}", partial(_compared, given, bases)))
+                comparison = replace(common, methods=(method,), budgets=(budget,), seeds=(seed,))
+                parts.append((f"seed {seed} {method} {budget}", partial(_compared, comparison, bases)))
     return run_parts(parts, settings, each)
 
 
-def _compared(given: ComparisonSettings, bases: dict[int, list[Evaluation]]) -> Iterator[Row]:
+def _compared(comparison: ComparisonSettings, bases: dict[int, list[Evaluation]]) -> Iterator[Row]:
     """One run, after its base where that is not known yet."""
-    for row in (one.row() for _, one in compare(given, lambda line: None, lambda: None, bases=bases)):
+    for row in (compared.row() for _, compared in compare(comparison, lambda line: None, lambda: None, bases=bases)):
         yield {
             "op": "methods", "case": "shapes", "provider": row["method"], "gate": "ok",
             **{name: value for name, value in row.items() if name not in _LEFT_OUT},
@@ -67,25 +67,25 @@ def _kept(settings: Settings) -> list[Row]:
     seconds: dict[int, list[float]] = {kept: [] for kept in _KEPT}
     steps: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as folder:
-        given = ComparisonSettings(steps=2).of("pgraft-state", 100_000, 0, Path(folder))
+        recipe = ComparisonSettings(steps=2).of("pgraft-state", 100_000, 0, Path(folder))
         for turn in range(times + 1):
             for kept in _KEPT:
-                config = given.model_copy(
+                config = recipe.model_copy(
                     update={
-                        "sample": given.sample.model_copy(update={"prompts": prompts}),
-                        "select": given.select.model_copy(update={"rule": "top_k", "k": kept, "threshold": None}),
-                        "train": given.train.model_copy(update={"epochs": epochs}),
+                        "sample": recipe.sample.model_copy(update={"prompts": prompts}),
+                        "select": recipe.select.model_copy(update={"rule": "top_k", "k": kept, "threshold": None}),
+                        "train": recipe.train.model_copy(update={"epochs": epochs}),
                     }
                 )
                 subject = subject_of(config, lambda line: None)
                 task, config, ledger = subject.task, subject.config, Ledger()
                 assert subject.learner is not None
-                found = collect(
+                candidates = collect(
                     task.model, task.schedule, subject.reward, task.prompts, config, shape=task.shape,
                     parameterization=task.parameterization, cuts=(config.cut,), ledger=ledger,
                 )  # fmt: skip
                 report = train(
-                    subject.learner, found.kept_for(config.cut, config.train), task.schedule, seed=0,
+                    subject.learner, candidates.kept_for(config.cut, config.train), task.schedule, seed=0,
                     parameterization=task.parameterization, ledger=ledger,
                 )  # fmt: skip
                 steps[kept] = report.steps
@@ -96,8 +96,8 @@ def _kept(settings: Settings) -> list[Row]:
     return [
         {
             "op": "kept", "case": "shapes", "provider": f"best {kept} of 4", "gate": "ok", "kept": kept,
-            "train_seconds": statistics.median(found), "optimizer_steps": steps[kept],
-            "share_of_time": statistics.median(one / whole for one, whole in zip(found, base, strict=True)),
+            "train_seconds": statistics.median(readings), "optimizer_steps": steps[kept],
+            "share_of_time": statistics.median(reading / whole for reading, whole in zip(readings, base, strict=True)),
         }
-        for kept, found in seconds.items()
+        for kept, readings in seconds.items()
     ]  # fmt: skip

@@ -27,16 +27,16 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
 def _rewards(settings: Settings) -> list[Row]:
     """The demo: same rollouts and training compute for every method."""
     seeds = settings.by_size(3, 1, 1)
-    given = DemoSettings(seeds=seeds)
+    demo = DemoSettings(seeds=seeds)
     if settings.small:
-        given = DemoSettings(
+        demo = DemoSettings(
             seeds=1, cuts=(0.0, 0.25), sample=SampleSettings(prompts=4, candidates=16, steps=5),
             train=TrainSettings(steps=3, batch_size=8), samples=32, reference_samples=64,
         )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        found = run_demo(given, Path(folder), Silent())  # type: ignore[arg-type]
+        summary = run_demo(demo, Path(folder), Silent())  # type: ignore[arg-type]
     rows = []
-    for row in found["rows"]:
+    for row in summary["rows"]:
         low, high = row["reward_ci"]
         kept = ("cut", "seed", "reward", "fd_accepted", "fd_data", "precision", "recall", "model_calls", "seconds")
         rows.append(
@@ -44,7 +44,7 @@ def _rewards(settings: Settings) -> list[Row]:
                 "op": "demo", "case": "digits", "provider": row["method"], "gate": "ok",
                 **{key: row[key] for key in kept},
                 "reward_low": low, "reward_high": high, "device_hours": float(f"{row['seconds'] / 3600:.6g}"),
-                "demo_seconds": found["seconds"], "peak_rss_mb": found["peak_rss_mb"],
+                "demo_seconds": summary["seconds"], "peak_rss_mb": summary["peak_rss_mb"],
             }
         )  # fmt: skip
     return rows

@@ -52,14 +52,14 @@ def _filter(shape: tuple[int, int], settings: Settings) -> Sequence[Provider]:
         """The same candidates, whatever their order in a group."""
         return lambda: gates.same([(run() + first).sort(dim=1).values.flatten()], gates.reference(work, {})[:1])
 
-    found = [
+    providers = [
         Provider("ours", work, lambda: gates.same(work(), gates.reference(work, {})), backend=settings.backend),
         Provider("torch.topk", topk, kept_by(topk)),
         Provider("torch.sort", sort, kept_by(sort)),
         Provider("eager", work, kept_by(topk), backend="reference"),
         copy(rewards),
     ]
-    return found if settings.device.type != "cuda" else [*found, _captured(rewards, work, settings)]
+    return providers if settings.device.type != "cuda" else [*providers, _captured(rewards, work, settings)]
 
 
 def _captured(rewards: Tensor, work: Callable[[], list[Tensor]], settings: Settings) -> Provider:

@@ -76,38 +76,39 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
 class OurRound:
     """The round of `pgraft_fast.finetune`, the second one, in which the tuned model samples above the cut."""
 
-    def __init__(self, task: Task, given: FinetuneSettings, device: torch.device, mode: str) -> None:
-        self._task, self._settings, self._device = task, given, device
+    def __init__(self, task: Task, config: FinetuneSettings, device: torch.device, mode: str) -> None:
+        self._task, self._settings, self._device = task, config, device
         self._execution = Execution(mode, device)
-        self._learner = Learner(task.model, given.train)
+        self._learner = Learner(task.model, config.train)
         self._learner.run = self._execution.of(self._learner.model)
         self.seconds: list[dict[str, float]] = []
 
     def run(self) -> Tensor:
         """Rewards (groups, candidates)."""
         task, ledger, run = self._task, Ledger(), self._execution
-        found = collect(
+        candidates = collect(
             run.of(task.model), task.schedule, task.reward(_REWARD), task.prompts, self._settings, shape=task.shape,
             parameterization=task.parameterization, round_=1, cuts=(_CUT,), tuned=run.of(self._learner.ema),
             ledger=ledger, device=self._device, graphs=run.graphs,
         )  # fmt: skip
-        kept = found.kept(_CUT, "state")
+        kept = candidates.kept(_CUT, "state")
         with torch.enable_grad():
             train(self._learner, kept, task.schedule, parameterization=task.parameterization, seed=1, ledger=ledger)
         self.seconds.append({part: ledger.seconds[part] for part in _PARTS})
-        return found.rewards
+        return candidates.rewards
 
 
 class DdpoRound:
     """A round of DDPO on the same model, reward and number of samples."""
 
-    def __init__(self, task: Task, given: FinetuneSettings, device: torch.device) -> None:
-        execution, learner = Execution("eager", device), Learner(task.model, given.train)
+    def __init__(self, task: Task, config: FinetuneSettings, device: torch.device) -> None:
+        execution, learner = Execution("eager", device), Learner(task.model, config.train)
         learner.sampled = execution.of(learner.model)
-        sample = given.sample.model_copy(update={"solver": _STOCHASTIC.get(given.sample.solver, given.sample.solver)})
+        sample = config.sample
+        sample = sample.model_copy(update={"solver": _STOCHASTIC.get(sample.solver, sample.solver)})
         self._work = Work(
             model=task.model, schedule=task.schedule, reward=task.reward(_REWARD), prompts=task.prompts,
-            settings=given.model_copy(update={"method": "ddpo", "sample": sample}), shape=task.shape,
+            settings=config.model_copy(update={"method": "ddpo", "sample": sample}), shape=task.shape,
             parameterization=task.parameterization, learner=learner, execution=execution, ledger=Ledger(),
             sampling=BatchSize(sample.batch_size), training=BatchSize(sample.batch_size), device=device,
             log=lambda line: None,
@@ -120,9 +121,9 @@ class DdpoRound:
         ledger = self._work.ledger
         before = dict(ledger.seconds)
         with torch.enable_grad():
-            found = self._method.round(1, _nothing, _nothing, lambda: False)
+            done = self._method.round(1, _nothing, _nothing, lambda: False)
         self.seconds.append({part: ledger.seconds[part] - before[part] for part in _PARTS})
-        return found.rewards
+        return done.rewards
 
 
 def _nothing() -> None:
@@ -137,11 +138,13 @@ class _Plain(PlainRound):
 
 def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -> Sequence[Provider]:
     task = _on(settings.device, digits_task(DigitsSettings(variant=variant)))
-    given = _settings(variant, prompts, steps)
+    config = _settings(variant, prompts, steps)
     names = ("plain", *([] if settings.short else ["plain compile"]), "all rows")
     try:
         plain = {
-            name: _plain(task, given, variant, settings.device, compiled="compile" in name, all_rows=name == "all rows")
+            name: _plain(
+                task, config, variant, settings.device, compiled="compile" in name, all_rows=name == "all rows"
+            )
             for name in names
         }
         absent: list[Provider] = []
@@ -149,26 +152,25 @@ def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -
         plain, absent = {}, [missing(name, error) for name in names]
     modes = ["eager", *([] if settings.short else ["compile"]), *(["graph"] if settings.device.type == "cuda" else [])]
     ours = {
-        "ours" if mode == "eager" else f"ours {mode}": OurRound(task, given, settings.device, mode) for mode in modes
+        "ours" if mode == "eager" else f"ours {mode}": OurRound(task, config, settings.device, mode) for mode in modes
     }  # fmt: skip
     rewards: dict[str, Tensor] = {}
-    policy = {"ddpo": DdpoRound(task, given, settings.device)}
+    policy = {"ddpo": DdpoRound(task, config, settings.device)}
 
     def gate(name: str) -> str | None:
         if name in policy:
             rewards[name] = policy[name].run()
             return _same_law(rewards[name], rewards["ours"])
-        one = ours.get(name) or plain[name]
-        rewards[name] = one.run()[0] if name in plain else ours[name].run()
+        rewards[name] = plain[name].run()[0] if name in plain else ours[name].run()
         wrong = _same_law(rewards[name], rewards["ours"])
         return wrong if wrong or not plain else _same_work(task, plain["plain"], variant, settings.device)
 
     def provider(name: str) -> Provider:
-        one: Any = ours.get(name) or policy.get(name) or plain[name]
+        round_: Any = ours.get(name) or policy.get(name) or plain[name]
         return Provider(
-            name, partial(timed, one.run, settings.device), partial(gate, name), optional="compile" in name,
+            name, partial(timed, round_.run, settings.device), partial(gate, name), optional="compile" in name,
             backend=settings.backend if name in ours or name in policy else None, own_clock=True,
-            columns=lambda: _parts(one.seconds),
+            columns=lambda: _parts(round_.seconds),
             per_hour={"samples_per_hour": prompts * _CANDIDATES},
         )  # fmt: skip
 
@@ -188,14 +190,14 @@ def _settings(variant: Variant, prompts: int, steps: int = _STEPS) -> FinetuneSe
 
 
 def _plain(
-    task: Task, given: FinetuneSettings, variant: Variant, device: torch.device, *, compiled: bool, all_rows: bool
+    task: Task, config: FinetuneSettings, variant: Variant, device: torch.device, *, compiled: bool, all_rows: bool
 ) -> PlainRound:
     assert task.prompts.condition is not None
-    chosen = task.prompts.of_round(given.seed, 1, given.sample.prompts).to(device)
+    chosen = task.prompts.of_round(config.seed, 1, config.sample.prompts).to(device)
     return _Plain(
         task.model, _LAWS[variant][0](), task.reward(_REWARD), task.prompts.condition[chosen], task.shape, _CANDIDATES,
-        _KEPT, given.sample.steps, _CUT, _PASSES, given.sample.batch_size, _BATCH, given.train.learning_rate,
-        given.train.clip, given.train.ema, all_rows=all_rows, compiled=compiled,
+        _KEPT, config.sample.steps, _CUT, _PASSES, config.sample.batch_size, _BATCH, config.train.learning_rate,
+        config.train.clip, config.train.ema, all_rows=all_rows, compiled=compiled,
     )  # fmt: skip
 
 
@@ -209,13 +211,13 @@ def _on(device: torch.device, task: Task) -> Task:
 
 def _parts(seconds: list[dict[str, float]]) -> Row:
     """Medians in milliseconds."""
-    return {f"{part}_ms": round(1e3 * percentile([one[part] for one in seconds], 0.5), 3) for part in _PARTS}
+    return {f"{part}_ms": round(1e3 * percentile([by_part[part] for by_part in seconds], 0.5), 3) for part in _PARTS}
 
 
-def _same_law(one: Tensor, other: Tensor) -> str | None:
+def _same_law(theirs: Tensor, ours: Tensor) -> str | None:
     """Whether two sets of rewards have the same mean, within five standard errors."""
-    error = (one.var() / one.numel() + other.var() / other.numel()).sqrt()
-    off = float((one.mean() - other.mean()).abs() / error)
+    error = (theirs.var() / theirs.numel() + ours.var() / ours.numel()).sqrt()
+    off = float((theirs.mean() - ours.mean()).abs() / error)
     return None if off <= 5.0 else f"the mean reward is {off:.1f} standard errors off"
 
 

@@ -94,8 +94,8 @@ def _providers(
 
     def gate(name: str) -> str | None:
         """The first call and a later one draw what diffusers does."""
-        found = calls[name].twice("np")
-        errors[name] = float(np.abs(np.stack(found) - wanted()).max())
+        pictures = calls[name].twice("np")
+        errors[name] = float(np.abs(np.stack(pictures) - wanted()).max())
         return None if errors[name] <= _LEVEL else f"pictures differ by {errors[name]:.2e}, allowed is 1/255"
 
     def columns(name: str) -> dict[str, Any]:

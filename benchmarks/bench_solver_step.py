@@ -17,10 +17,10 @@ _SEED = 3
 
 def cases(settings: Settings) -> Iterator[Case]:
     """All noise laws at one size, the smallest batch, narrow dtypes; on a GPU also what no cache holds."""
-    many, one = ((2, 4, 8, 8), (1, 4, 8, 8)) if settings.small else ((16, 4, 64, 64), (1, 4, 64, 64))
+    many, single = ((2, 4, 8, 8), (1, 4, 8, 8)) if settings.small else ((16, 4, 64, 64), (1, 4, 64, 64))
     for name in PEERS:
         yield _case(name, many)
-    yield _case("ddim", one)
+    yield _case("ddim", single)
     for dtype in (torch.bfloat16, torch.float16):
         yield _case("ddim", many, dtype)
     if settings.device.type == "cuda" and not settings.small:
@@ -55,12 +55,12 @@ def _providers(peer: Peer, shape: tuple[int, ...], dtype: torch.dtype, settings:
             x, x_0 = done.x_s, done.x_0
         return [x]
 
-    found = [ours(work, inputs, settings, steps)]
+    providers = [ours(work, inputs, settings, steps)]
     if dtype is torch.float32:
-        found.append(_diffusers(peer, work, inputs, steps))
+        providers.append(_diffusers(peer, work, inputs, steps))
         if not settings.short:
-            found.append(_compile(peer, work, inputs, counters))
-    return [*found, eager(work, inputs, steps), copy(inputs["x"])]
+            providers.append(_compile(peer, work, inputs, counters))
+    return [*providers, eager(work, inputs, steps), copy(inputs["x"])]
 
 
 def _diffusers(peer: Peer, work: gates.Work, inputs: gates.Inputs, steps: int) -> Provider:

@@ -14,10 +14,10 @@ from pgraft_fast_benchmarks.providers import compiled, copy, draw, eager, ours, 
 def cases(settings: Settings) -> Iterator[Case]:
     """One batch of 64 latents."""
     shape = (2, 4, 8, 8) if settings.small else (64, 4, 64, 64)
-    one = 4 * torch.Size(shape).numel()
+    tensor_bytes = 4 * torch.Size(shape).numel()
     # Forward reads out and target, backward reads both again and writes the gradient.
-    yield Case("weighted_mse", "forward+backward", shape, "float32", 5 * one, partial(_weighted_mse, shape))
-    yield Case("partial_noise", "philox", shape, "float32", 3 * one, partial(_partial_noise, shape))
+    yield Case("weighted_mse", "forward+backward", shape, "float32", 5 * tensor_bytes, partial(_weighted_mse, shape))
+    yield Case("partial_noise", "philox", shape, "float32", 3 * tensor_bytes, partial(_partial_noise, shape))
 
 
 def _weighted_mse(shape: tuple[int, ...], settings: Settings) -> Sequence[Provider]:
@@ -25,15 +25,15 @@ def _weighted_mse(shape: tuple[int, ...], settings: Settings) -> Sequence[Provid
     weight = torch.linspace(0.1, 1.0, shape[0], device=settings.device)
     inputs = {"out": out, "target": target, "weight": weight}
     work = partial(_loss_and_gradient, weighted_mse)
-    found = [
+    providers = [
         ours(work, inputs, settings),
         plain("eager", partial(_loss_and_gradient, _expression, **inputs), work, inputs),
         copy(out),
     ]
     if not settings.short:
         run = partial(_loss_and_gradient, compiled(_expression), **inputs)
-        found.append(plain("compile", run, work, inputs, optional=True))
-    return found
+        providers.append(plain("compile", run, work, inputs, optional=True))
+    return providers
 
 
 def _loss_and_gradient(

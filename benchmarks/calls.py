@@ -75,7 +75,7 @@ def models_of(pipe: Any) -> list[Any]:
     """Its denoiser, text encoders and image decoder."""
     texts = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
     decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
-    return [one for one in (getattr(pipe, denoiser_name(pipe)), *texts, decoder) if one is not None]
+    return [module for module in (getattr(pipe, denoiser_name(pipe)), *texts, decoder) if module is not None]
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ class PipelineCall:
         """Pictures of the first call and of a second one, which are made in different ways. Also tells the memory."""
         pipe = self.pipe
         with peak_memory(pipe, self._device) as memory:
-            found = [self.pictures(output_type)]
+            pictures = [self.pictures(output_type)]
             memory.warm()
-            found.append(self.pictures(output_type))
+            pictures.append(self.pictures(output_type))
         self._peak = memory.megabytes
-        return found
+        return pictures
 
     def __call__(self) -> float:
         """One reading; its seconds."""
@@ -208,7 +208,7 @@ class PipelineCall:
 
 def _shares(readings: Sequence[Reading]) -> Row:
     """Milliseconds inside and outside of the models, and the second of these over the first."""
-    known = [(one.models, one.seconds - one.models, one.model_calls) for one in readings if one.models]
+    known = [(call.models, call.seconds - call.models, call.model_calls) for call in readings if call.models]
     if not known:
         return {}
     return {

@@ -51,19 +51,19 @@ def bench(
         if name in _NEED_DIFFUSERS and not _has_diffusers():
             terminal.line(f"{name}: skipped, diffusers is missing")
             continue
-        found = _one(name, settings, terminal)
-        _record(csv, found, settings, terminal)
-        result |= {key: value for key, value in found.items() if key not in ("bench", "rows")}
-        result["rows"] += found["rows"] if what == name else [{"bench": name, **row} for row in found["rows"]]
+        measured = _measure(name, settings, terminal)
+        _record(csv, measured, settings, terminal)
+        result |= {key: value for key, value in measured.items() if key not in ("bench", "rows")}
+        result["rows"] += measured["rows"] if what == name else [{"bench": name, **row} for row in measured["rows"]]
     result["failed"] = sum(row["gate"] == "fail" for row in result["rows"])
     return result
 
 
-def _one(name: str, settings: Settings, terminal: Terminal) -> dict[str, Any]:
+def _measure(name: str, settings: Settings, terminal: Terminal) -> dict[str, Any]:
     module = importlib.import_module(module_of(name))
 
     def each(label: str, rows: list[dict[str, Any]]) -> None:
-        terminal.line(f"{label}: {', '.join(_told(row) for row in rows)}")
+        terminal.line(f"{label}: {', '.join(_summary(row) for row in rows)}")
         for row in rows:
             if row["gate"] != "ok":
                 terminal.line(f"  {row['provider']} {row['gate']}: {row.get('note', '')}")
@@ -109,7 +109,7 @@ def _has_diffusers() -> bool:
     return importlib.util.find_spec("diffusers") is not None
 
 
-def _told(row: dict[str, Any]) -> str:
+def _summary(row: dict[str, Any]) -> str:
     mode = f" ({row['mode']})" if row.get("mode") else ""
     if row.get("model_error") is not None and row["provider"] == "model":
         mode = f" ({100 * row['model_error']:+.0f} %)"

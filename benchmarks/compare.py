@@ -29,14 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="the cases with this in their label")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--limit", type=float, default=1.25, help="of head's time over base's")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        base = _checkout(given.base, Path(folder) / "base")
+        base = _checkout(args.base, Path(folder) / "base")
         try:
-            found = _measure({"base": base, "head": ROOT}, Path(folder), given)
+            rows = _measure({"base": base, "head": ROOT}, Path(folder), args)
         finally:
             _git("worktree", "remove", "--force", str(base))
-    return report(found["base"], found["head"], given.limit)
+    return report(rows["base"], rows["head"], args.limit)
 
 
 def report(base: Sequence[Row], head: Sequence[Row], limit: float) -> int:
@@ -44,8 +44,8 @@ def report(base: Sequence[Row], head: Sequence[Row], limit: float) -> int:
     bad = 0
     cases = {key(row): row for row in head if row["provider"] == "ours"}
     print(f"{'case':46} {'base ms':>9} {'head ms':>9} {'base/head':>9} {'by peers':>9}")
-    for one, row in cases.items():
-        times = [_times(rows, one) for rows in (base, head)]
+    for case, row in cases.items():
+        times = [_times(rows, case) for rows in (base, head)]
         name = f"{row['op']} {row['case']} {row['shape']}"
         if any(mine["ours"] is None for mine in times):
             print(f"{name:46} {'red or missing in ' + ('base' if times[0]['ours'] is None else 'head')}")
@@ -60,24 +60,24 @@ def report(base: Sequence[Row], head: Sequence[Row], limit: float) -> int:
     return int(bad > 0)
 
 
-def _times(rows: Sequence[Row], one: tuple[object, ...]) -> dict[str, float]:
+def _times(rows: Sequence[Row], case: tuple[object, ...]) -> dict[str, float]:
     """Median milliseconds of each provider over the turns; None where one of them was red."""
-    found: dict[str, list[float | None]] = {}
+    readings: dict[str, list[float | None]] = {}
     for row in rows:
-        if key(row) == one:
-            found.setdefault(row["provider"], []).append(row.get("p50_ms") if row["gate"] == "ok" else None)
-    times = {name: None if None in mine else statistics.median(filter(None, mine)) for name, mine in found.items()}
+        if key(row) == case:
+            readings.setdefault(row["provider"], []).append(row.get("p50_ms") if row["gate"] == "ok" else None)
+    times = {name: None if None in mine else statistics.median(filter(None, mine)) for name, mine in readings.items()}
     return {"ours": None, **times}  # type: ignore[dict-item]
 
 
-def _measure(trees: dict[str, Path], folder: Path, given: argparse.Namespace) -> dict[str, list[Row]]:
+def _measure(trees: dict[str, Path], folder: Path, args: argparse.Namespace) -> dict[str, list[Row]]:
     code = {name: make(folder / "code" / name, tree) for name, tree in trees.items()}
-    for turn in range(given.turns):
+    for turn in range(args.turns):
         for name in list(trees)[:: 1 if turn % 2 == 0 else -1]:
-            print(f"turn {turn + 1} of {given.turns}: {name}", file=sys.stderr, flush=True)
+            print(f"turn {turn + 1} of {args.turns}: {name}", file=sys.stderr, flush=True)
             command = [
-                sys.executable, "-m", "pgraft_fast_benchmarks.run", given.what, "--size", given.size,
-                "--only", given.only, "--csv", str(folder / f"{name}.csv"),
+                sys.executable, "-m", "pgraft_fast_benchmarks.run", args.what, "--size", args.size,
+                "--only", args.only, "--csv", str(folder / f"{name}.csv"),
             ]  # fmt: skip
             done = subprocess.run(
                 command, env={**passive_environment(), "PYTHONPATH": str(code[name])}, cwd=folder, capture_output=True,

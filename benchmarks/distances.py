@@ -30,17 +30,17 @@ def distances(settings: Settings) -> list[Row]:
             more: dict[str, Any] = {"run": folder, "seed": seed, "data": {"kind": "digits", "shipped_base": seed == 0}}
             if settings.size == "smoke":
                 more |= _SMOKE
-            found = correct(read_correct_config(_CONFIG, more), Silent())
-        told = found["inversion"]
+            summary = correct(read_correct_config(_CONFIG, more), Silent())
+        inversion = summary["inversion"]
         common = {
             "op": "distance", "case": "digits flow", "gate": "ok", "seed": seed,
-            "batch": found["config"]["evaluate"]["samples"],
-            **{f"{name}_floor": found["floor"][name] for name in ("fd", "swd", "nearest")},
-            "inverted": told["samples"], "inversion_failed": told["failed"],
-            **{name: told[name] for name in ("calls_per_sample", "contraction", "worst_round_trip")},
-            "seconds": round(sum(found["seconds"].values()), 3),
+            "batch": summary["config"]["evaluate"]["samples"],
+            **{f"{name}_floor": summary["floor"][name] for name in ("fd", "swd", "nearest")},
+            "inverted": inversion["samples"], "inversion_failed": inversion["failed"],
+            **{name: inversion[name] for name in ("calls_per_sample", "contraction", "worst_round_trip")},
+            "seconds": round(sum(summary["seconds"].values()), 3),
         }  # fmt: skip
-        for row in found["rows"]:
+        for row in summary["rows"]:
             rows.append(
                 {
                     **common, "provider": row["name"], "steps": row["base_steps"],

@@ -26,9 +26,9 @@ def reference(work: Work, inputs: Inputs, double: bool = False, **more: Any) -> 
 
 def held(got: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]) -> str | None:
     """max|k - x| <= 2 max|e - x| + 2 eps max|x|, and rms(k - x) <= 1.2 rms(e - x) + 0.1 eps rms(x)."""
-    for index, (one, other, truth) in enumerate(zip(got, eager, exact, strict=True)):
-        eps = torch.finfo(one.dtype).eps
-        k, e, x = one.double() - truth, other.double() - truth, truth.double()
+    for index, (value, other, truth) in enumerate(zip(got, eager, exact, strict=True)):
+        eps = torch.finfo(value.dtype).eps
+        k, e, x = value.double() - truth, other.double() - truth, truth.double()
         if not _largest(k) <= 2 * _largest(e) + 2 * eps * _largest(x):
             return f"output {index}: error {_largest(k):.2e}, the reference's is {_largest(e):.2e}"
         if not _rms(k) <= 1.2 * _rms(e) + 0.1 * eps * _rms(x):
@@ -38,9 +38,9 @@ def held(got: Sequence[Tensor], eager: Sequence[Tensor], exact: Sequence[Tensor]
 
 def near(got: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float | None = None) -> str | None:
     """max|k - x| <= tolerance max|x|; the default is that of the dtype."""
-    for index, (one, truth) in enumerate(zip(got, exact, strict=True)):
-        allowed = TOLERANCE[one.dtype] if tolerance is None else tolerance
-        error = _largest(one.double() - truth.double())
+    for index, (value, truth) in enumerate(zip(got, exact, strict=True)):
+        allowed = TOLERANCE[value.dtype] if tolerance is None else tolerance
+        error = _largest(value.double() - truth.double())
         if not error <= allowed * _largest(truth.double()):
             return f"output {index}: error {error:.2e}, largest value {_largest(truth.double()):.2e}"
     return None
@@ -48,8 +48,8 @@ def near(got: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float | None
 
 def same(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> str | None:
     """Equal, bit for bit."""
-    for index, (one, other) in enumerate(zip(got, wanted, strict=True)):
-        if one.dtype is not other.dtype or not torch.equal(one, other):
+    for index, (value, other) in enumerate(zip(got, wanted, strict=True)):
+        if value.dtype is not other.dtype or not torch.equal(value, other):
             return f"output {index} differs"
     return None
 

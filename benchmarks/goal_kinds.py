@@ -42,8 +42,8 @@ class Goal:
         timed = [row for row in here if row["p50_ms"] is not None]
         mine = next((row for row in timed if row["provider"] == self.mine), None)
         peer = min((row for row in timed if row["provider"] in self.peers), key=lambda row: row["p50_ms"], default=None)
-        found = None if mine is None else self._judge(mine, peer)
-        return ("-", "no number") if found is None else found
+        judgement = None if mine is None else self._judge(mine, peer)
+        return ("-", "no number") if judgement is None else judgement
 
     def _judge(self, mine: Row, peer: Row | None) -> tuple[str, str] | None:
         raise NotImplementedError

@@ -44,8 +44,8 @@ class Goal:
 
     def _time(self, rows: list[Row], provider: str) -> float | None:
         for row in rows:
-            found = row["op"], row["case"], tuple(row["shape"]), row["dtype"], row["provider"]
-            if found == (self.op, self.case, self.shape, "float32", provider):
+            key = row["op"], row["case"], tuple(row["shape"]), row["dtype"], row["provider"]
+            if key == (self.op, self.case, self.shape, "float32", provider):
                 return row["p50_ms"]
         return None
 

@@ -80,7 +80,7 @@ def pieces(part: str, out: Path) -> list[Piece]:
                   gpu=False),
         ],
     }  # fmt: skip
-    return of[part] if part in of else [piece for found in of.values() for piece in found]
+    return of[part] if part in of else [piece for group in of.values() for piece in group]
 
 
 _VERSIONS = """
@@ -120,16 +120,16 @@ def main() -> int:
     minutes = MINUTES_OF_ALL if part == "all" else MINUTES
     chosen = pieces(part, out)
     _tell_missing(chosen)
-    told: list[dict[str, object]] = []
+    outcomes: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
         environment = _environment(Path(folder))
         for piece in chosen:
             left = 60.0 * minutes - (time.monotonic() - began)
-            told.append(_one(piece, left, gpu, out, environment))
-            print(f"{piece.name}: {told[-1]['end']} ({told[-1]['seconds']} s)", flush=True)
-            (out / "check.json").write_text(json.dumps({"part": part, "gpu": gpu, "pieces": told}, indent=1) + "\n")
-    _print_table(told)
-    return int(any(str(one["end"]).startswith(("failed", "cut off")) for one in told))
+            outcomes.append(_run_piece(piece, left, gpu, out, environment))
+            print(f"{piece.name}: {outcomes[-1]['end']} ({outcomes[-1]['seconds']} s)", flush=True)
+            (out / "check.json").write_text(json.dumps({"part": part, "gpu": gpu, "pieces": outcomes}, indent=1) + "\n")
+    _print_table(outcomes)
+    return int(any(str(outcome["end"]).startswith(("failed", "cut off")) for outcome in outcomes))
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -143,7 +143,7 @@ def _environment(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _one(piece: Piece, left: float, gpu: bool, out: Path, environment: dict[str, str]) -> dict[str, object]:
+def _run_piece(piece: Piece, left: float, gpu: bool, out: Path, environment: dict[str, str]) -> dict[str, object]:
     why = _why_not(piece, left, gpu)
     if why is not None:
         return {"piece": piece.name, "end": f"skipped: {why}", "seconds": 0.0}
@@ -177,7 +177,8 @@ def _one(piece: Piece, left: float, gpu: bool, out: Path, environment: dict[str,
 def _stops_wait() -> Iterator[None]:
     """A Ctrl-C or SIGTERM within the block is raised at its end: a process half started would be lost sight of."""
     came: list[int] = []
-    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda received, _: came.append(received)) for number in signals}
     try:
         yield
     finally:
@@ -201,8 +202,8 @@ def _missing(piece: Piece) -> list[str]:
 
 
 def _has(name: str) -> bool:
-    found = shutil.which(name[1:]) if name.startswith("$") else importlib.util.find_spec(name)
-    return found is not None
+    location = shutil.which(name[1:]) if name.startswith("$") else importlib.util.find_spec(name)
+    return location is not None
 
 
 def _tell_missing(chosen: list[Piece]) -> None:
@@ -221,10 +222,10 @@ def _tell_missing(chosen: list[Piece]) -> None:
         )
 
 
-def _print_table(told: list[dict[str, object]]) -> None:
-    width = max(len(str(one["piece"])) for one in told)
-    for one in told:
-        print(f"{one['piece']:<{width}}  {one['seconds']:>6} s  {one['end']}")
+def _print_table(outcomes: list[dict[str, object]]) -> None:
+    width = max(len(str(outcome["piece"])) for outcome in outcomes)
+    for outcome in outcomes:
+        print(f"{outcome['piece']:<{width}}  {outcome['seconds']:>6} s  {outcome['end']}")
 
 
 def _has_gpu() -> bool:

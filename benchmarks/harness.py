@@ -135,10 +135,10 @@ def run_parts(
     if not chosen:
         raise InputError(f"--only {settings.only!r}: in no part; known: {'; '.join(name for name, _ in known)}")
     for name, part in chosen:
-        found = part()
-        for told in [found] if isinstance(found, list) else ([row] for row in found):
-            each(name, told)
-            rows += told
+        measured = part()
+        for batch in [measured] if isinstance(measured, list) else ([row] for row in measured):
+            each(name, batch)
+            rows += batch
     of_run = {"backend": settings.backend or "by device", "size": settings.size}
     return {**environment(settings.device), **of_run, "rows": rows}
 
@@ -205,13 +205,13 @@ def _row(case: Case, provider: str, verdict: tuple[str, str], seconds: Readings)
 def _more(provider: Provider, row: Row, settings: Settings, bandwidth: float | None) -> Row:
     """The columns of the provider's own, and those of an operation on a GPU."""
     with use_backend(provider.backend):
-        found = {} if provider.columns is None else provider.columns()
-        found |= {name: round(3.6e6 * count / row["p50_ms"], 1) for name, count in provider.per_hour.items()}
+        own = {} if provider.columns is None else provider.columns()
+        own |= {name: round(3.6e6 * count / row["p50_ms"], 1) for name, count in provider.per_hour.items()}
         # A smoke run tells whether all runs, under a memory checker too, beside which there is no profiler.
         if bandwidth is None or provider.own_clock or settings.small:
-            return found
+            return own
         board, seconds = Board.of(settings.device), settings.by_size(0.5, 0.0, 0.0)
-        asked = op_columns(
+        of_op = op_columns(
             provider.run,
             provider.steps,
             settings.device,
@@ -220,7 +220,7 @@ def _more(provider: Provider, row: Row, settings: Settings, bandwidth: float | N
             partial(readings.reset, provider),
         )
     share = row["bytes"] / (1e-3 * row["p50_ms"]) / bandwidth if "bytes" in row else None
-    return {"share_of_copy_bandwidth": None if share is None else round(share, 4), **asked, **found}
+    return {"share_of_copy_bandwidth": None if share is None else round(share, 4), **of_op, **own}
 
 
 def _best(rows: list[Row], name: str, of: tuple[str, ...]) -> Row:

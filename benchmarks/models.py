@@ -43,8 +43,8 @@ def twin(pipe: Any, denoiser: nn.Module | None = None) -> Any:
     if denoiser is not None:
         parts[denoiser_name(pipe)] = denoiser
     # The others are arguments of the class that are no models.
-    told = {name: value for name, value in pipe.config.items() if name not in parts and not name.startswith("_")}
-    again = type(pipe)(**parts, **told)
+    options = {name: value for name, value in pipe.config.items() if name not in parts and not name.startswith("_")}
+    again = type(pipe)(**parts, **options)
     again.set_progress_bar_config(disable=True)
     return again
 
@@ -158,8 +158,8 @@ class Large:
         """A pipeline of this denoiser alone."""
         own = "unet" if self.model.startswith("UNet") else "transformer"
         parts = {**dict.fromkeys(_ABSENT[self.pipeline]), own: denoiser, "scheduler": self.scheduler()}
-        told = {"requires_safety_checker": False} if "safety_checker" in parts else {}
-        pipe = getattr(diffusers, self.pipeline)(**parts, **told)
+        options = {"requires_safety_checker": False} if "safety_checker" in parts else {}
+        pipe = getattr(diffusers, self.pipeline)(**parts, **options)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -194,7 +194,8 @@ class Large:
 def normal(shape: Sequence[int], batch: int, salt: int) -> Tensor:
     """(batch, *shape) normal numbers; a sample's do not depend on the batch."""
     generators = [torch.Generator().manual_seed(1000 * salt + sample) for sample in range(batch)]
-    return torch.stack([torch.randn(math.prod(shape), generator=one) for one in generators]).view(batch, *shape)
+    samples = [torch.randn(math.prod(shape), generator=generator) for generator in generators]
+    return torch.stack(samples).view(batch, *shape)
 
 
 _ABSENT = {

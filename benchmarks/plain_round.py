@@ -49,7 +49,7 @@ def cosine_v() -> Law:
     scheduler = diffusers.DDPMScheduler(
         trained_betas=betas, prediction_type="v_prediction", clip_sample=False, timestep_spacing="trailing"
     )
-    return Law(alpha_sigma, target, scheduler, lambda one, n: one.set_timesteps(n), lambda step: (step + 1) / 1000)
+    return Law(alpha_sigma, target, scheduler, diffusers.DDPMScheduler.set_timesteps, lambda step: (step + 1) / 1000)
 
 
 def linear_flow() -> Law:
@@ -96,7 +96,7 @@ class PlainRound:
         self.ema = copy.deepcopy(self.model)
         self.optimizer = torch.optim.AdamW(self.tuned.parameters(), self.learning_rate, weight_decay=0.0)
         wrap: Callable[[nn.Module], Any] = torch.compile if self.compiled else lambda module: module
-        self._reference, self._tuned, self._ema = (wrap(one) for one in (self.model, self.tuned, self.ema))
+        self._reference, self._tuned, self._ema = (wrap(network) for network in (self.model, self.tuned, self.ema))
         self.device = next(self.model.parameters()).device
 
     def run(self) -> tuple[Tensor, float]:
@@ -174,8 +174,8 @@ class PlainRound:
         """(B,) weighted squared errors of the state objective at times t above the cut."""
         t_cut = torch.full_like(t, start)
         (alpha_c, sigma_c), (alpha, sigma) = self.law.alpha_sigma(t_cut), self.law.alpha_sigma(t)
-        c, d = self.law.target(t)
-        alpha_c, sigma_c, alpha, sigma, c, d = (one.view(-1, 1, 1, 1) for one in (alpha_c, sigma_c, alpha, sigma, c, d))
+        coefficients = (alpha_c, sigma_c, alpha, sigma, *self.law.target(t))
+        alpha_c, sigma_c, alpha, sigma, c, d = (value.view(-1, 1, 1, 1) for value in coefficients)
         a = alpha / alpha_c
         spread = (sigma**2 - a**2 * sigma_c**2).clamp(min=1e-12).sqrt()
         x = a * x_cut + spread * noise

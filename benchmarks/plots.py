@@ -38,8 +38,8 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 def images_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
     """By batch and provider, a panel a model."""
-    found = [row for row in newest(rows, "sampling") if row["gate"] == "ok"]
-    cases = _grouped(found, lambda row: str(row["case"]))
+    measured = [row for row in newest(rows, "sampling") if row["gate"] == "ok"]
+    cases = _grouped(measured, lambda row: str(row["case"]))
     if not cases:
         return False
     axes = _panels(figure, len(cases))
@@ -48,9 +48,9 @@ def images_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
         batches = sorted({row["batch"] for row in mine})
         for place, provider in enumerate(providers):
             at = {row["batch"]: _HOUR * row["images_per_s"] for row in mine if row["provider"] == provider}
-            x = [index + 0.8 * (place + 0.5) / len(providers) - 0.4 for index, one in enumerate(batches) if one in at]
-            axis.bar(x, [at[one] for one in batches if one in at], 0.8 / len(providers), label=provider)
-        axis.set_xticks(range(len(batches)), [str(one) for one in batches])
+            x = [index + 0.8 * (place + 0.5) / len(providers) - 0.4 for index, size in enumerate(batches) if size in at]
+            axis.bar(x, [at[size] for size in batches if size in at], 0.8 / len(providers), label=provider)
+        axis.set_xticks(range(len(batches)), [str(size) for size in batches])
         axis.set(title=case, xlabel="batch", ylabel="images per device-hour")
         axis.legend(fontsize=7)
     return True
@@ -83,12 +83,12 @@ def bandwidth(rows: Sequence[Row], figure: Figure) -> bool:
 
 def reward_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
     """Of each method, its mean over seeds, against the device-hours of sampling and training."""
-    found = [row for row in newest(rows, "quality") if row.get("op") == "demo"]
-    if not found:
+    runs = [row for row in newest(rows, "quality") if row.get("op") == "demo"]
+    if not runs:
         return False
     axis = figure.subplots()
-    base = [row["reward"] for row in found if row["provider"] == "base"]
-    for name, mine in _grouped(found, _method).items():
+    base = [row["reward"] for row in runs if row["provider"] == "base"]
+    for name, mine in _grouped(runs, _method).items():
         if name == "base" or not base:
             continue
         hours = sum(row["device_hours"] for row in mine) / len(mine)
@@ -103,12 +103,12 @@ def reward_per_hour(rows: Sequence[Row], figure: Figure) -> bool:
 
 def reward_per_budget(rows: Sequence[Row], figure: Figure) -> bool:
     """Reward on held-out prompts of each method against the CPU seconds: mean, least and greatest of the seeds."""
-    found = [row for row in newest(rows, "methods") if row.get("op") == "methods"]
-    if not found:
+    runs = [row for row in newest(rows, "methods") if row.get("op") == "methods"]
+    if not runs:
         return False
     axis = figure.subplots()
-    base = [row["reward"] for row in found if row["provider"] == "base"]
-    for name, mine in _grouped(found, lambda row: str(row["provider"])).items():
+    base = [row["reward"] for row in runs if row["provider"] == "base"]
+    for name, mine in _grouped(runs, lambda row: str(row["provider"])).items():
         if name == "base":
             continue
         x, values = [0.0], [base]
@@ -126,11 +126,11 @@ def reward_per_budget(rows: Sequence[Row], figure: Figure) -> bool:
 
 def cut_prediction(rows: Sequence[Row], figure: Figure) -> bool:
     """Reached reward against the predicted one, a point a world and cut, with the predicted intervals."""
-    found = [row for row in newest(rows, "cut") if row.get("predicted") is not None]
-    if not found:
+    predicted = [row for row in newest(rows, "cut") if row.get("predicted") is not None]
+    if not predicted:
         return False
     axis = figure.subplots()
-    for number, (name, mine) in enumerate(_grouped(found, lambda row: str(row["case"])).items()):
+    for number, (name, mine) in enumerate(_grouped(predicted, lambda row: str(row["case"])).items()):
         x, y = ([row[key] - row["base"] for row in mine] for key in ("predicted", "reached"))
         ends = [[row["predicted"] - row["predicted_low"] for row in mine],
                 [row["predicted_high"] - row["predicted"] for row in mine]]  # fmt: skip
@@ -145,12 +145,12 @@ def cut_prediction(rows: Sequence[Row], figure: Figure) -> bool:
 
 def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
     """Frechet distance to the data against the FLOPs of an image: mean, least and greatest of the seeds."""
-    found = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
-    if not found:
+    measured = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
+    if not measured:
         return False
     axis = figure.subplots()
-    for number, (name, mine) in enumerate(_grouped(found, lambda row: str(row["provider"])).items()):
-        splits = sorted(_grouped(mine, _split).items(), key=lambda one: one[1][0]["flops_per_image"])
+    for number, (name, mine) in enumerate(_grouped(measured, lambda row: str(row["provider"])).items()):
+        splits = sorted(_grouped(mine, _split).items(), key=lambda item: item[1][0]["flops_per_image"])
         x = [rows[0]["flops_per_image"] / 1e6 for _, rows in splits]
         values = [[row["fd_data"] for row in rows] for _, rows in splits]
         mean, spread = _spread(values)
@@ -158,7 +158,7 @@ def distance_per_flop(rows: Sequence[Row], figure: Figure) -> bool:
         for place, height, (split, _) in zip(x, mean, splits, strict=True):
             axis.annotate(split, (place, height), fontsize=6, xytext=(3, 3 - 9 * (number % 2)),
                           textcoords="offset points", color=f"C{number}")  # fmt: skip
-    floor = min(row["fd_floor"] for row in found)
+    floor = min(row["fd_floor"] for row in measured)
     axis.plot([], [], " ", label=f"two draws of the data: {floor:.2g}")
     axis.set(xscale="log", yscale="log", xlabel="MFLOPs per image, counted", ylabel="Frechet distance to the data")
     for scale in (axis.xaxis, axis.yaxis):
@@ -181,9 +181,9 @@ PLOTS: dict[str, Callable[[Sequence[Row], Figure], bool]] = {
 
 def _spread(values: Sequence[Sequence[float]]) -> tuple[list[float], list[list[float]]]:
     """The mean of each, and how far its least and its greatest lie below and above."""
-    mean = [sum(one) / len(one) for one in values]
-    below = [m - min(one) for m, one in zip(mean, values, strict=True)]
-    return mean, [below, [max(one) - m for m, one in zip(mean, values, strict=True)]]
+    mean = [sum(group) / len(group) for group in values]
+    below = [m - min(group) for m, group in zip(mean, values, strict=True)]
+    return mean, [below, [max(group) - m for m, group in zip(mean, values, strict=True)]]
 
 
 def _split(row: Row) -> str:
@@ -198,15 +198,15 @@ def _method(row: Row) -> str:
 
 def _grouped(rows: Sequence[Row], name: Callable[[Row], str]) -> dict[str, list[Row]]:
     """In the order in which the names come first."""
-    order = {one: index for index, one in enumerate(dict.fromkeys(map(name, rows)))}
+    order = {label: index for index, label in enumerate(dict.fromkeys(map(name, rows)))}
     ordered = sorted(rows, key=lambda row: order[name(row)])
-    return {one: list(mine) for one, mine in groupby(ordered, name)}
+    return {label: list(mine) for label, mine in groupby(ordered, name)}
 
 
 def _panels(figure: Figure, count: int) -> list[Axes]:
     figure.set_size_inches(4.0 * min(count, 3), 3.6 * (1 + (count - 1) // 3))
-    found: Any = figure.subplots(1 + (count - 1) // 3, min(count, 3), squeeze=False)
-    axes = list(found.flat)
+    grid: Any = figure.subplots(1 + (count - 1) // 3, min(count, 3), squeeze=False)
+    axes = list(grid.flat)
     for spare in axes[count:]:
         spare.set_axis_off()
     return axes[:count]

@@ -65,8 +65,8 @@ def take(
     seconds: dict[str, Readings] = {provider.name: {} for provider in providers}
     plan: dict[str, tuple[int, int]] = {}
     for provider in providers:
-        found = tried(provider, verdicts, lambda: _plan(provider, timer, case, settings, seconds))  # noqa: B023
-        plan[provider.name] = found or (1, 0)
+        planned = tried(provider, verdicts, lambda: _plan(provider, timer, case, settings, seconds))  # noqa: B023
+        plan[provider.name] = planned or (1, 0)
     # Those that are left out would leave the turns of the others uneven.
     passed = [provider for provider in providers if verdicts[provider.name][0] == "ok"]
     with _no_collection():

@@ -19,11 +19,11 @@ _ROUND_PEERS = ("plain", "ours compile", "plain compile", "all rows", "ddpo")
 
 def demo(rows: Sequence[Row]) -> str:
     """Rewards and distances of the demo."""
-    found = [row for row in newest(rows, "quality") if row.get("op") == "demo"]
-    if not found:
+    runs = [row for row in newest(rows, "quality") if row.get("op") == "demo"]
+    if not runs:
         return ""
-    told = [{**row, "method": row["provider"], "reward_ci": [row["reward_low"], row["reward_high"]]} for row in found]
-    table = demo_table(summarise(told), None)
+    results = [{**row, "method": row["provider"], "reward_ci": [row["reward_low"], row["reward_high"]]} for row in runs]
+    table = demo_table(summarise(results), None)
     return _markdown(table.header, table.rows)
 
 
@@ -67,18 +67,18 @@ def rounds(rows: Sequence[Row]) -> str:
 
 def correction(rows: Sequence[Row]) -> str:
     """Distances of the digits flow and its correctors: mean and range over the seeds."""
-    found = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
-    if not found:
+    distances = [row for row in newest(rows, "quality") if row.get("op") == "distance"]
+    if not distances:
         return ""
     cases: dict[tuple[object, ...], list[Row]] = {}
-    for row in found:
+    for row in distances:
         cases.setdefault((row["provider"], row["steps"], row.get("corrector_steps") or ""), []).append(row)
     lines = [
         [str(name), str(steps), str(own), f"{mine[0]['flops_per_image'] / 1e6:.3g}", _range(mine, "fd_data", 2),
          _range(mine, "swd", 3), _range(mine, "nearest", 2)]
         for (name, steps, own), mine in cases.items()
     ]  # fmt: skip
-    floors = [_range(found, f"{name}_floor", digits) for name, digits in (("fd", 2), ("swd", 3), ("nearest", 2))]
+    floors = [_range(distances, f"{name}_floor", digits) for name, digits in (("fd", 2), ("swd", 3), ("nearest", 2))]
     lines.append(["another draw of the data", "", "", "", *floors])
     header = ["samples", "base steps", "corrector steps", "MFLOP per image", "FD", "sliced Wasserstein", "nearest"]
     return _markdown(header, lines)
@@ -86,11 +86,11 @@ def correction(rows: Sequence[Row]) -> str:
 
 def methods(rows: Sequence[Row]) -> str:
     """Methods and their controls at equal budgets. Rows without a label are of other recipes under the same names."""
-    found = [row for row in newest(rows, "methods") if row.get("op") == "methods" and row.get("label")]
-    if not found:
+    runs = [row for row in newest(rows, "methods") if row.get("op") == "methods" and row.get("label")]
+    if not runs:
         return ""
     table = comparison_table(
-        [{**row, "method": row["provider"], "gain_ci": [row.get("gain_low"), row.get("gain_high")]} for row in found]
+        [{**row, "method": row["provider"], "gain_ci": [row.get("gain_low"), row.get("gain_high")]} for row in runs]
     )
     return _markdown(table.header, table.rows)
 
@@ -101,11 +101,11 @@ def cuts(rows: Sequence[Row]) -> str:
     for mine in _cases([row for row in newest(rows, "cut") if row.get("reached") is not None]):
         planned = next((row for row in mine if row["planned"]), None)
         graft, best = mine[0], max(mine, key=lambda row: row["reached"])
-        told = [row for row in mine if row.get("inside") is not None]
+        judged = [row for row in mine if row.get("inside") is not None]
         level = graft.get("lowest_level")
         lines.append([
             str(graft["case"]), str(graft["accepted"]), "-" if planned is None else f"{planned['cut']:g}",
-            "-" if level is None else f"{level:.2g}", f"{sum(bool(row['inside']) for row in told)} of {len(told)}",
+            "-" if level is None else f"{level:.2g}", f"{sum(bool(row['inside']) for row in judged)} of {len(judged)}",
             "-" if planned is None else f"{planned['reached']:.4f}", f"{best['reached']:.4f} at {best['cut']:g}",
             "-" if planned is None else f"{planned['recall']:.2f}", f"{graft['recall']:.2f}",
             f"{100 * graft['plan_share']:.1f} %",
@@ -145,18 +145,18 @@ def _of_devices(table: Callable[[Sequence[Row]], str], rows: Sequence[Row]) -> s
     """With a line that names the device, where there are several."""
     devices = list(dict.fromkeys(str(row["device"]) for row in rows))
     made = {device: table([row for row in rows if str(row["device"]) == device]) for device in devices}
-    found = {device: text for device, text in made.items() if text}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    return "\n".join(f"{device}:\n\n{text}" for device, text in found.items())
+    tables = {device: text for device, text in made.items() if text}
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    return "\n".join(f"{device}:\n\n{text}" for device, text in tables.items())
 
 
 def _cases(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of the same case together, in the order of the file."""
-    found: dict[tuple[object, ...], list[Row]] = {}
+    cases: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault((row["op"], row["case"], row.get("shape"), row.get("batch")), []).append(row)
-    return list(found.values())
+        cases.setdefault((row["op"], row["case"], row.get("shape"), row.get("batch")), []).append(row)
+    return list(cases.values())
 
 
 def _range(rows: Sequence[Row], name: str, digits: int) -> str:

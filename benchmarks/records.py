@@ -78,10 +78,10 @@ def read(path: Path) -> list[Row]:
 def newest(rows: Iterable[Row], bench: str, size: str = "full") -> list[Row]:
     """The rows of the last run of each case, in the order in which the cases came last."""
     last: dict[tuple[Any, ...], str] = {}
-    found = [row for row in rows if row.get("bench") == bench and row.get("size") == size]
-    for row in found:
+    matching = [row for row in rows if row.get("bench") == bench and row.get("size") == size]
+    for row in matching:
         last[key(row)] = str(row.get("run"))
-    return [row for row in found if last[key(row)] == str(row.get("run"))]
+    return [row for row in matching if last[key(row)] == str(row.get("run"))]
 
 
 def key(row: Row) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="the cases or parts with this in their name")
     parser.add_argument("--threads", type=int, default=2, help="of torch on a CPU")
     parser.add_argument("--backend", help="of our operations, in place of the choice by device")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     wait_passively()
     try:
         import torch
@@ -31,31 +31,31 @@ def main(arguments: list[str] | None = None) -> int:
         from pgraft_fast_benchmarks import records
         from pgraft_fast_benchmarks.harness import Settings
 
-        module = importlib.import_module(module_of(given.what))
+        module = importlib.import_module(module_of(args.what))
     except ModuleNotFoundError as error:
-        print(f"{given.what}: skipped, {error}")
+        print(f"{args.what}: skipped, {error}")
         return 3
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[dict[str, Any]] = []
 
-    def each(label: str, found: list[dict[str, Any]]) -> None:
+    def each(label: str, case_rows: list[dict[str, Any]]) -> None:
         """Print a case, and keep its rows at once: a run that is cut off leaves what it measured."""
-        rows.extend(found)
-        for row in found:
+        rows.extend(case_rows)
+        for row in case_rows:
             time = row.get("p50_ms")
             print(
                 f"{label} {row['provider']}: {row['gate'] if time is None else f'{time:.4g} ms'} {row.get('note', '')}"
             )
         sys.stdout.flush()
-        if given.csv is not None:
+        if args.csv is not None:
             from pgraft_fast_benchmarks.environment import environment
 
-            told = {**environment(device), "run": began, "size": given.size, "backend": given.backend or "by device"}
-            records.append(given.csv, records.rows_of({**told, "bench": given.what, "rows": found}))
+            of_run = {**environment(device), "run": began, "size": args.size, "backend": args.backend or "by device"}
+            records.append(args.csv, records.rows_of({**of_run, "bench": args.what, "rows": case_rows}))
 
-    began = given.run or records.now()
-    module.run(Settings(device, given.backend, given.size, given.only), each)
+    began = args.run or records.now()
+    module.run(Settings(device, args.backend, args.size, args.only), each)
     return int(any(row["gate"] == "fail" for row in rows))
 
 

@@ -70,8 +70,8 @@ def providers(
     def gate(way: str) -> str | None:
         """The first latent, by the first call and by a later one, beside float32 with the same weights."""
         exact = _reference(name, large, denoiser, steps)
-        found = torch.stack([one[0].float().cpu() for one in calls[way].twice("latent")])
-        errors[way] = float((found - exact).flatten(1).norm(dim=1).max() / exact.norm())
+        first = torch.stack([latents[0].float().cpu() for latents in calls[way].twice("latent")])
+        errors[way] = float((first - exact).flatten(1).norm(dim=1).max() / exact.norm())
         # Where diffusers itself did not run, there is nothing to compare with but float32.
         allowed = 1.5 * errors.get("diffusers", 0.0) + _TOLERANCE
         wrong = f"the first latent is {errors[way]:.2e} of its size off, allowed is {allowed:.2e}"

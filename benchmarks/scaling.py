@@ -53,24 +53,24 @@ _TRAIN_STEPS, _SIDES, _HELD_SIDES, _RANKS = 12, (8, 32), (16, 24), (1, 2)
 def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all. each: told the dimension and its rows when it is done."""
     rows: list[Row] = []
-    for name, found in _dimensions(settings):
-        each(name, found)
-        rows += found
-    told = {"backend": settings.backend or "by device", "size": settings.size}
-    return {**environment(settings.device), **told, "rows": rows}
+    for name, dimension_rows in _dimensions(settings):
+        each(name, dimension_rows)
+        rows += dimension_rows
+    of_run = {"backend": settings.backend or "by device", "size": settings.size}
+    return {**environment(settings.device), **of_run, "rows": rows}
 
 
 def _dimensions(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
     task = digits_task(DigitsSettings())
     base = _SMALL_BASE if settings.small else _BASE
-    cost = _probe(task, _given(base))
+    cost = _probe(task, _config(base))
     for name, values in (_SMALL if settings.small else _VALUES).items():
         yield (
             name,
             [
                 row
                 for value in values
-                for row in _point(name, value, partial(_round, task, _given({**base, name: value})), cost, settings)
+                for row in _point(name, value, partial(_round, task, _config({**base, name: value})), cost, settings)
             ],
         )
     if not settings.small:
@@ -78,7 +78,7 @@ def _dimensions(settings: Settings) -> Iterator[tuple[str, list[Row]]]:
         yield "ranks", _ranks(settings)
 
 
-def _given(at: dict[str, float]) -> FinetuneSettings:
+def _config(at: dict[str, float]) -> FinetuneSettings:
     return FinetuneSettings(
         sample=SampleSettings(prompts=int(at["prompts"]), candidates=int(at["candidates"]), steps=int(at["steps"])),
         select=SelectSettings(k=2),
@@ -86,49 +86,49 @@ def _given(at: dict[str, float]) -> FinetuneSettings:
     )
 
 
-def _probe(task: Task, given: FinetuneSettings) -> CostModel:
+def _probe(task: Task, config: FinetuneSettings) -> CostModel:
     return probe(
-        task.model, task.schedule, task.reward("symmetry"), given, shape=task.shape,
+        task.model, task.schedule, task.reward("symmetry"), config, shape=task.shape,
         parameterization=task.parameterization, prompts=task.prompts,
     )  # fmt: skip
 
 
-def _round(task: Task, given: FinetuneSettings) -> tuple[Callable[[], object], Callable[[CostModel], float]]:
+def _round(task: Task, config: FinetuneSettings) -> tuple[Callable[[], object], Callable[[CostModel], float]]:
     """What is timed, and what the model says of it."""
-    run, learner = Execution("eager", torch.device("cpu")), Learner(task.model, given.train)
+    run, learner = Execution("eager", torch.device("cpu")), Learner(task.model, config.train)
     learner.run = run.of(learner.model)
 
     def work() -> None:
         ledger = Ledger()
-        found = collect(
-            run.of(task.model), task.schedule, task.reward("symmetry"), task.prompts, given, shape=task.shape,
-            parameterization=task.parameterization, cuts=(given.cut,), ledger=ledger,
+        candidates = collect(
+            run.of(task.model), task.schedule, task.reward("symmetry"), task.prompts, config, shape=task.shape,
+            parameterization=task.parameterization, cuts=(config.cut,), ledger=ledger,
         )  # fmt: skip
-        kept = found.kept(given.cut, "state")
+        kept = candidates.kept(config.cut, "state")
         train(learner, kept, task.schedule, parameterization=task.parameterization, seed=0, ledger=ledger)
 
-    evaluations = evaluations_of(task.schedule, given, task.parameterization)
-    return work, lambda cost: cost.round(given, evaluations).seconds
+    evaluations = evaluations_of(task.schedule, config, task.parameterization)
+    return work, lambda cost: cost.round(config, evaluations).seconds
 
 
 def _point(
     name: str, value: float, make: Callable[[], tuple[Callable[[], object], Callable[[CostModel], float]]],
     cost: CostModel, settings: Settings,
 ) -> list[Row]:  # fmt: skip
-    work, told = make()
+    work, predict = make()
     work()
     seconds = percentile([timed(work, settings.device) for _ in range(settings.by_size(5, 3, 1))], 0.5)
-    return _rows(name, value, seconds, told(cost))
+    return _rows(name, value, seconds, predict(cost))
 
 
-def _rows(name: str, value: float, measured: float, told: float) -> list[Row]:
+def _rows(name: str, value: float, measured: float, predicted: float) -> list[Row]:
     """Red where the model is further off than it may be."""
-    error = told / measured - 1.0
+    error = predicted / measured - 1.0
     both = {"op": name, "case": f"{value:g}", "value": value, "model_error": round(error, 4)}
     gate = "ok" if abs(error) <= TOLERANCE else "fail"
     return [
         {**both, "provider": "measured", "gate": "ok", "p50_ms": round(1e3 * measured, 4)},
-        {**both, "provider": "model", "gate": gate, "p50_ms": round(1e3 * told, 4),
+        {**both, "provider": "model", "gate": gate, "p50_ms": round(1e3 * predicted, 4),
          **({} if gate == "ok" else {"note": f"{100 * error:+.0f} % of the measured time"})},
     ]  # fmt: skip
 
@@ -158,16 +158,16 @@ def _resolution(settings: Settings) -> list[Row]:
 
 def _ranks(settings: Settings) -> list[Row]:
     """Prompts shared among processes of one thread each, which sample and score; the slowest one ends the round."""
-    prompts, found = 40, []
+    prompts, rows = 40, []
     cost, *_ = _in_processes(1, prompts, probing=True)
     for ranks in _RANKS:
         taken = percentile(
             [max(_in_processes(ranks, prompts // ranks, probing=False)) for _ in range(settings.by_size(3, 2, 1))], 0.5
         )
         samples = prompts // ranks * _BASE["candidates"]
-        told = cost.sampling(samples, _BASE["steps"], 256) + cost.score(samples)
-        found += _rows("ranks", ranks, taken, told)
-    return found
+        predicted = cost.sampling(samples, _BASE["steps"], 256) + cost.score(samples)
+        rows += _rows("ranks", ranks, taken, predicted)
+    return rows
 
 
 def _in_processes(ranks: int, prompts: int, probing: bool) -> list[Any]:
@@ -180,15 +180,15 @@ def _in_processes(ranks: int, prompts: int, probing: bool) -> list[Any]:
 
 def _rank(_number: int, prompts: int, probing: bool, barrier: Any, queue: Any) -> None:
     torch.set_num_threads(1)
-    task, given = digits_task(DigitsSettings()), _given({**_BASE, "prompts": prompts})
+    task, config = digits_task(DigitsSettings()), _config({**_BASE, "prompts": prompts})
     if probing:
-        queue.put(_probe(task, given))
+        queue.put(_probe(task, config))
         return
     run = Execution("eager", torch.device("cpu"))
 
     def work() -> None:
         collect(
-            run.of(task.model), task.schedule, task.reward("symmetry"), task.prompts, given, shape=task.shape,
+            run.of(task.model), task.schedule, task.reward("symmetry"), task.prompts, config, shape=task.shape,
             parameterization=task.parameterization, cuts=(0.25,),
         )  # fmt: skip
 

@@ -26,8 +26,8 @@ def times(result: dict[str, Any], providers: Sequence[str]) -> Table:
     known = {row["provider"] for row in result["rows"]}
     shown = [name for name in providers if name in known]
     rows = [
-        _times_row(label, {row["provider"]: row for row in found}, shown)
-        for label, found in groupby(result["rows"], _label)
+        _times_row(label, {row["provider"]: row for row in case_rows}, shown)
+        for label, case_rows in groupby(result["rows"], _label)
     ]
     return ["case", "ours ms", *shown], rows
 
@@ -46,7 +46,7 @@ def details(result: dict[str, Any], columns: dict[str, str]) -> Table:
 def goals(result: dict[str, Any], promised: Sequence[Goal]) -> Table:
     """Header and rows: each goal with what was measured. Empty where no case has the size of a goal."""
     judged = [(goal, goal.judge(result["rows"])) for goal in promised]
-    rows = [[goal.name, goal.text, *found] for goal, found in judged if found is not None]
+    rows = [[goal.name, goal.text, *judgement] for goal, judgement in judged if judgement is not None]
     return ["case", "goal", "measured", "verdict"], rows
 
 

@@ -13,7 +13,7 @@ import pgraft_fast as pf
 
 def warmth(pictures: list[np.ndarray], prompts: list[str]) -> list[float]:
     """More red than blue: (H, W, 3) uint8 each, one number a picture, higher is better."""
-    return [float(one[..., 0].mean() - one[..., 2].mean()) for one in pictures]
+    return [float(picture[..., 0].mean() - picture[..., 2].mean()) for picture in pictures]
 
 
 def main(folder: str, gpu_hours: float = 2.0, run: str = "runs/warm", **options: object) -> pf.Result:

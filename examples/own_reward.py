@@ -27,7 +27,7 @@ class Contrast:
 
 def dark(pictures: list[np.ndarray], prompts: list[str]) -> list[float | None]:
     """None for a picture that has no score: it is never selected."""
-    return [None if one.max() == 0 else -float(one.mean()) / 255.0 for one in pictures]
+    return [None if picture.max() == 0 else -float(picture.mean()) / 255.0 for picture in pictures]
 
 
 def main(folder: str, run: str = "runs/contrast", **options: object) -> pf.Result:

@@ -64,10 +64,10 @@ def _streaming(dtype: str) -> Iterator[Case]:
     types = dict.fromkeys(("x_ptr", "noise_ptr", "x_s_ptr", "target_ptr"), state) | sizes | KEYS
     types |= {"levels_ptr": "*fp64", "id_ptr": "*i64", "step_ptr": "*i64", "weight_ptr": "*fp32"}
     types |= {"alpha_cut_bits": "i64", "sigma_cut_bits": "i64"}
-    drawn, given = _absent("noise_ptr"), _absent("id_ptr", "step_ptr")
+    drawn, with_noise = _absent("noise_ptr"), _absent("id_ptr", "step_ptr")
     yield _case(f"partial_noise/{dtype}", _partial_noise_fwd_kernel, types, {"BLOCK": 1024, **drawn}, 4, UNFUSED)
     if dtype == "bf16":
-        yield _case("partial_noise/given", _partial_noise_fwd_kernel, types, {"BLOCK": 1024, **given}, 4, UNFUSED)
+        yield _case("partial_noise/given", _partial_noise_fwd_kernel, types, {"BLOCK": 1024, **with_noise}, 4, UNFUSED)
 
     types = {"out_ptr": state, "target_ptr": "*fp32", "grad_out_ptr": state, **sizes}
     types |= dict.fromkeys(("weight_ptr", "loss_ptr", "grad_ptr"), "*fp32")
@@ -121,7 +121,7 @@ def _reward() -> Iterator[Case]:
         "served": "i32",
         "capacity": "i32",
     }
-    one, counted, searched = (
+    single, counted, searched = (
         {"ONE": True, "COUNT": False},
         {"ONE": False, "COUNT": True},
         {"ONE": False, "COUNT": False},
@@ -132,7 +132,7 @@ def _reward() -> Iterator[Case]:
     with_id, with_all = _absent("copies_ptr", "r_max_ptr"), _absent("r_max_ptr")
     with_top = _absent("copies_ptr")
     chosen: list[tuple[int, str, str, dict[str, Any], int]] = [
-        (0, "best_of_n", "fp32", dense | one | narrow, 1),
+        (0, "best_of_n", "fp32", dense | single | narrow, 1),
         (0, "counted", "fp32", with_id | counted | narrow_id, 1),
         (0, "searched", "fp32", dense | searched | wide, 2),
         (0, "searched_id", "fp64", with_id | searched | widest, 16),
@@ -147,15 +147,15 @@ def _reward() -> Iterator[Case]:
         place_bits = constants["BLOCK"].bit_length() - 1 if "id_ptr" in constants else 64
         constants |= {"RULE": rule, "BEST_IF_EMPTY": "id_ptr" not in constants}
         constants |= {"KEY_BITS": int(dtype[2:]), "PLACE_BITS": place_bits}
-        given = types | {"reward_ptr": f"*{dtype}"}
-        yield _case(f"reward_filter/{name}/{dtype}", _reward_filter_fwd_kernel, given, constants, warps, {})
+        reward_types = types | {"reward_ptr": f"*{dtype}"}
+        yield _case(f"reward_filter/{name}/{dtype}", _reward_filter_fwd_kernel, reward_types, constants, warps, {})
     for rule, dtype in ((0, "fp32"), (1, "fp64"), (4, "fp32")):
         constants = {"RULE": rule, "BEST_IF_EMPTY": True, "KEY_BITS": int(dtype[2:]), "PLACE_BITS": 64}
         warps = SEARCH_WARPS if rule == 0 else OTHER_WARPS
         constants |= {"BLOCK": warps * PER_WARP}
-        given = types | {"reward_ptr": f"*{dtype}"}
+        reward_types = types | {"reward_ptr": f"*{dtype}"}
         constants |= _absent("r_max_ptr") | ({} if rule == 4 else _absent("copies_ptr"))
-        yield _case(f"reward_wide/{rule}/{dtype}", _reward_wide_fwd_kernel, given, constants, warps, {})
+        yield _case(f"reward_wide/{rule}/{dtype}", _reward_wide_fwd_kernel, reward_types, constants, warps, {})
     for name, absent in (("dense", _absent("offsets_ptr")), ("ragged", {})):
         constants = absent | {"BLOCK_GROUPS": 64, "BLOCK": 16}
         yield _case(f"reward_pack/{name}", _reward_pack_fwd_kernel, types, constants, 4, {})

@@ -69,10 +69,10 @@ def first_trial(like, BITS: tl.constexpr):
 def kth_key(key, k, BITS: tl.constexpr):
     """(groups, 1): the k-th largest key, or the least integer where fewer are finite. One bit a pass."""
     bound = first_trial(tl.max(key, axis=1, keep_dims=True), BITS)
-    one = tl.full((1, 1), 1, key.dtype)
+    bit = tl.full((1, 1), 1, key.dtype)
     for i in range(BITS):
         # The first sum wraps from the least integer to 0.
-        trial = bound + (one << (BITS - 1 - i))
+        trial = bound + (bit << (BITS - 1 - i))
         count = tl.sum((key >= trial).to(tl.int32), axis=1, keep_dims=True)
         bound = tl.where(count >= k, trial, bound)
     return bound
@@ -82,9 +82,9 @@ def kth_key(key, k, BITS: tl.constexpr):
 def kth_place(place, among, need, BITS: tl.constexpr):
     """(groups, 1): the need-th smallest place of those `among`."""
     bound = first_trial(tl.max(place, axis=1, keep_dims=True), BITS)
-    one = tl.full((1, 1), 1, place.dtype)
+    bit = tl.full((1, 1), 1, place.dtype)
     for i in range(BITS):
-        trial = bound + (one << (BITS - 1 - i))
+        trial = bound + (bit << (BITS - 1 - i))
         count = tl.sum((among & (place < trial)).to(tl.int32), axis=1, keep_dims=True)
         bound = tl.where(count < need, trial, bound)
     return bound

@@ -28,9 +28,9 @@ def _last_kept(
     any_reward, is_finite = load_reward(reward_ptr, first, start, length)
     any_key = order_key(any_reward, is_finite)
     bound = first_trial(any_key, KEY_BITS)
-    one = tl.full((1, 1), 1, any_key.dtype)
+    bit = tl.full((1, 1), 1, any_key.dtype)
     for i in range(KEY_BITS):
-        trial = bound + (one << (KEY_BITS - 1 - i))
+        trial = bound + (bit << (KEY_BITS - 1 - i))
         count = tl.zeros((1, BLOCK), tl.int32)
         for low in range(0, tl.max(length), BLOCK):
             reward, finite = load_reward(reward_ptr, first, low + tl.arange(0, BLOCK)[None, :], length)

@@ -11,24 +11,24 @@ _MOST_DIGITS = 15
 
 def duration(seconds: float, digits: int = 3) -> str:
     """ "412 us", "12.3 ms", "4.56 s", "1.67 min", "2.05 h"."""
-    return _told(seconds, _TIMES, digits)
+    return _text(seconds, _TIMES, digits)
 
 
 def energy(joules: float, digits: int = 3) -> str:
     """ "12.3 mJ", "456 J", "1.23 kJ"."""
-    return _told(joules, _ENERGIES, digits)
+    return _text(joules, _ENERGIES, digits)
 
 
-def apart(tell: Callable[[float, int], str], one: float, other: float) -> tuple[str, str]:
+def apart(tell: Callable[[float, int], str], amount: float, other: float) -> tuple[str, str]:
     """Both told, with so many digits that amounts that differ are told differently."""
     for digits in range(3, _MOST_DIGITS):
-        first, second = tell(one, digits), tell(other, digits)
-        if first != second or one == other:
+        first, second = tell(amount, digits), tell(other, digits)
+        if first != second or amount == other:
             break
     return first, second
 
 
-def _told(amount: float, units: Sequence[tuple[float, str, float]], digits: int) -> str:
+def _text(amount: float, units: Sequence[tuple[float, str, float]], digits: int) -> str:
     if amount == 0.0 or not math.isfinite(amount):
         return f"{amount:g} {next(name for size, name, _ in units if size == 1.0)}"
     size, name = next((size, name) for size, name, end in units if _rounded(abs(amount) / size, digits) < end)

@@ -321,9 +321,9 @@ def main(args: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PGRAFT_FAST_TRACEBACK", "") not in ("", "0"):
             raise
-        from pgraft_fast.commands.surprise import told
+        from pgraft_fast.commands.surprise import message_of
 
-        return _fail(told(error, sys.argv[1:] if args is None else args), 70)
+        return _fail(message_of(error, sys.argv[1:] if args is None else args), 70)
 
 
 def _fail(error: PgraftError | str, status: int) -> int:

@@ -86,8 +86,8 @@ def team_of(model: Any, rows: int, shape: Sequence[int], device: torch.device, *
     """For calls of a model, or of any of several; `work_of`. The largest decides, so that two on one network take as
     many threads as one.
     """
-    works = [work_of(one, rows, shape) for one in (model, *others)]
-    return Team(None if None in works else max(one for one in works if one is not None), device)
+    works = [work_of(network, rows, shape) for network in (model, *others)]
+    return Team(None if None in works else max(work for work in works if work is not None), device)
 
 
 def _weights(model: Any, seen: set[int]) -> int | None:
@@ -120,8 +120,8 @@ def _weights(model: Any, seen: set[int]) -> int | None:
         parts = [model.model]
     else:
         return None
-    found = [_weights(part, seen) for part in parts]
-    return None if None in found else sum(one for one in found if one is not None)
+    counts = [_weights(part, seen) for part in parts]
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def _set_here(threads: int, of_new_threads: int | None = None) -> int:
@@ -131,25 +131,25 @@ def _set_here(threads: int, of_new_threads: int | None = None) -> int:
     torch sets both, and a thread that begins meanwhile would keep the wrong one for good; a new thread of ours finds
     what was there and sets it again.
     """
-    found: list[int] = []
-    asked, done = threading.Event(), threading.Event()
+    initial: list[int] = []
+    started, done = threading.Event(), threading.Event()
 
     def keep() -> None:
-        found.append(torch.get_num_threads())
-        asked.set()
+        initial.append(torch.get_num_threads())
+        started.set()
         done.wait()
-        torch.set_num_threads(found[0] if of_new_threads is None else of_new_threads)
+        torch.set_num_threads(initial[0] if of_new_threads is None else of_new_threads)
 
     with _one_at_a_time:
         keeper = threading.Thread(target=keep, daemon=True)
         keeper.start()
-        asked.wait()
+        started.wait()
         try:
             torch.set_num_threads(threads)
         finally:
             done.set()
             keeper.join()
-    return found[0]
+    return initial[0]
 
 
 class _Watch:

@@ -35,12 +35,14 @@ def passive_environment() -> dict[str, str]:
 def waiting() -> dict[str, Any]:
     """What is in force: {"policy": "passive", "active" or "default", "set_by": "pgraft-fast", "user" or None,
     "settings": {name: value}}."""
-    found = _in_force()
+    settings = _in_force()
     policy = "default"
-    if found:
-        passive = found.get("OMP_WAIT_POLICY", "").strip().upper() == "PASSIVE" or found.get("KMP_BLOCKTIME") == "0"
+    if settings:
+        passive = (
+            settings.get("OMP_WAIT_POLICY", "").strip().upper() == "PASSIVE" or settings.get("KMP_BLOCKTIME") == "0"
+        )
         policy = "passive" if passive else "active"
-    return {"policy": policy, "set_by": (_author(found) if found else None), "settings": found}
+    return {"policy": policy, "set_by": (_author(settings) if settings else None), "settings": settings}
 
 
 def is_settled() -> bool:
@@ -52,8 +54,8 @@ def _in_force() -> dict[str, str]:
     return _settings(os.environ) if _at_load is None else _at_load
 
 
-def _author(found: dict[str, str]) -> str:
-    return "pgraft-fast" if found == _PASSIVE else "user"
+def _author(settings: dict[str, str]) -> str:
+    return "pgraft-fast" if settings == _PASSIVE else "user"
 
 
 def _settings(environment: Any) -> dict[str, str]:

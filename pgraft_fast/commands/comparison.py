@@ -45,8 +45,8 @@ class ComparisonSettings:
 
     def of(self, method: str, budget: int, seed: int, run: Path) -> TextConfig:
         """The config of one run, sized to its budget. Raises InputError for a budget that is too small."""
-        given = {"model.shipped": self.model, "sample.steps": self.steps, "evaluate.samples": self.samples}
-        return config_of(method, budget, seed, run, given | dict(self.more))
+        overrides = {"model.shipped": self.model, "sample.steps": self.steps, "evaluate.samples": self.samples}
+        return config_of(method, budget, seed, run, overrides | dict(self.more))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Compared:
             "cpu_seconds": round(self.cpu_seconds, 3),
             "gain_per_cpu_second": None if gain is None else (reward - base) / self.cpu_seconds,
             **{f"{phase}_seconds": round(s, 3) for phase, s in (self.phases or {}).items()},
-            "categories": {name: one["reward"] for name, one in self.quality["categories"].items()},
+            "categories": {name: quality["reward"] for name, quality in self.quality["categories"].items()},
             "vendi": self.quality["diversity"]["vendi"],
             "best_reward": self.rewards[best], "best_guidance": best,
             "guidance": {str(scale): reward for scale, reward in sorted(self.rewards.items())},
@@ -107,18 +107,18 @@ def compare(
             for method in settings.methods:
                 with tempfile.TemporaryDirectory() as folder:
                     subject = subject_of(settings.of(method, budget, seed, Path(folder)), log)
-                    one = _One(settings, method, budget, subject, check)
+                    compared_run = _ComparedRun(settings, method, budget, subject, check)
                     try:
                         if not before:
-                            before += one.evaluated(None)
-                            yield subject.task, replace(one, method="base", budget=0).compared(before, before)
-                        yield subject.task, one.run(before, log, keep)
+                            before += compared_run.evaluated(None)
+                            yield subject.task, replace(compared_run, method="base", budget=0).compared(before, before)
+                        yield subject.task, compared_run.run(before, log, keep)
                     finally:
                         subject.close()
 
 
 @dataclass(frozen=True)
-class _One:
+class _ComparedRun:
     """A run of a comparison."""
 
     settings: ComparisonSettings
@@ -153,11 +153,11 @@ class _One:
         config = config.model_copy(
             update={"sample": config.sample.model_copy(update={"candidates": EVALUATED_CANDIDATES})}
         )
-        found = []
+        evaluations = []
         for scale in self.settings.guidances:
             reference: Any = task.model
             above: Any = tuned
-            found.append(
+            evaluations.append(
                 evaluate(
                     replace(task, model=reference.like(way=scale)), self.subject.reward, config,
                     config.evaluate.samples, tuned=None if tuned is None else above.like(way=scale),
@@ -165,15 +165,16 @@ class _One:
                     execution=Execution("eager", next(reference.parameters()).device),
                 )
             )  # fmt: skip
-        return found
+        return evaluations
 
     def compared(self, before: list[Evaluation], after: list[Evaluation], **spent: Any) -> Compared:
         """after against before, at the first guidance."""
         quality = quality_of(self.subject.task, after[0], None, EVALUATED_CANDIDATES)
-        prompts = [one[0].rewards.view(-1, EVALUATED_CANDIDATES).to(torch.float64).mean(dim=1)
-                   for one in (after, before)]  # fmt: skip
+        prompts = [evaluations[0].rewards.view(-1, EVALUATED_CANDIDATES).to(torch.float64).mean(dim=1)
+                   for evaluations in (after, before)]  # fmt: skip
         rewards = {
-            scale: float(one.rewards.nanmean()) for scale, one in zip(self.settings.guidances, after, strict=True)
+            scale: float(evaluation.rewards.nanmean())
+            for scale, evaluation in zip(self.settings.guidances, after, strict=True)
         }
         return Compared(
             self.method, self.budget, self.subject.config.seed, after[0], quality, prompts[0] - prompts[1], rewards,

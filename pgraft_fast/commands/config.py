@@ -71,8 +71,8 @@ def checked(schema: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT
         return schema.model_validate(data)
     except ValidationError as error:
         # Names and values of the file are in it as they stand.
-        told = [" ".join(_explain(schema, item).splitlines()) for item in error.errors()]
-        raise InputError(f"{source}: {'; '.join(told)}") from error
+        messages = [" ".join(_explain(schema, item).splitlines()) for item in error.errors()]
+        raise InputError(f"{source}: {'; '.join(messages)}") from error
 
 
 def _explain(schema: type[BaseModel], item: Any) -> str:
@@ -118,7 +118,7 @@ def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 names.extend(_keys(kind, f"{prefix}{name}."))
             elif isinstance(kind, type) and is_dataclass(kind):
-                names.extend(f"{prefix}{name}.{one.name}" for one in fields(kind))
+                names.extend(f"{prefix}{name}.{attribute.name}" for attribute in fields(kind))
     return names
 
 

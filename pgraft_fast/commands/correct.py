@@ -102,14 +102,14 @@ class _Correct:
         work: dict[str, Callable[[], dict[str, Any]]] = {
             "train-base": self.train_base, "invert": self.invert, "fit-corrector": self.fit, "evaluate": self.evaluate,
         }  # fmt: skip
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for stage in STAGES:
             if stage in stages:
                 began = time.perf_counter()
-                found = work[stage]()
+                result = work[stage]()
                 self.seconds[stage] = round(time.perf_counter() - began, 3)
                 self.terminal.line(f"{stage}: {duration(self.seconds[stage])}")
-        return {"run": str(self.run), **found}
+        return {"run": str(self.run), **result}
 
     def train_base(self) -> dict[str, Any]:
         """Nothing to do for digits, whose base is shipped."""
@@ -130,65 +130,65 @@ class _Correct:
 
     def invert(self) -> dict[str, Any]:
         """Push the data back through the base."""
-        asked, base = self.config.invert, self._base()
+        settings, base = self.config.invert, self._base()
         plan = self._plan()
 
         def on_shard(done: int) -> None:
-            self.terminal.advance(done, f"inverted {done} of {asked.samples}")
-            self.terminal.line(f"inverted {done} of {asked.samples}")
+            self.terminal.advance(done, f"inverted {done} of {settings.samples}")
+            self.terminal.line(f"inverted {done} of {settings.samples}")
 
-        with self.terminal.progress(asked.samples):
-            found = invert_shards(
-                base, lambda index: self.task.draw(index, self.config.seed).to(self.device), asked.samples,
-                self.run / "inverse", shard=asked.shard, identity=plan["of"], log=self.terminal.line,
-                check=self.stop.check, on_shard=on_shard, batch_size=asked.shard, **plan["how"],
+        with self.terminal.progress(settings.samples):
+            inverse = invert_shards(
+                base, lambda index: self.task.draw(index, self.config.seed).to(self.device), settings.samples,
+                self.run / "inverse", shard=settings.shard, identity=plan["of"], log=self.terminal.line,
+                check=self.stop.check, on_shard=on_shard, batch_size=settings.shard, **plan["how"],
             )  # fmt: skip
-        if found.failed == found.total:
+        if inverse.failed == inverse.total:
             raise InputError(
-                f"none of {found.total} samples inverted (contraction {found.contraction:.2f}): raise generator.steps, "
-                "data.noise or base.steps, and take another run folder"
+                f"none of {inverse.total} samples inverted (contraction {inverse.contraction:.2f}): raise "
+                "generator.steps, data.noise or base.steps, and take another run folder"
             )
-        told = self._told(found, diagnose(self._some_noise(found)))
-        self.terminal.line(told["diagnosis"])
-        return told
+        summary = self._summary(inverse, diagnose(self._some_noise(inverse)))
+        self.terminal.line(summary["diagnosis"])
+        return summary
 
     def fit(self) -> dict[str, Any]:
         """One corrector an interpolant."""
-        asked, inverse = self.config.corrector, self._inverse()
+        settings, inverse = self.config.corrector, self._inverse()
         noise = inverse.source()
-        network = None if asked.network is None else asked.network.config()
-        for kind in asked.interpolants:
+        network = None if settings.network is None else settings.network.config()
+        for kind in settings.interpolants:
             corrector = NoiseCorrector.fit(
-                noise, device=self.device, interpolant=kind, steps=asked.integration_steps,
-                base_steps=self.config.generator.steps, network=network, settings=asked.fit(self.config.seed),
+                noise, device=self.device, interpolant=kind, steps=settings.integration_steps,
+                base_steps=self.config.generator.steps, network=network, settings=settings.fit(self.config.seed),
                 folder=self.run / f"fit-{kind}", identity={"base_sha256": self._hash()},
                 log=self.terminal.line, check=self.stop.check,
             )  # fmt: skip
             corrector.told["identity"] = self._corrector_identity(inverse)
             corrector.save(self.run / f"corrector-{kind}")
-        return {"correctors": [str(self.run / f"corrector-{kind}") for kind in asked.interpolants]}
+        return {"correctors": [str(self.run / f"corrector-{kind}") for kind in settings.interpolants]}
 
     def evaluate(self) -> dict[str, Any]:
         """Distances of base and corrected samples, and the report."""
-        asked, inverse = self.config.evaluate, self._inverse()
+        settings, inverse = self.config.evaluate, self._inverse()
         correctors = {str(kind): self._corrector(kind, inverse) for kind in self.config.corrector.interpolants}
-        found = evaluate_flow(
-            self.task, self._base(), correctors, samples=asked.samples, base_steps=asked.base_steps,
-            splits=[(pair[0], pair[1]) for pair in asked.splits], solver=self.config.generator.solver,
-            seed=self.config.seed, batch_size=asked.batch_size, check=self.stop.check,
+        evaluation = evaluate_flow(
+            self.task, self._base(), correctors, samples=settings.samples, base_steps=settings.base_steps,
+            splits=[(pair[0], pair[1]) for pair in settings.splits], solver=self.config.generator.solver,
+            seed=self.config.seed, batch_size=settings.batch_size, check=self.stop.check,
         )  # fmt: skip
         diagnosis = diagnose(self._some_noise(inverse))
         result = {
-            "rows": found.rows, "floor": found.floor, "features": self.task.feature_name,
-            "inversion": self._told(inverse, diagnosis),
+            "rows": evaluation.rows, "floor": evaluation.floor, "features": self.task.feature_name,
+            "inversion": self._summary(inverse, diagnosis),
             "seconds": self.seconds, "config": self.config.model_dump(), "torch": torch.__version__,
         }  # fmt: skip
         write_file(self.run / "result.json", to_json(result))
-        page = write_correct_report(self.run, self.task, found, diagnosis, result)
+        page = write_correct_report(self.run, self.task, evaluation, diagnosis, result)
         self.terminal.line(f"report: {page}")
         return result
 
-    def _told(self, inverse: InverseNoise, diagnosis: NoiseDiagnosis) -> dict[str, Any]:
+    def _summary(self, inverse: InverseNoise, diagnosis: NoiseDiagnosis) -> dict[str, Any]:
         return {
             "samples": inverse.total, "failed": inverse.failed,
             "calls_per_sample": round(inverse.calls / inverse.total, 2),
@@ -207,22 +207,23 @@ class _Correct:
 
     def _plan(self) -> dict[str, dict[str, Any]]:
         """What the inversion is of, and how it is done."""
-        asked, generator = self.config.invert, self.config.generator
+        settings, generator = self.config.invert, self.config.generator
         return {
             "of": {"base_sha256": self._hash(), **self.task.identity, "seed": self.config.seed},
             "how": {
-                "steps": generator.steps, "solver": generator.solver, "tolerance": asked.tolerance,
-                "round_trip_limit": asked.round_trip_limit, "max_iterations": asked.max_iterations,
+                "steps": generator.steps, "solver": generator.solver, "tolerance": settings.tolerance,
+                "round_trip_limit": settings.round_trip_limit, "max_iterations": settings.max_iterations,
             },
         }  # fmt: skip
 
     def _corrector_identity(self, inverse: InverseNoise) -> dict[str, Any]:
         """What a corrector is made of."""
-        asked = self.config.corrector
+        settings = self.config.corrector
         return {
             "base_sha256": self._hash(), "inverse_sha256": inverse.sha256(), "base_steps": self.config.generator.steps,
-            "integration_steps": asked.integration_steps, "training": lasting(asdict(asked.fit(self.config.seed))),
-            "network": None if asked.network is None else asked.network.config(),
+            "integration_steps": settings.integration_steps,
+            "training": lasting(asdict(settings.fit(self.config.seed))),
+            "network": None if settings.network is None else settings.network.config(),
         }  # fmt: skip
 
     def _base(self) -> nn.Module:
@@ -250,21 +251,21 @@ class _Correct:
     def _inverse(self) -> InverseNoise:
         folder = self.run / "inverse"
         try:
-            found, saved = open_shards(folder), read_plan(folder)
+            inverse, saved = open_shards(folder), read_plan(folder)
         except CheckpointError as error:
             raise InputError(f"{error}; run `pgraft-fast invert` with this config") from error
-        plan, asked = self._plan(), self.config.invert
-        now = json.loads(to_json({"total": asked.samples, "shard": asked.shard, **plan["of"], **plan["how"]}))
+        plan, settings = self._plan(), self.config.invert
+        now = json.loads(to_json({"total": settings.samples, "shard": settings.shard, **plan["of"], **plan["how"]}))
         # Of the model and the first samples, which tell nothing more here.
         check_same({key: saved[key] for key in saved if key in now}, now, f"the inversion in {folder}")
-        return found
+        return inverse
 
     def _corrector(self, kind: str, inverse: InverseNoise) -> NoiseCorrector:
         folder = self.run / f"corrector-{kind}"
         try:
-            found = NoiseCorrector.load(folder)
+            corrector = NoiseCorrector.load(folder)
         except CheckpointError as error:
             raise InputError(f"{error}; run `pgraft-fast fit-corrector` with this config") from error
         now = json.loads(to_json(self._corrector_identity(inverse)))
-        check_same(found.told.get("identity", {}), now, f"the corrector in {folder}")
-        return found
+        check_same(corrector.told.get("identity", {}), now, f"the corrector in {folder}")
+        return corrector

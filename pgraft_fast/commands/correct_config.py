@@ -145,7 +145,7 @@ def read_correct_config(path: Path, overrides: dict[str, Any]) -> CorrectConfig:
     """
     data = read_toml(path, overrides)
     for section, name in (("data", "folder"), ("evaluate", "inception")):
-        found = data.get(section)
-        if isinstance(found, dict) and isinstance(found.get(name), str):
-            found[name] = str(path.parent / found[name])
+        table = data.get(section)
+        if isinstance(table, dict) and isinstance(table.get(name), str):
+            table[name] = str(path.parent / table[name])
     return checked(CorrectConfig, data, str(path))

@@ -21,31 +21,31 @@ def run_shapes_demo(settings: ComparisonSettings, out: Path, terminal: Terminal)
     """Run, print the table; writes out/report, out/demo.json and the adapters. Returns the JSON's content."""
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
-    found: dict[str, Evaluation] = {}
+    evaluations: dict[str, Evaluation] = {}
     qualities: dict[str, dict[str, Any]] = {}
     task: Task | None = None
     total = len(settings.seeds) * (1 + len(settings.budgets) * len(settings.methods))
     with stop_on_signals() as stop, terminal.progress(total):
         try:
-            for of_run, one in compare(settings, terminal.line, stop.check, keep=out):
+            for of_run, compared in compare(settings, terminal.line, stop.check, keep=out):
                 task = of_run
-                rows.append(one.row())
-                terminal.line(told(rows[-1]))
-                terminal.advance(len(rows), f"seed {one.seed}")
-                if one.seed == settings.seeds[0] and one.budget in (0, settings.budgets[-1]):
-                    found[one.method], qualities[one.method] = one.evaluation, one.quality
+                rows.append(compared.row())
+                terminal.line(line_of(rows[-1]))
+                terminal.advance(len(rows), f"seed {compared.seed}")
+                if compared.seed == settings.seeds[0] and compared.budget in (0, settings.budgets[-1]):
+                    evaluations[compared.method], qualities[compared.method] = compared.evaluation, compared.quality
         except StoppedError as error:
             raise StoppedError(f"{error}; finished adapters are in {out}, run the demo again for the rest") from error
     assert task is not None
     terminal.table("Right answers to the questions of held-out prompts", comparison_table(rows))
-    page = write_comparison_report(out, task, _lead(settings), rows, qualities, found, EVALUATED_CANDIDATES)
+    page = write_comparison_report(out, task, _lead(settings), rows, qualities, evaluations, EVALUATED_CANDIDATES)
     result: dict[str, Any] = {"seconds": round(time.perf_counter() - began, 2), "rows": rows}
     write_file(out / RESULT, to_json(result))
     terminal.line(f"{duration(result['seconds'])}, adapters: {out}, report: {page}")
     return result
 
 
-def told(row: dict[str, Any]) -> str:
+def line_of(row: dict[str, Any]) -> str:
     """One line."""
     name = f"seed {row['seed']} {row['label']:22}"
     if row["gain"] is None:

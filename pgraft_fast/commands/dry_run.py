@@ -37,27 +37,27 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     cost = probe_of(subject, config)
     evaluations = evaluations_of(task.schedule, config, task.parameterization)
-    one = cost.round(config, evaluations)
+    round_cost = cost.round(config, evaluations)
     evaluation = cost.evaluation(config, evaluation_samples(config), evaluations)
-    rounds, why = rounds_that_fit(config, one, evaluation)
-    asked = config.train.rounds
+    rounds, why = rounds_that_fit(config, round_cost, evaluation)
+    planned = config.train.rounds
     plan = {
         "prompts": config.sample.prompts,
         "rounds": rounds,
-        "rounds_asked": asked,
-        "fits": rounds == asked,
+        "rounds_asked": planned,
+        "fits": rounds == planned,
         "why": why,
         "round": {
-            "sample_seconds": round(one.sample, 6),
-            "score_seconds": round(one.score, 6),
-            "train_seconds": round(one.train, 6),
-            "seconds": round(one.seconds, 6),
-            "model_calls": one.model_calls,
+            "sample_seconds": round(round_cost.sample, 6),
+            "score_seconds": round(round_cost.score, 6),
+            "train_seconds": round(round_cost.train, 6),
+            "seconds": round(round_cost.seconds, 6),
+            "model_calls": round_cost.model_calls,
         },
         "evaluation_seconds": round(2.0 * evaluation, 6),
-        "seconds": round(rounds * one.seconds + 2.0 * evaluation, 6),
-        "device_hours": round((rounds * one.seconds + 2.0 * evaluation) / 3600.0, 6),
-        "model_calls": rounds * one.model_calls,
+        "seconds": round(rounds * round_cost.seconds + 2.0 * evaluation, 6),
+        "device_hours": round((rounds * round_cost.seconds + 2.0 * evaluation) / 3600.0, 6),
+        "model_calls": rounds * round_cost.model_calls,
         "peak_memory_mb": round(_peak_memory(device) / MB, 1),
     }
     _show(plan, terminal)
@@ -66,16 +66,17 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
     return plan
 
 
-def rounds_that_fit(config: Config, one: Estimate, evaluation: float) -> tuple[int, str | None]:
+def rounds_that_fit(config: Config, round_cost: Estimate, evaluation: float) -> tuple[int, str | None]:
     """How many of the rounds asked for fit into the budget, and what ends them."""
     limits: list[tuple[int, str]] = []
     seconds, calls = config.budget.seconds(), config.budget.model_calls
     if seconds is not None:
         left = seconds - (1.0 + SAFETY) * evaluation
-        told = f"budget: {duration(seconds)}, of which {duration((1.0 + SAFETY) * evaluation)} are for evaluation"
-        limits.append((max(0, int(left / one.seconds)), told))
+        reason = f"budget: {duration(seconds)}, of which {duration((1.0 + SAFETY) * evaluation)} are for evaluation"
+        limits.append((max(0, int(left / round_cost.seconds)), reason))
     if calls is not None:
-        limits.append((calls // one.model_calls, f"budget: {calls:,} model calls, a round needs {one.model_calls:,}"))
+        reason = f"budget: {calls:,} model calls, a round needs {round_cost.model_calls:,}"
+        limits.append((calls // round_cost.model_calls, reason))
     rounds, why = min(limits, default=(config.train.rounds, ""))
     return (rounds, why) if rounds < config.train.rounds else (config.train.rounds, None)
 
@@ -86,16 +87,16 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _show(plan: dict[str, Any], terminal: Terminal) -> None:
-    one = plan["round"]
+    costs = plan["round"]
     rows = [
         [
             f"one round of {plan['rounds_asked']}, {plan['prompts']} prompts",
-            duration(one["seconds"]),
-            f"{one['model_calls']:,}",
+            duration(costs["seconds"]),
+            f"{costs['model_calls']:,}",
         ],
         [
             "  sample, score, train",
-            " + ".join(duration(one[f"{part}_seconds"]) for part in ("sample", "score", "train")),
+            " + ".join(duration(costs[f"{part}_seconds"]) for part in ("sample", "score", "train")),
             "",
         ],
         ["evaluation, before and after", duration(plan["evaluation_seconds"]), ""],

@@ -62,21 +62,21 @@ class _Compared:
         """prompts: as they were asked for. out: folder of the result."""
         subject, n = self.subject, self.subject.config.sample.candidates
         memory = BatchSize(subject.config.sample.batch_size, "sampling")
-        found = {}
+        evaluations = {}
         for which, tuned in (("base", None), ("tuned", tuned_of(self.run, subject, same_base=True))):
-            found[which] = evaluate(
+            evaluations[which] = evaluate(
                 subject.task, subject.reward, subject.config, self.samples, tuned=tuned, memory=memory,
                 cut=None if tuned is None else subject.config.cut, ledger=self.ledger, check=self.check,
             )  # fmt: skip
-            self.terminal.line(f"{which}: reward {float(found[which].rewards.nanmean()):.4f}")
-        rows = {which: quality_of(subject.task, one, None, n) for which, one in found.items()}
+            self.terminal.line(f"{which}: reward {float(evaluations[which].rewards.nanmean()):.4f}")
+        rows = {which: quality_of(subject.task, evaluation, None, n) for which, evaluation in evaluations.items()}
         result = {"prompts": prompts, "rows": rows, "spent": self.ledger.summary()}
         try:
             out.mkdir(exist_ok=True)
         except OSError as error:
             raise storage_error(out, error) from error
         write_file(out / "result.json", to_json(result))
-        page = write_evaluation_report(out, subject.task, result, found, n)
+        page = write_evaluation_report(out, subject.task, result, evaluations, n)
         cells = [[which, f"{row['reward']:.4f}", interval(row["reward_ci"])] for which, row in rows.items()]
         self.terminal.table(prompts, Table(["samples", "reward", "95 % interval"], cells, ""))
         self.terminal.line(f"report: {page}")
@@ -85,8 +85,8 @@ class _Compared:
 
 def _name(prompts: Path, task: Task) -> str:
     """Files of one name in two folders are told apart by what is in them."""
-    found = to_json({"text": list(task.asked.text), "category": list(task.categories)})
-    return f"{(prompts.stem or 'prompts')[:_LONGEST_NAME]}-{hashlib.sha256(found).hexdigest()[:8]}"
+    contents = to_json({"text": list(task.evaluation_prompts.text), "category": list(task.categories)})
+    return f"{(prompts.stem or 'prompts')[:_LONGEST_NAME]}-{hashlib.sha256(contents).hexdigest()[:8]}"
 
 
 def tuned_of(run: Path, subject: Subject, same_base: bool = False) -> nn.Module:
@@ -99,8 +99,8 @@ def tuned_of(run: Path, subject: Subject, same_base: bool = False) -> nn.Module:
         raise CheckpointError(f"{run}: no checkpoint in it")
     if same_base:
         saved, now = (
-            {key: told[key] for key in ("pipeline",) if key in told}
-            for told in (checkpoint.state["settings"], subject.identity())
+            {key: identity[key] for key in ("pipeline",) if key in identity}
+            for identity in (checkpoint.state["settings"], subject.identity())
         )
         check_same(saved, now, f"the run in {run}")
     subject.learner.load_weights(checkpoint.tensors)

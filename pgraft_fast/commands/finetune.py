@@ -22,13 +22,13 @@ def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
     run = Path(folder)
     try:
         result = json.loads((run / RESULT).read_bytes())
-        given = json.loads((run / CONFIG).read_bytes())
-        of_text = "rewards" in given
+        data = json.loads((run / CONFIG).read_bytes())
+        of_text = "rewards" in data
     except OSError as error:
         raise InputError(f"{run}: not a finished run ({Path(error.filename).name}: {error.strerror})") from error
     except (ValueError, TypeError) as error:
         raise InputError(f"{run}: damaged ({error.__class__.__name__} in {CONFIG} or {RESULT})") from error
     # It may have been edited: sampling and evaluation follow it.
     source = str(run / CONFIG)
-    config: Config = checked(TextConfig, given, source) if of_text else checked(RunConfig, given, source)
+    config: Config = checked(TextConfig, data, source) if of_text else checked(RunConfig, data, source)
     return run, result, config.with_cut(result["cut_plan"]["cut"]) if config.plans_cut else config

@@ -21,10 +21,10 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        arguments = inspect.signature(function).bind(*args, **kwargs).arguments
         for name, hint in get_type_hints(function, include_extras=True).items():
-            if name in given:
-                _check(_told(name, parameters[name]), hint, given[name])
+            if name in arguments:
+                _check(_option(name, parameters[name]), hint, arguments[name])
         return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
@@ -39,7 +39,7 @@ def check_writable(option: str, path: str | Path | None) -> None:
         raise InputError(f"{option} {path}: cannot be written there; the folder must exist")
 
 
-def _told(name: str, parameter: inspect.Parameter) -> str:
+def _option(name: str, parameter: inspect.Parameter) -> str:
     return name if parameter.kind is parameter.POSITIONAL_ONLY else f"--{name.replace('_', '-')}"
 
 

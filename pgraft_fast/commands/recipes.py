@@ -64,8 +64,8 @@ def config_of(method: str, budget: int, seed: int, run: Path, more: dict[str, An
     label_of(method)
     name, _, control = method.partition(":")
     recipe = RECIPES[name]
-    given = {"run": str(run), "seed": seed, "budget.model_calls": budget, **more, **recipe.settings}
-    config = read_text_config(CONFIG, given)
+    overrides = {"run": str(run), "seed": seed, "budget.model_calls": budget, **more, **recipe.settings}
+    config = read_text_config(CONFIG, overrides)
     if control == "all":
         config = _updated(config, "select", {"threshold": _LOWEST})
     return _many_rounds(config, budget) if recipe.rounds else _one_round(config, budget)

@@ -17,16 +17,16 @@ def rebuild_report(folder: str) -> dict[str, Any]:
     subject = subject_of(config, notes.append)
     # The rewards are known.
     subject.close()
-    found = []
+    evaluations = []
     for name in ("before.safetensors", f"after-{len(result['rounds']):06d}.safetensors"):
         path = run / "evaluation" / name
         try:
             stored = tensors_from_bytes(path.read_bytes(), path)
         except OSError as error:
             raise InputError(f"{run}: not a finished run ({name}: {error.strerror})") from error
-        found.append(Evaluation(stored["samples"], stored["rewards"]))
+        evaluations.append(Evaluation(stored["samples"], stored["rewards"]))
     checkpoint = load_newest(run / "checkpoints", notes.append)
     candidates = {} if checkpoint is None else checkpoint.tensors["candidates"]
-    before, after = found
+    before, after = evaluations
     page = write_run_report(run, subject.task, subject.config, result, before, after, candidates)
     return {"report": str(page), "notes": notes}

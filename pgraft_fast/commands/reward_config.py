@@ -184,7 +184,7 @@ def _name(settings: RewardSettings) -> str:
 def _unused(name: str, taken: Mapping[str, object]) -> str:
     """The name, or name_2, name_3, ... where it is taken."""
     numbers = itertools.count(2)
-    found = name
-    while found in taken:
-        found = f"{name}_{next(numbers)}"
-    return found
+    free = name
+    while free in taken:
+        free = f"{name}_{next(numbers)}"
+    return free

@@ -30,8 +30,8 @@ def reward_contents(rewards: Sequence[RewardSettings]) -> list[dict[str, Any]]:
 
 def code_contents(function: str) -> dict[str, str]:
     """Of file.py:function; of a name, the name."""
-    file, found, name = function.rpartition(":")
-    return {"function": name, "code": code_sha256(Path(file))} if found else {"function": name}
+    file, colon, name = function.rpartition(":")
+    return {"function": name, "code": code_sha256(Path(file))} if colon else {"function": name}
 
 
 def code_sha256(file: Path) -> str:
@@ -39,34 +39,34 @@ def code_sha256(file: Path) -> str:
     name. Raises InputError.
     """
     file = file.resolve()
-    root, found, left = file.parent, {}, [file]
+    root, files, left = file.parent, {}, [file]
     # Relative imports may reach into the package that the folder is a part of.
     while (root / "__init__.py").is_file():
         root = root.parent
     while left:
         path = left.pop()
-        if path not in found:
-            found[path] = path.relative_to(root).as_posix()
+        if path not in files:
+            files[path] = path.relative_to(root).as_posix()
             left += _named(path, file.parent, root)
-    return sha256_of_files({name: path for path, name in found.items()})
+    return sha256_of_files({name: path for path, name in files.items()})
 
 
 def _contents(reward: RewardSettings) -> dict[str, Any]:
-    told = reward.model_dump(exclude=_FREE)
+    settings = reward.model_dump(exclude=_FREE)
     match reward:
         case CallableSettings():
-            return {**told, **code_contents(reward.function)}
+            return {**settings, **code_contents(reward.function)}
         case CommandSettings():
             words = shlex.split(reward.command) if isinstance(reward.command, str) else reward.command
-            return {**told, "command": [_word(word, number) for number, word in enumerate(words)]}
+            return {**settings, "command": [_word(word, number) for number, word in enumerate(words)]}
         case HttpSettings():
             parts = urlsplit(reward.url)
             bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-            return {**told, "url": without_secrets(bare)}
+            return {**settings, "url": without_secrets(bare)}
         case AestheticSettings():
             files = {"weights": Path(reward.weights)}
-            return {**told, "clip": _model(Path(reward.clip)), "weights": sha256_of_files(files)}
-    return {**told, "model": _model(Path(told["model"]))} if "model" in told else told
+            return {**settings, "clip": _model(Path(reward.clip)), "weights": sha256_of_files(files)}
+    return {**settings, "model": _model(Path(settings["model"]))} if "model" in settings else settings
 
 
 def _model(folder: Path) -> str:

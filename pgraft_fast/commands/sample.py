@@ -41,17 +41,17 @@ def sample(
         config = checked(RunConfig, {"run": "-", "task": {"name": source}}, source)
         task = load_task(config.task)
     else:
-        run, _, found = read_run(source)
-        if isinstance(found, TextConfig):
+        run, _, run_config = read_run(source)
+        if isinstance(run_config, TextConfig):
             from pgraft_fast.commands.sample_text import sample_text
 
             if solver is not None:
                 raise InputError(f"--solver {solver}: pictures of {source} are drawn by its pipeline's own scheduler")
             return sample_text(
-                run, found, out, n=n, seed=seed, prompt=prompt, steps=steps, guidance=guidance, base=base,
+                run, run_config, out, n=n, seed=seed, prompt=prompt, steps=steps, guidance=guidance, base=base,
                 log=Terminal().line,
             )  # fmt: skip
-        config = found
+        config = run_config
         task = load_task(config.task)
         if not base:
             tuned = _tuned(run, task)

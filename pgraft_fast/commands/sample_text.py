@@ -42,44 +42,44 @@ def sample_text(
             f"--prompt {prompt!r}: prompts of {run} come with {', '.join(held_out.columns)}; leave it out to draw "
             "held-out ones"
         )
-    asked = held_out.rows([number % len(held_out.text) for number in range(n)])
-    texts = list(asked.text) if prompt is None else [prompt] * n
+    prompts = held_out.rows([number % len(held_out.text) for number in range(n)])
+    texts = list(prompts.text) if prompt is None else [prompt] * n
     scale, at_cut = _guidance(run, config, guidance, base)
     steps = config.sample.steps if steps is None else steps
-    calls = Calls(pipe, texts, call_of(config, pipe), asked.columns, guidance=scale, steps=steps)
+    calls = Calls(pipe, texts, call_of(config, pipe), prompts.columns, guidance=scale, steps=steps)
     calls.check()
     more: dict[str, Any] = {} if at_cut is None else {"callback_on_step_end": at_cut}
     if "output_type" in calls.names:
         # Pictures and frames as they are, not rounded to bytes.
         more["output_type"] = "pt"
-    found: list[np.ndarray] = [np.empty(0)] * n
+    media: list[np.ndarray] = [np.empty(0)] * n
     pixels: list[Tensor] = [torch.empty(0)] * n
     # Pictures of a column are the same objects.
-    keys = [(text, *(id(values[row]) for values in asked.columns.values())) for row, text in enumerate(texts)]
+    keys = [(text, *(id(values[row]) for values in prompts.columns.values())) for row, text in enumerate(texts)]
     for rows in rows_by(keys).values():
         for low in range(0, len(rows), _AT_ONCE):
             part = rows[low : low + _AT_ONCE]
             made = pipe(**calls.of(part[0], len(part), [seed + row for row in part], calls.steps), **more)
-            for row, one in zip(part, media_of(made), strict=True):
-                found[row] = one
+            for row, medium in zip(part, media_of(made), strict=True):
+                media[row] = medium
             images = getattr(made, "images", None)
             if isinstance(images, Tensor):
                 for row, picture in zip(part, images.float().cpu() * 2.0 - 1.0, strict=True):
                     pixels[row] = picture
     if out.suffix == ".png":
-        write_file(out, picture_grid_png(np.stack([picture_of(one) for one in found])))
+        write_file(out, picture_grid_png(np.stack([picture_of(medium) for medium in media])))
     else:
-        write_file(out, tensor_bytes({"samples": torch.stack(pixels) if pixels[0].numel() else stacked(found)}))
+        write_file(out, tensor_bytes({"samples": torch.stack(pixels) if pixels[0].numel() else stacked(media)}))
     return {"out": str(out), "n": n, "seed": seed, "tuned": not base, "prompts": texts[: len(held_out.text)]}
 
 
 def _guidance(
-    run: Path, config: TextConfig, asked: float | None, base: bool
+    run: Path, config: TextConfig, guidance: float | None, base: bool
 ) -> tuple[float | None, Callable[..., dict[str, Any]] | None]:
     """The scale that a call begins with, and what changes it at the cut."""
     below, above = config.sample.guidance, config.sample.guidance_tuned
-    if asked is not None:
-        return asked, None
+    if guidance is not None:
+        return guidance, None
     if base or above is None or below is None or above == below:
         return below, None
     logsnr = read_adapter(run / ADAPTER)[1].cut_logsnr

@@ -30,8 +30,8 @@ def subject_of(config: Config, log: Callable[[str], None]) -> Subject:
 
 
 def _reward_contents(reward: str) -> dict[str, str | None]:
-    told = code_contents(reward)
-    return {"reward": told["function"], "reward_sha256": told.get("code")}
+    contents = code_contents(reward)
+    return {"reward": contents["function"], "reward_sha256": contents.get("code")}
 
 
 def _save_weights(trainer: Trainer, run: Path, config: RunConfig, task: Task) -> Path:

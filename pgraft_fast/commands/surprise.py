@@ -17,7 +17,7 @@ from pgraft_fast.files import cache_folder
 _LONGEST = 300
 
 
-def told(error: BaseException, arguments: Sequence[str]) -> str:
+def message_of(error: BaseException, arguments: Sequence[str]) -> str:
     """One line: what happened, and where the log is. Never raises."""
     words = " ".join(str(error).split())
     what = type(error).__name__ + (f": {words[:_LONGEST]}" if words else "")

@@ -51,7 +51,7 @@ class PipelineSettings(Settings):
     call: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _one_source(self) -> Self:
         if (self.folder is None) == (self.shipped is None):
             raise ValueError("model: give folder, or shipped, one of the two")
         if self.variant is not None and self.shipped is not None:

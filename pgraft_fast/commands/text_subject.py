@@ -19,8 +19,8 @@ from pgraft_fast.finetune.identity import sha256_of_files, sha256_of_texts
 from pgraft_fast.pipelines.loading import frozen, load_pipeline
 from pgraft_fast.pipelines.standin import parameters_of
 from pgraft_fast.rewards.local_models import DTYPES
-from pgraft_fast.runs.asked import Asked
 from pgraft_fast.runs.pipeline_run import PipelineParts, Scored, pipeline_subject
+from pgraft_fast.runs.prompts import RunPrompts
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.tasks.pictures import Pictures, folder_features, is_picture, thumbnail_features
 from pgraft_fast.tasks.pipeline import Finish, Measures
@@ -42,7 +42,7 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     call = call_of(config, source.pipe)
     parts = PipelineParts(
         pipe=source.pipe,
-        asked=Asked.of_files(source.train, source.held_out),
+        prompts=RunPrompts.of_files(source.train, source.held_out),
         scored=scored,
         call=call,
         measures=partial(_measures, config, source),
@@ -53,7 +53,7 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
                 "category": sha256_of_texts(source.held_out.category, "categories"),
             },
         },
-        told={"shipped": config.model.shipped},
+        extra={"shipped": config.model.shipped},
         settled=frozenset(name for name, value in call.items() if not hasattr(value, "size")),
     )
     return pipeline_subject(parts, config, log)
@@ -62,8 +62,8 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
 def call_of(config: TextConfig, pipe: Any) -> dict[str, Any]:
     """Arguments of the pipeline's call that the config sets. Raises InputError."""
     model = config.model
-    given = {name: getattr(model, name) for name in ("height", "width", "negative_prompt", "max_sequence_length")}
-    call = {name: value for name, value in given.items() if value is not None}
+    arguments = {name: getattr(model, name) for name in ("height", "width", "negative_prompt", "max_sequence_length")}
+    call = {name: value for name, value in arguments.items() if value is not None}
     if model.shipped == "sd3":
         # It has no T5, whose place would be filled with zeros.
         call["max_sequence_length"] = 0
@@ -79,13 +79,13 @@ def call_of(config: TextConfig, pipe: Any) -> dict[str, Any]:
 
 def _prompts(path: Path, columns: list[str]) -> PromptFile:
     """With the pictures that its columns name, which lie beside it."""
-    found, folder = read_prompts(path, columns), path if path.is_dir() else path.parent
+    file, folder = read_prompts(path, columns), path if path.is_dir() else path.parent
 
     def argument(name: str, value: Any) -> Any:
         return _argument(f"prompts.columns: {name}", str(folder / value) if is_picture(value) else value)
 
-    values = {name: tuple(argument(name, one) for one in column) for name, column in found.columns.items()}
-    return replace(found, columns=values)
+    values = {name: tuple(argument(name, cell) for cell in column) for name, column in file.columns.items()}
+    return replace(file, columns=values)
 
 
 def _argument(what: str, value: Any) -> Any:
@@ -114,7 +114,7 @@ class Source:
 
 def source_of(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> Source:
     """Load the frozen pipeline and the prompts. Raises InputError."""
-    model, given = config.model, config.prompts
+    model, prompts = config.model, config.prompts
     features: Callable[[torch.Tensor], torch.Tensor] = thumbnail_features
     rewards: Mapping[str, Callable[..., object]] = {}
     train, held_out = None, None
@@ -127,10 +127,10 @@ def source_of(config: TextConfig, device: torch.device, dtype: torch.dtype, log:
         train, held_out, reference = own.train, own.held_out, own.reference
     else:
         pipe = load_pipeline(Path(str(model.folder)), dtype, device, model.repository, model.variant, log)
-    if given.train is not None:
-        train, held_out = _prompts(Path(given.train), given.columns), None
-    if given.held_out is not None:
-        held_out = _prompts(Path(given.held_out), given.columns)
+    if prompts.train is not None:
+        train, held_out = _prompts(Path(prompts.train), prompts.columns), None
+    if prompts.held_out is not None:
+        held_out = _prompts(Path(prompts.held_out), prompts.columns)
     assert train is not None
     train, held_out = with_held_out(train, held_out, config.seed)
     if config.evaluate.inception is not None:

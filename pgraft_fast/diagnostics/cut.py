@@ -124,10 +124,10 @@ def learned_levels(change: Tensor, edges: Sequence[float], seed: int = 0) -> Lea
     if m < 2 or len(edges) != levels + 1:
         raise InputError(f"learned_levels: change {tuple(values.shape)} and {len(edges)} edges: at least 2 rows, L + 1")
     redraws = torch.randint(m, (_DRAWS, m), generator=torch.Generator().manual_seed(seed))
-    found = torch.tensor([edges[_lowest(values[rows].mean(dim=0))] for rows in redraws], dtype=torch.float64)
+    lowest = torch.tensor([edges[_lowest(values[rows].mean(dim=0))] for rows in redraws], dtype=torch.float64)
     return LearnedLevels(
         tuple(edges), tuple(values.mean(dim=0).tolist()), tuple((values.std(dim=0) / m**0.5).tolist()),
-        edges[_lowest(values.mean(dim=0))], float(found.std()),
+        edges[_lowest(values.mean(dim=0))], float(lowest.std()),
     )  # fmt: skip
 
 
@@ -161,9 +161,9 @@ def grown_gain(gain: Estimate, limit: Estimate, share: Estimate, longer: float) 
         far = 1.0 - (1.0 - part.abs()) ** longer ** power.clamp(0.0, 1.0)
         return of_share.clamp(0.0, 1.0) * end * far.copysign(part)
 
-    given = (gain, limit, share, GROWTH, BEYOND)
-    middle = grown(*(torch.tensor(one.value, dtype=torch.float64) for one in given))
-    drawn = grown(*(one.value + one.error * draw for one, draw in zip(given, draws, strict=True)))
+    estimates = (gain, limit, share, GROWTH, BEYOND)
+    middle = grown(*(torch.tensor(estimate.value, dtype=torch.float64) for estimate in estimates))
+    drawn = grown(*(estimate.value + estimate.error * draw for estimate, draw in zip(estimates, draws, strict=True)))
     low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(middle), low, high)
 

@@ -30,5 +30,5 @@ def diversity(groups: Tensor) -> dict[str, float | None]:
     groups = groups.detach().cpu().to(torch.float64)
     variance = float(groups.var(dim=1).sum(dim=1).mean()) if groups.shape[1] > 1 else None
     centred = groups - groups.mean(dim=(0, 1))
-    vendi = sum(vendi_score(one) for one in centred) / groups.shape[0]
+    vendi = sum(vendi_score(features) for features in centred) / groups.shape[0]
     return {"vendi": vendi, "feature_variance": variance}

@@ -85,11 +85,11 @@ class Slices:
         return (x.detach().flatten(1).to(torch.float32) @ self._axes).cpu()
 
     @staticmethod
-    def distance(one: Tensor, other: Tensor) -> float:
+    def distance(a: Tensor, b: Tensor) -> float:
         """Root of the mean over directions of the squared 2-Wasserstein distance of two sets' projections."""
-        n = min(one.shape[0], other.shape[0])
+        n = min(a.shape[0], b.shape[0])
         shares = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        difference = _quantiles(one.to(torch.float64), shares) - _quantiles(other.to(torch.float64), shares)
+        difference = _quantiles(a.to(torch.float64), shares) - _quantiles(b.to(torch.float64), shares)
         return float(difference.square().mean().sqrt())
 
 
@@ -107,7 +107,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 512, seed: int = 
 def nearest_distances(samples: Tensor, data: Tensor, batch_size: int = 1024) -> Tensor:
     """(n,) Euclidean distance of each sample (n, ...) to its nearest row of data (m, ...): small ones are copies."""
     flat = data.flatten(1).to(torch.float64)
-    parts = [torch.cdist(one.flatten(1).to(torch.float64), flat).amin(dim=1) for one in samples.split(batch_size)]
+    parts = [torch.cdist(batch.flatten(1).to(torch.float64), flat).amin(dim=1) for batch in samples.split(batch_size)]
     return torch.cat(parts)
 
 

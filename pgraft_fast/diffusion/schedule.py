@@ -99,8 +99,8 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """Name and parameters, JSON-ready; `Schedule.from_dict` reads it back."""
-        told = {"name": _NAME_OF[type(self.law)], **asdict(self.law)}
-        return told if self.begin == 1.0 else {**told, "begin": self.begin}
+        data = {"name": _NAME_OF[type(self.law)], **asdict(self.law)}
+        return data if self.begin == 1.0 else {**data, "begin": self.begin}
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Schedule":

@@ -13,7 +13,7 @@ from pgraft_fast.diffusion import Stream, uniform
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.ledger import Ledger
-from pgraft_fast.finetune.rounds import Asked, Candidates, draw_and_score
+from pgraft_fast.finetune.rounds import Candidates, PromptBatch, draw_and_score
 from pgraft_fast.finetune.work import Work
 from pgraft_fast.sampling import calls_of, rollout
 
@@ -23,10 +23,10 @@ _FIRST_ID = 3 << 40
 
 @dataclass(frozen=True)
 class Trials:
-    """found: of round 0, with the states at 0 and at the cuts. ledger: counts the calls. check: may raise."""
+    """candidates: of round 0, with the states at 0 and at the cuts. ledger: counts the calls. check: may raise."""
 
     work: Work
-    found: Candidates
+    candidates: Candidates
     ledger: Ledger
     check: Callable[[], None]
 
@@ -40,32 +40,32 @@ class Trials:
 
     def kept_gains(self, cuts: tuple[float, ...], most: int) -> dict[float, KeptGain | None]:
         """s(t) of each cut, from at most so many accepted states, each continued once; None where it is not known."""
-        found, settings = self.found, self.work.settings
-        index = found.acceptance.index.cpu()
-        order = uniform(settings.seed, found.rollout.sample_id.cpu()[index], 0, Stream.PILOT)
+        candidates, settings = self.candidates, self.work.settings
+        index = candidates.acceptance.index.cpu()
+        order = uniform(settings.seed, candidates.rollout.sample_id.cpu()[index], 0, Stream.PILOT)
         rows = index[torch.argsort(order, stable=True)][:most]
-        base = base_rewards(found.rewards, settings.select.rule).flatten()[rows]
-        group, reward = rows // settings.sample.candidates, found.rewards.flatten().cpu()[rows]
-        told: dict[float, KeptGain | None] = {}
+        base = base_rewards(candidates.rewards, settings.select.rule).flatten()[rows]
+        group, reward = rows // settings.sample.candidates, candidates.rewards.flatten().cpu()[rows]
+        gains: dict[float, KeptGain | None] = {}
         for number, cut in enumerate(cuts):
             fresh = self.continued(rows, cut, _FIRST_ID + (number << 32))
             try:
-                told[cut] = kept_gain(reward, fresh, base, group)
+                gains[cut] = kept_gain(reward, fresh, base, group)
             except InputError:
-                told[cut] = None
-        return told
+                gains[cut] = None
+        return gains
 
     def continued(self, rows: Tensor, cut: float, first_id: int) -> Tensor:
         """(m,) rewards of continuations of these candidates from their states at a cut, with new noise."""
-        work, kept = self.work, self.found.rollout
+        work, kept = self.work, self.candidates.rollout
         states = kept.x_cut[cut][rows.to(kept.sample_id.device)]
 
         def draw(*, sample_ids: Tensor, **more: Any) -> Any:
             place = (sample_ids - first_id).to(states.device)
             return self._rollout(work.model)(sample_ids=sample_ids, x_start=states[place], start=cut, **more)
 
-        prompt = Asked.of_round(work.prompts, work.settings, 0).prompt[rows]
-        return self._scored(draw, Asked.of(work.prompts, prompt, torch.arange(rows.numel()) + first_id))
+        prompt = PromptBatch.of_round(work.prompts, work.settings, 0).prompt[rows]
+        return self._scored(draw, PromptBatch.of(work.prompts, prompt, torch.arange(rows.numel()) + first_id))
 
     def changes(self, model: nn.Module, most: int) -> Tensor:
         """(m,) rewards of a model's samples less those of the candidates at the same noise and prompts."""
@@ -73,9 +73,9 @@ class Trials:
         n, groups = settings.sample.candidates, settings.sample.prompts
         # As many prompts as there are, before a second candidate of any.
         rows = torch.arange(groups * n).view(groups, n).T.flatten()[:most]
-        whole = Asked.of_round(work.prompts, settings, 0)
-        asked = Asked.of(work.prompts, whole.prompt[rows], whole.sample_id[rows])
-        change = self._scored(self._rollout(model.eval()), asked) - self.found.rewards.flatten().cpu()[rows]
+        whole = PromptBatch.of_round(work.prompts, settings, 0)
+        prompt_batch = PromptBatch.of(work.prompts, whole.prompt[rows], whole.sample_id[rows])
+        change = self._scored(self._rollout(model.eval()), prompt_batch) - self.candidates.rewards.flatten().cpu()[rows]
         return change[change.isfinite()].to(torch.float64)
 
     def _rollout(self, model: nn.Module) -> Callable[..., Any]:
@@ -86,9 +86,9 @@ class Trials:
             device=work.device, graphs=work.execution.graphs,
         )  # fmt: skip
 
-    def _scored(self, draw: Callable[..., Any], asked: Asked) -> Tensor:
-        work = self.work
+    def _scored(self, draw: Callable[..., Any], prompt_batch: PromptBatch) -> Tensor:
+        work, sample = self.work, self.work.settings.sample
         _, rewards = draw_and_score(
-            draw, work.reward, asked, work.settings.sample, work.sampling, self.ledger, self.check, ("plan", "plan")
+            draw, work.reward, prompt_batch, sample, work.sampling, self.ledger, self.check, ("plan", "plan")
         )
         return rewards.cpu()

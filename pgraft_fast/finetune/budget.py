@@ -55,8 +55,8 @@ class Budget:
         if calls > self.calls_left():
             return f"budget: a round needs {calls:,} model calls, {max(0, int(self.calls_left())):,} are left"
         if _slow(self._joules) > self.joules_left():
-            given, kept = self._settings.joules, self.reserve_joules
-            return _what_is_left(energy, self._joules, self.joules_left(), given, kept)
+            limit, kept = self._settings.joules, self.reserve_joules
+            return _what_is_left(energy, self._joules, self.joules_left(), limit, kept)
         return _what_is_left(duration, self._rounds, self.seconds_left(), self._limit, self.reserve)
 
     def check_first_round(self, calls: int) -> None:
@@ -70,13 +70,13 @@ class Budget:
 
 
 def _what_is_left(
-    tell: Callable[[float, int], str], rounds: list[float], left: float, given: float | None, kept: float
+    tell: Callable[[float, int], str], rounds: list[float], left: float, limit: float | None, kept: float
 ) -> str:
     if rounds:
         takes, rest = apart(tell, _slow(rounds), max(0.0, left))
         return f"budget: a round takes {takes}, {rest} are left"
     also = f", {tell(kept, 3)} are kept for saving and evaluation" if kept > 0.0 else ""
-    return f"budget: of {tell(given or 0.0, 3)} nothing is left for a first round{also}"
+    return f"budget: of {tell(limit or 0.0, 3)} nothing is left for a first round{also}"
 
 
 def _slow(values: list[float]) -> float:

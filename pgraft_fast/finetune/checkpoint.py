@@ -99,8 +99,8 @@ def run_lock(run: Path) -> Iterator[None]:
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.glob("round-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("round-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def _read(path: Path, number: int) -> Checkpoint:

@@ -168,22 +168,22 @@ def probe(
         seconds, _ = median_time(judge, device)
         scored.append((size, seconds))
     for size in train_sizes:
-        given = settings.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None, "batch_size": size})
-        trained_one = Borrowed(Learner(model, given) if learner is None else learner, given, run)
+        training = settings.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None, "batch_size": size})
+        lent = Borrowed(Learner(model, training) if learner is None else learner, training, run)
         ids = torch.arange(max(size, x_0.shape[0]), device=device)
         condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)].to(device)
         kept = Kept(
             x_0[ids % x_0.shape[0]],
             ids,
             condition,
-            float(schedule.t_of_share(given.cut)) if isinstance(given.cut, float) and given.cut > 0.0 else 0.0,
-            torch.ones(ids.numel(), device=device) if given.objective == "contrast" else None,
+            float(schedule.t_of_share(training.cut)) if isinstance(training.cut, float) and training.cut > 0.0 else 0.0,
+            torch.ones(ids.numel(), device=device) if training.objective == "contrast" else None,
         )
 
-        def learn(one: Borrowed = trained_one, kept: Kept = kept) -> object:
-            return train(one.learner, kept, schedule, parameterization=parameterization, seed=0)
+        def learn(lent: Borrowed = lent, kept: Kept = kept) -> object:
+            return train(lent.learner, kept, schedule, parameterization=parameterization, seed=0)
 
         seconds, _ = median_time(learn, device)
-        trained_one.give_back()
+        lent.give_back()
         trained.append((size, seconds / _PROBE_STEPS))
     return CostModel(Line.fit(called), Line.fit(trained), Line.fit(scored), calls_of(model))

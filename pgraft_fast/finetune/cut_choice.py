@@ -40,40 +40,42 @@ def choose(outlooks: Sequence[CutOutlook], lowest: float | None, accepted: int) 
     accepted. Else training does harm at the levels above it: taken is the largest cut that gives up at most 2 % of
     cut 0's ceiling and a quarter of the gain.
     """
-    known = [one for one in outlooks if one.cut == 0.0 or one.kept is not None]
-    lossless = [one for one in known if one.kept is None or one.kept.share - 2.0 * one.kept.error >= _ENOUGH][-1]
+    known = [outlook for outlook in outlooks if outlook.cut == 0.0 or outlook.kept is not None]
+    lossless = [
+        outlook for outlook in known if outlook.kept is None or outlook.kept.share - 2.0 * outlook.kept.error >= _ENOUGH
+    ][-1]
     whole = f"the decision keeps at least {_ENOUGH:.0%} of its gain down to a cut of {lossless.cut:g}"
     if lowest is None:
         return lossless.cut, f"The cut is {lossless.cut:g}: {whole}; there was no room for a pilot."
     if accepted >= _FEW_ACCEPTED and lowest <= lossless.cut:
         above = "at every noise level" if lowest == 0.0 else f"above {lowest:.2f} of the steps"
         return lossless.cut, f"The cut is {lossless.cut:g}: {whole}, and training helps {above}."
-    affordable = [one for one in known if one.cut > lossless.cut and _costs_little(one, known[0])]
+    affordable = [outlook for outlook in known if outlook.cut > lossless.cut and _costs_little(outlook, known[0])]
     best = affordable[-1] if affordable else lossless
     why = (
         f"training helps only above {lowest:.2f} of the steps" if accepted >= _FEW_ACCEPTED
         else f"only {accepted} candidates of a round are accepted, which a model gives again where it is tuned on them"
     )  # fmt: skip
-    told = ", ".join(f"{one.cut:g} keeps {_share(one):.0%}" for one in known)
+    shares = ", ".join(f"{outlook.cut:g} keeps {_share(outlook):.0%}" for outlook in known)
     if affordable:
-        rest = f"and this cut gives up {_share_lost(best, known[0]):.1%} of the reward at most ({told})"
+        rest = f"and this cut gives up {_share_lost(best, known[0]):.1%} of the reward at most ({shares})"
     elif best is known[-1]:
         rest = f"and {whole}, the largest one that was measured"
     else:
-        rest = f"but every larger cut costs too much of the gain ({told})"
+        rest = f"but every larger cut costs too much of the gain ({shares})"
     return best.cut, f"The cut is {best.cut:g}: {why}, {rest}."
 
 
-def _costs_little(one: CutOutlook, whole: CutOutlook) -> bool:
-    return _share(one) >= _LEAST_KEPT and _share_lost(one, whole) <= _REWARD_GIVEN_UP
+def _costs_little(outlook: CutOutlook, whole: CutOutlook) -> bool:
+    return _share(outlook) >= _LEAST_KEPT and _share_lost(outlook, whole) <= _REWARD_GIVEN_UP
 
 
-def _share_lost(one: CutOutlook, whole: CutOutlook) -> float:
+def _share_lost(outlook: CutOutlook, whole: CutOutlook) -> float:
     """Of the ceiling of cut 0."""
-    if one.ceiling is None or whole.ceiling is None or whole.ceiling == 0.0:
+    if outlook.ceiling is None or whole.ceiling is None or whole.ceiling == 0.0:
         return math.inf
-    return max(0.0, whole.ceiling - one.ceiling) / abs(whole.ceiling)
+    return max(0.0, whole.ceiling - outlook.ceiling) / abs(whole.ceiling)
 
 
-def _share(one: CutOutlook) -> float:
-    return 1.0 if one.kept is None else one.kept.share
+def _share(outlook: CutOutlook) -> float:
+    return 1.0 if outlook.kept is None else outlook.kept.share

@@ -62,8 +62,9 @@ class CutPlan:
 
 
 def plan_from(
-    work: Work, found: Candidates, *, cuts: Sequence[float] = CUTS, share: float = PLAN_SHARE, branches: int = BRANCHES,
-    spent: int = 0, run: FinetuneSettings | None = None, check: Callable[[], None] = lambda: None,
+    work: Work, candidates: Candidates, *, cuts: Sequence[float] = CUTS, share: float = PLAN_SHARE,
+    branches: int = BRANCHES, spent: int = 0, run: FinetuneSettings | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> CutPlan:  # fmt: skip
     """Choose a cut from the candidates of a round, which kept their states at 0 and at cuts.
 
@@ -75,14 +76,14 @@ def plan_from(
 
     See `cut_choice.choose` for which is taken. Where nothing can be told, the paper's 0.25, and the plan says so.
     """
-    trials = Trials(work, found, Ledger(), check)
+    trials = Trials(work, candidates, Ledger(), check)
     run = work.settings if run is None else run
     of_run = run.calls(trials.evaluations(), calls_of(work.model)) * (1 if run is work.settings else run.train.rounds)
     allowed = share * of_run - spent
-    accepted = int(found.acceptance.count)
-    why_not = _why_not(work, found, accepted)
+    accepted = int(candidates.acceptance.count)
+    why_not = _why_not(work, candidates, accepted)
     # On a short grid a cut may have no step of its own below it.
-    cuts = [cut for cut in cuts if found.rollout.t_cut[cut] > found.rollout.t_cut[0.0]]
+    cuts = [cut for cut in cuts if candidates.rollout.t_cut[cut] > candidates.rollout.t_cut[0.0]]
     kept: dict[float, KeptGain | None] = {}
     pilot = None
     if not why_not:
@@ -91,14 +92,14 @@ def plan_from(
         pilot = run_pilot(trials, allowed - trials.ledger.model_calls, run)
     calls = trials.ledger.model_calls
     work.ledger.add_calls(calls)
-    outlooks = tuple(_outlook(work, found, cut, kept, pilot) for cut in (0.0, *cuts))
+    outlooks = tuple(_outlook(work, candidates, cut, kept, pilot) for cut in (0.0, *cuts))
     lowest = None if pilot is None else share_of(work.schedule, pilot.levels.lowest)
-    cut, told = choose(outlooks, lowest, accepted * run.sample.prompts // work.settings.sample.prompts)
+    cut, reason = choose(outlooks, lowest, accepted * run.sample.prompts // work.settings.sample.prompts)
     if why_not:
-        cut, told = FALLBACK, f"The plan cannot tell: {why_not}; the cut is the paper's, {FALLBACK}."
+        cut, reason = FALLBACK, f"The plan cannot tell: {why_not}; the cut is the paper's, {FALLBACK}."
     return CutPlan(
-        cut=cut, told=told, outlooks=outlooks, levels=None if pilot is None else pilot.levels, lowest=lowest,
-        base=float(found.rewards.nanmean()), within=within_share(found.rewards), accepted=accepted,
+        cut=cut, told=reason, outlooks=outlooks, levels=None if pilot is None else pilot.levels, lowest=lowest,
+        base=float(candidates.rewards.nanmean()), within=within_share(candidates.rewards), accepted=accepted,
         pilot_steps=0 if pilot is None else pilot.steps, model_calls=spent + calls,
         share=(spent + calls) / of_run,
     )  # fmt: skip
@@ -125,12 +126,12 @@ def plan_cut(
     device = next(model.parameters()).device
     evaluations, each = evaluations_of(schedule, settings, parameterization), calls_of(model)
     of_run = settings.train.rounds * settings.calls(evaluations, each)
-    asked = int(_FOR_SAMPLES * share * of_run / (settings.sample.candidates * evaluations * each))
-    if asked < 2:
+    prompt_count = int(_FOR_SAMPLES * share * of_run / (settings.sample.candidates * evaluations * each))
+    if prompt_count < 2:
         raise InputError(
             f"plan: {share:.0%} of a run of {of_run:,} model calls have no room for two prompts; plan a larger run"
         )
-    sample = settings.sample.model_copy(update={"prompts": min(asked, settings.sample.prompts)})
+    sample = settings.sample.model_copy(update={"prompts": min(prompt_count, settings.sample.prompts)})
     few, ledger, execution = settings.model_copy(update={"sample": sample}), Ledger(), Execution(settings.mode, device)
     training = settings.train.micro_batch or settings.train.batch_size
     work = Work(
@@ -140,11 +141,11 @@ def plan_cut(
         device=device, sampling=BatchSize(sample.batch_size, "sampling"), training=BatchSize(training, "training"),
         log=log,
     )  # fmt: skip
-    found = collect(
+    candidates = collect(
         execution.of(model), schedule, reward, work.prompts, few, shape=shape, parameterization=parameterization,
         cuts=(0.0, *cuts), memory=work.sampling, ledger=ledger, check=check, device=device, graphs=execution.graphs,
     )  # fmt: skip
-    return plan_from(work, found, cuts=cuts, share=share, spent=ledger.model_calls, run=settings, check=check)
+    return plan_from(work, candidates, cuts=cuts, share=share, spent=ledger.model_calls, run=settings, check=check)
 
 
 def share_of(schedule: Schedule, t: float) -> float:
@@ -154,26 +155,26 @@ def share_of(schedule: Schedule, t: float) -> float:
 
 
 def _outlook(
-    work: Work, found: Candidates, cut: float, kept: dict[float, KeptGain | None], pilot: Pilot | None
+    work: Work, candidates: Candidates, cut: float, kept: dict[float, KeptGain | None], pilot: Pilot | None
 ) -> CutOutlook:
-    base, t = float(found.rewards.nanmean()), found.rollout.t_cut[cut]
-    one = CutOutlook(cut, t, float(work.schedule.logsnr(t)), kept.get(cut))
+    base, t = float(candidates.rewards.nanmean()), candidates.rollout.t_cut[cut]
+    outlook = CutOutlook(cut, t, float(work.schedule.logsnr(t)), kept.get(cut))
     share = Estimate(1.0) if cut == 0.0 else None
-    if one.kept is not None:
-        share = Estimate(one.kept.share, _normal(one.kept.error, one.kept))
+    if outlook.kept is not None:
+        share = Estimate(outlook.kept.share, _normal(outlook.kept.error, outlook.kept))
     # The accepted rows are the same at every cut.
     whole = next((gain for gain in kept.values() if gain is not None), None)
     if share is None or whole is None:
-        return one
+        return outlook
     training = work.settings.train
     # What training goes towards: the accepted law, or beyond it.
     strength = max(1.0, training.strength) if training.objective == "contrast" else 1.0
     limit = Estimate(strength * whole.gain, strength * _normal(whole.gain_error, whole))
-    one = replace(one, ceiling=base + share.value * whole.gain)
+    outlook = replace(outlook, ceiling=base + share.value * whole.gain)
     if pilot is None:
-        return one
+        return outlook
     gain = grown_gain(Estimate(pilot.gain, pilot.error), limit, share, pilot.whole / pilot.steps)
-    return replace(one, predicted=base + gain.mean, low=base + gain.low, high=base + gain.high)
+    return replace(outlook, predicted=base + gain.mean, low=base + gain.low, high=base + gain.high)
 
 
 def _normal(error: float, kept: KeptGain) -> float:
@@ -181,18 +182,18 @@ def _normal(error: float, kept: KeptGain) -> float:
     return error * student(kept.groups - 1) / _NORMAL
 
 
-def _why_not(work: Work, found: Candidates, accepted: int) -> str:
+def _why_not(work: Work, candidates: Candidates, accepted: int) -> str:
     """Why nothing can be told; empty where something can."""
     sample = work.settings.sample
     grid = work.schedule.grid(sample.steps, work.parameterization)
     if not any(step.d for step in make_steps(work.schedule, grid, sample.solver, work.parameterization, sample.eta)):
         return f"the solver ({sample.solver}) draws no noise, so that s is 1 at every cut"
-    known = found.rewards[found.rewards.isfinite()]
+    known = candidates.rewards[candidates.rewards.isfinite()]
     if known.numel() == 0 or bool(known.min() == known.max()):
         return "the rewards are all the same"
     if accepted < LEAST_ACCEPTED:
         return f"only {accepted} candidates were accepted, {LEAST_ACCEPTED} are needed"
-    if accepted == int(found.rewards.isfinite().sum()):
+    if accepted == int(candidates.rewards.isfinite().sum()):
         return "every candidate was accepted"
     return ""
 
@@ -204,7 +205,7 @@ def _known(value: float) -> float | None:
 def _finite(value: Any) -> Any:
     """JSON knows no nan."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: _finite(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [_finite(child) for child in value]
     return _known(value) if isinstance(value, float) else value

@@ -131,25 +131,25 @@ def train_ddpo(
     density = density_table(recorded.table, advantage.dtype, advantage.device)
     make = _Losses(learner, recorded, density, advantage, condition, settings)
     learner.model.eval()
-    found: list[Tensor] = []
+    batch_means: list[Tensor] = []
     refusals = Refusals()
     rows = -(-n // max(1, settings.optimizer_steps_of(n))) if memory is None else memory.value
     team = team_of(learner.sampled, rows, recorded.x_0.shape[1:], recorded.x_0.device)
     with ledger.phase("train"), team:
         for sample, step in _batches(recorded, advantage, settings, seed):
-            if found and enough():
+            if batch_means and enough():
                 break
             memory = BatchSize(sample.unique().numel(), "training") if memory is None else memory
-            found.append(memory.run(partial(make.accumulate, sample, step)))
+            batch_means.append(memory.run(partial(make.accumulate, sample, step)))
             learner.steps_done += 1
             refusals.note(learner.step()[0])
             ledger.add_calls(CALLS_OF_A_TRAINED_SAMPLE * recorded.calls_a_sample * sample.numel())
             check()
-    if not found:
+    if not batch_means:
         return TrainReport(0.0, 0, 0)
-    means = torch.stack(found)
-    loss, (_, clipped, kl) = float(means[-max(1, len(found) // 10) :, 0].mean()), means.mean(dim=0).tolist()
-    return TrainReport(loss, len(found), refusals.count, clipped if settings.variant == "importance" else None, kl)
+    means = torch.stack(batch_means)
+    loss, (_, clipped, kl) = float(means[-max(1, len(means) // 10) :, 0].mean()), means.mean(dim=0).tolist()
+    return TrainReport(loss, len(means), refusals.count, clipped if settings.variant == "importance" else None, kl)
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ class _Losses:
         self.learner.begin()
         parts = []
         for low in range(0, sample.numel(), size):
-            found = self.rows(sample[low : low + size], step[low : low + size]).sum(dim=1) / sample.numel()
-            self.learner.backward(found[0])
-            parts.append(found.detach())
+            part = self.rows(sample[low : low + size], step[low : low + size]).sum(dim=1) / sample.numel()
+            self.learner.backward(part[0])
+            parts.append(part.detach())
         return torch.stack(parts).sum(dim=0)
 
     def rows(self, sample: Tensor, step: Tensor) -> Tensor:

@@ -26,19 +26,19 @@ class Execution:
         self.graphs = GraphCache() if mode == "graph" else None
         self._compiles = mode == "compile"
         self._twins = device.type == "cpu" and onednn_pays()
-        self._found: dict[int, tuple[nn.Module, Model]] = {}
+        self._models: dict[int, tuple[nn.Module, Model]] = {}
         self._copies: dict[int, Any] = {}
 
     def of(self, module: nn.Module) -> Model:
         """What to call instead of the module, itself where it is such a one; its weights may change in place."""
         # Some run as they are.
-        if getattr(module, "runs_as_it_is", False) or any(module is made for _, made in self._found.values()):
+        if getattr(module, "runs_as_it_is", False) or any(module is made for _, made in self._models.values()):
             return module
-        found = self._found.get(id(module))
-        if found is None:
+        entry = self._models.get(id(module))
+        if entry is None:
             # The module is kept, so that no other one gets its id.
-            found = self._found[id(module)] = (module, self._made(module))
-        return found[1]
+            entry = self._models[id(module)] = (module, self._made(module))
+        return entry[1]
 
     def _made(self, module: nn.Module) -> Model:
         # What is around the networks of some is not for a compiler.
@@ -50,11 +50,11 @@ class Execution:
 
     def original(self, called: Model) -> nn.Module:
         """The module that is called so, with the names of its weights: that which `of` was asked for."""
-        for module, made in self._found.values():
+        for module, made in self._models.values():
             if made is called:
                 return module
-        found: Any = called
-        return found
+        network: Any = called
+        return network
 
 
 class _Twin(nn.Module):
@@ -70,9 +70,9 @@ class _Twin(nn.Module):
             # What they share has got other layers since, a LoRA for one.
             copies.clear()
             self.twin = _copied(module, copies)
-        for one in self.twin.modules():
-            if type(one) is nn.Linear and one.weight.numel() >= _LEAST_WEIGHTS:
-                one.__class__ = _Linear
+        for layer in self.twin.modules():
+            if type(layer) is nn.Linear and layer.weight.numel() >= _LEAST_WEIGHTS:
+                layer.__class__ = _Linear
         # No children: their weights are counted once.
         self._original = [module]
         self._pairs = list(zip(module.modules(), self.twin.modules(), strict=True))
@@ -83,9 +83,9 @@ class _Twin(nn.Module):
         original = self._original[0]
         # What a compiled model shares with no other follows it as a whole.
         if not torch.compiler.is_compiling() or original.training is not self.twin.training:
-            for one, other in self._pairs:
-                if one.training is not other.training:
-                    other.training = one.training
+            for module, twin in self._pairs:
+                if module.training is not twin.training:
+                    twin.training = module.training
         return self.twin(*args, **kwargs)
 
 

@@ -47,32 +47,32 @@ _CHUNK, _READERS, _SHOWN = 1 << 24, 8, 8
 
 def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without those that may change and those that are compared by content."""
-    found = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    rest = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
     for name in (*MAY_CHANGE, *BY_CONTENT):
         table, _, key = name.partition(".")
         if not key:
-            found.pop(table, None)
-        elif isinstance(found.get(table), dict):
-            found[table].pop(key, None)
-    return found
+            rest.pop(table, None)
+        elif isinstance(rest.get(table), dict):
+            rest[table].pop(key, None)
+    return rest
 
 
-def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], what: str) -> None:
+def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], what: str) -> None:
     """Raise InputError, which names what differs, unless both are the same.
 
     what: that must stay the same, and where, such as "the run in runs/a".
     """
-    old, new = _flat(saved), _flat(given)
+    old, new = _flat(saved), _flat(current)
     # Of tables that only one side has nothing can be said; in tables of both, what is left out is at its default.
-    alone = saved.keys() ^ given.keys()
+    alone = saved.keys() ^ current.keys()
     keys = [key for key in sorted(old.keys() | new.keys()) if key.partition(".")[0] not in alone]
-    told = [
+    differences = [
         f"{key}={_short(new, key)} differs from {_short(old, key)}" for key in keys
         if (key in old) != (key in new) or old.get(key) != new.get(key)
     ]  # fmt: skip
-    if told:
-        more = f", and {len(told) - _SHOWN} others" if len(told) > _SHOWN else ""
-        raise InputError(f"{', '.join(told[:_SHOWN])}{more} of {what}; set it back or use another folder")
+    if differences:
+        more = f", and {len(differences) - _SHOWN} others" if len(differences) > _SHOWN else ""
+        raise InputError(f"{', '.join(differences[:_SHOWN])}{more} of {what}; set it back or use another folder")
     if alone:
         raise InputError(
             f"{what} was begun by another version, which tells other things of it ({', '.join(sorted(alone))}): "
@@ -82,19 +82,21 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], what: str) ->
 
 def versions() -> dict[str, str]:
     """Of the packages that numbers depend on; a change of them is told, not refused."""
-    found = {}
+    by_package = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            by_package[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+            by_package[name] = "none"
+    return by_package
 
 
 def changed_versions(saved: Mapping[str, str]) -> str:
     """One line, or ""."""
-    told = [f"{name} {saved[name]} -> {now}" for name, now in versions().items() if saved.get(name, now) != now]
-    return f"begun with other versions ({', '.join(told)}): what follows agrees with them to rounding" if told else ""
+    changes = [f"{name} {saved[name]} -> {now}" for name, now in versions().items() if saved.get(name, now) != now]
+    if not changes:
+        return ""
+    return f"begun with other versions ({', '.join(changes)}): what follows agrees with them to rounding"
 
 
 def sha256_of(value: object) -> str:
@@ -111,7 +113,7 @@ def sha256_of_texts(texts: Iterable[str], noun: str) -> str:
 def sha256_of_files(files: Mapping[str, Path]) -> str:
     """Of names and contents. Raises InputError."""
 
-    def one(item: tuple[str, Path]) -> str:
+    def digest_of(item: tuple[str, Path]) -> str:
         digest = hashlib.sha256()
         with item[1].open("rb") as stream:
             while part := stream.read(_CHUNK):
@@ -121,22 +123,22 @@ def sha256_of_files(files: Mapping[str, Path]) -> str:
     items = sorted(files.items())
     try:
         with ThreadPoolExecutor(_READERS) as pool:
-            found = list(pool.map(one, items))
+            digests = list(pool.map(digest_of, items))
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return sha256_of([[name, digest] for (name, _), digest in zip(items, found, strict=True)])
+    return sha256_of([[name, digest] for (name, _), digest in zip(items, digests, strict=True)])
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Of names, dtypes, shapes and every value."""
 
-    def one(item: tuple[str, Tensor]) -> list[object]:
+    def entry_of(item: tuple[str, Tensor]) -> list[object]:
         name, tensor = item
         flat = tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8)
         return [name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(flat.numpy().data).hexdigest()]
 
     with ThreadPoolExecutor(min(_READERS, max(1, torch.get_num_threads()))) as pool:
-        return sha256_of(list(pool.map(one, sorted(tensors.items()))))
+        return sha256_of(list(pool.map(entry_of, sorted(tensors.items()))))
 
 
 def sha256_of_module(module: nn.Module) -> str:
@@ -158,15 +160,15 @@ def base_weights(module: Any) -> dict[str, Tensor]:
 def _flat(value: object, prefix: str = "") -> dict[str, object]:
     """Leaves by their dotted names; JSON has no tuples."""
     if isinstance(value, Mapping):
-        items = [(str(key), one) for key, one in value.items()]
-    elif isinstance(value, list | tuple) and any(isinstance(one, dict) for one in value):
-        items = [(str(number), one) for number, one in enumerate(value)]
+        items = [(str(key), child) for key, child in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(child, dict) for child in value):
+        items = [(str(number), child) for number, child in enumerate(value)]
     else:
         return {prefix: list(value) if isinstance(value, tuple) else value}
-    found: dict[str, object] = {}
-    for key, one in items:
-        found |= _flat(one, f"{prefix}.{key}" if prefix else key)
-    return found
+    leaves: dict[str, object] = {}
+    for key, child in items:
+        leaves |= _flat(child, f"{prefix}.{key}" if prefix else key)
+    return leaves
 
 
 def _short(values: Mapping[str, object], key: str) -> str:

@@ -29,9 +29,9 @@ class Kept:
     def where(self, mask: Tensor) -> "Kept":
         """The rows of a mask (M,)."""
         chosen = mask.to(self.x.device).nonzero().flatten()
-        told: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        chosen_rows: dict[str, Any] = {name: one[chosen] for name, one in told.items() if isinstance(one, Tensor)}
-        return replace(self, **chosen_rows)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        rows: dict[str, Any] = {name: value[chosen] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **rows)
 
     @property
     def rows(self) -> int:

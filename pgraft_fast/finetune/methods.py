@@ -13,7 +13,7 @@ from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.cut_plan import CUTS, plan_from
 from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
 from pgraft_fast.finetune.nft import nft_advantages, train_nft
-from pgraft_fast.finetune.rounds import Asked, Drawn, collect, draw_and_score
+from pgraft_fast.finetune.rounds import Drawn, PromptBatch, collect, draw_and_score
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import TrainReport, train
 from pgraft_fast.finetune.work import Work
@@ -101,14 +101,14 @@ class PGraft:
         work, run = self._work, self._work.execution
         pending = self.settings.plans_cut
         cuts = (0.0, *CUTS) if pending else (self.settings.cut,)
-        found = collect(
+        candidates = collect(
             run.of(work.model), work.schedule, work.reward, work.prompts, self.settings, shape=work.shape,
             parameterization=work.parameterization, round_=number, cuts=cuts,
             # The first round samples the reference itself: the tuned model still equals it.
             tuned=run.of(work.learner.ema.eval()) if number else None,
             memory=work.sampling, ledger=work.ledger, check=check_sampling, device=work.device, graphs=run.graphs,
         )  # fmt: skip
-        accepted = int(found.acceptance.count)
+        accepted = int(candidates.acceptance.count)
         if accepted == 0:
             raise InputError(
                 f"round {number + 1}: no candidate was accepted by rule {work.settings.select.rule!r}; "
@@ -116,14 +116,14 @@ class PGraft:
             )
         if pending:
             with work.ledger.phase("plan"):
-                plan = plan_from(work, found, check=check_sampling)
+                plan = plan_from(work, candidates, check=check_sampling)
             self._plan = plan.to_dict()
             work.log(plan.told)
         settings, cut = self.settings, self.settings.cut
         if number and settings.train.frozen == "ema":
             work.learner.freeze()
             work.learner.frozen = run.of(work.learner.frozen)  # type: ignore[arg-type]
-        kept = found.kept_for(cut, settings.train)
+        kept = candidates.kept_for(cut, settings.train)
         if kept.rows == 0:
             work.log(f"round {number + 1}: no group has accepted and rejected candidates: nothing is learned")
         report = train(
@@ -131,9 +131,9 @@ class PGraft:
             parameterization=work.parameterization, null_condition=work.prompts.null, memory=work.training,
             ledger=work.ledger, check=check, enough=enough,
         )  # fmt: skip
-        rewards = found.rewards[found.acceptance.mask]
-        entry = {"reward_accepted": float(rewards.mean()), "accepted": accepted, "t_cut": found.rollout.t_cut[cut]}
-        return Round(found.rewards, found.acceptance.mask, report, entry)
+        rewards = candidates.rewards[candidates.acceptance.mask]
+        entry = {"reward_accepted": float(rewards.mean()), "accepted": accepted, "t_cut": candidates.rollout.t_cut[cut]}
+        return Round(candidates.rewards, candidates.acceptance.mask, report, entry)
 
     def state(self) -> dict[str, Any]:
         return {} if self._plan is None else {"plan": self._plan}
@@ -156,11 +156,11 @@ class _AllSamples:
         return self._work.calls()
 
     def _scored(
-        self, draw: Callable[..., Drawn], asked: Asked, check: Callable[[], None]
+        self, draw: Callable[..., Drawn], prompt_batch: PromptBatch, check: Callable[[], None]
     ) -> tuple[list[Drawn], Tensor]:
         """The batches of a round and their rewards (P, N)."""
         work, sample = self._work, self._work.settings.sample
-        parts, flat = draw_and_score(draw, work.reward, asked, sample, work.sampling, work.ledger, check)
+        parts, flat = draw_and_score(draw, work.reward, prompt_batch, sample, work.sampling, work.ledger, check)
         return parts, flat.view(sample.prompts, sample.candidates)
 
 
@@ -179,7 +179,7 @@ class Ddpo(_AllSamples):
         self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
     ) -> Round:
         work, settings = self._work, self._work.settings
-        asked = Asked.of_round(work.prompts, settings, number)
+        prompt_batch = PromptBatch.of_round(work.prompts, settings, number)
         policy: Any = work.learner.sampled
         policy.eval()
         draw = partial(
@@ -187,12 +187,12 @@ class Ddpo(_AllSamples):
             solver=settings.sample.solver, eta=settings.sample.eta, parameterization=work.parameterization,
             seed=settings.seed, device=work.device,
         )  # fmt: skip
-        parts, rewards = self._scored(draw, asked, check_sampling)
+        parts, rewards = self._scored(draw, prompt_batch, check_sampling)
         with work.ledger.phase("accept"):
-            groups = asked.prompt.view_as(rewards)[:, 0]
+            groups = prompt_batch.prompt.view_as(rewards)[:, 0]
             weight = advantages(rewards, groups, self._statistics, settings.ddpo)
         report = train_ddpo(
-            work.learner, _joined(parts), weight.flatten(), asked.condition, settings.ddpo, seed=settings.seed,
+            work.learner, _joined(parts), weight.flatten(), prompt_batch.condition, settings.ddpo, seed=settings.seed,
             memory=work.training, ledger=work.ledger, check=check, enough=enough,
         )  # fmt: skip
         used = weight != 0
@@ -217,21 +217,21 @@ class Nft(_AllSamples):
         self, number: int, check: Callable[[], None], check_sampling: Callable[[], None], enough: Callable[[], bool]
     ) -> Round:
         work, settings, run = self._work, self._work.settings, self._work.execution
-        asked = Asked.of_round(work.prompts, settings, number)
+        prompt_batch = PromptBatch.of_round(work.prompts, settings, number)
         draw = partial(
             rollout, run.of(work.learner.ema.eval()), work.schedule, shape=work.shape, steps=settings.sample.steps,
             solver=settings.sample.solver, eta=settings.sample.eta, parameterization=work.parameterization,
             seed=settings.seed, device=work.device, graphs=run.graphs,
         )  # fmt: skip
-        parts, rewards = self._scored(draw, asked, check_sampling)
+        parts, rewards = self._scored(draw, prompt_batch, check_sampling)
         with work.ledger.phase("accept"):
             weight = nft_advantages(rewards)
         times = work.schedule.grid(settings.sample.steps, work.parameterization)[:-1]
         report = train_nft(
             work.learner, work.schedule, torch.cat([part.x_0 for part in parts]),
-            torch.cat([part.sample_id for part in parts]), weight.flatten(), asked.condition, times, settings.nft,
-            parameterization=work.parameterization, seed=settings.seed, memory=work.training, ledger=work.ledger,
-            check=check, enough=enough,
+            torch.cat([part.sample_id for part in parts]), weight.flatten(), prompt_batch.condition, times,
+            settings.nft, parameterization=work.parameterization, seed=settings.seed, memory=work.training,
+            ledger=work.ledger, check=check, enough=enough,
         )  # fmt: skip
         better = weight > 0
         return Round(rewards, better, report, _entry(rewards, better))

@@ -23,13 +23,13 @@ def warmed_up(decay: float, step: int) -> float:
 def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state of an optimiser as tensors by name, "<number of the weight>.<moment>"."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, one in state.items() for name, value in one.items()}
+    return {f"{index}.{name}": value for index, moments in state.items() for name, value in moments.items()}
 
 
-def load_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
     """Inverse of `moments_of`."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in found.items():
+    for key, value in moments.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

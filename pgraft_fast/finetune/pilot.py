@@ -43,7 +43,7 @@ def run_pilot(trials: Trials, allowed: float, run: FinetuneSettings) -> Pilot | 
     some out.
     """
     work, training = trials.work, trials.work.settings.train
-    kept = trials.found.kept_for(0.0, training)
+    kept = trials.candidates.kept_for(0.0, training)
     groups, group = (kept.sample_id // work.settings.sample.candidates).unique(return_inverse=True)
     if groups.numel() < _LEAST_GROUPS:
         return None
@@ -78,13 +78,13 @@ def run_pilot(trials: Trials, allowed: float, run: FinetuneSettings) -> Pilot | 
 def _changes(trials: Trials, out: Kept, rows: int, edges: Sequence[float]) -> Tensor:
     """(rows, L) losses of the pilot less those of the base on held-out rows, in the middle of each level."""
     work, learner = trials.work, trials.work.learner
-    found = []
+    changes = []
     for level, (low, high) in enumerate(itertools.pairwise(edges)):
         losses: tuple[list[Tensor], list[Tensor]] = [], []
         for part in torch.arange(rows, device=out.x.device).split(work.training.value):
             of_part = out.where(torch.isin(torch.arange(out.sample_id.numel(), device=part.device), part))
-            for model, told in zip((learner.averaged, learner.frozen), losses, strict=True):
-                told.append(
+            for model, model_losses in zip((learner.averaged, learner.frozen), losses, strict=True):
+                model_losses.append(
                     pgraft_loss(
                         model, work.schedule, of_part.x, t_cut=out.t_cut, objective=work.settings.train.objective,
                         parameterization=work.parameterization, condition=of_part.condition,
@@ -96,9 +96,9 @@ def _changes(trials: Trials, out: Kept, rows: int, edges: Sequence[float]) -> Te
                         advantage=of_part.advantage, reduction="none",
                     )
                 )  # fmt: skip
-        found.append(torch.cat(losses[0]) - torch.cat(losses[1]))
+        changes.append(torch.cat(losses[0]) - torch.cat(losses[1]))
     trials.ledger.add_calls(rows * _LEVELS * _calls_of_a_loss(trials))
-    return torch.stack(found, dim=1)
+    return torch.stack(changes, dim=1)
 
 
 def _calls_of_a_loss(trials: Trials) -> int:

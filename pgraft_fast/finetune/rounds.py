@@ -46,8 +46,10 @@ class Prompts:
 
     def contents(self) -> dict[str, str]:
         """Of texts and conditions, in words."""
-        told = {"text": sha256_of_texts(self.text, "prompts")}
-        return told if self.condition is None else {**told, "condition": sha256_of_tensors({"rows": self.condition})}
+        digests = {"text": sha256_of_texts(self.text, "prompts")}
+        if self.condition is not None:
+            digests["condition"] = sha256_of_tensors({"rows": self.condition})
+        return digests
 
     @staticmethod
     def _order(seed: int, number: int, n: int) -> Tensor:
@@ -125,7 +127,7 @@ def collect(
     `settings.sample.overlap` a batch is scored while the next is drawn.
     """
     ledger = Ledger() if ledger is None else ledger
-    asked = Asked.of_round(prompts, settings, round_)
+    prompt_batch = PromptBatch.of_round(prompts, settings, round_)
     draw = partial(
         rollout,
         model,
@@ -142,16 +144,16 @@ def collect(
         device=device,
         graphs=graphs,
     )
-    parts, rewards = draw_and_score(draw, reward, asked, settings.sample, memory, ledger, check)
+    parts, rewards = draw_and_score(draw, reward, prompt_batch, settings.sample, memory, ledger, check)
     samples = _joined(parts)
     rewards = rewards.view(settings.sample.prompts, settings.sample.candidates)
     with ledger.phase("accept"):
         acceptance = choose(settings, rewards, samples.x_0, samples.sample_id, draw=round_)
-    return Candidates(samples, rewards, acceptance, rows_of(asked.condition, samples.sample_id))
+    return Candidates(samples, rewards, acceptance, rows_of(prompt_batch.condition, samples.sample_id))
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptBatch:
     """The samples of a round. sample_id: (n,) int64. text: (n,). condition: (n, ...) or None. prompt: (n,) numbers."""
 
     sample_id: Tensor
@@ -160,14 +162,14 @@ class Asked:
     prompt: Tensor
 
     @classmethod
-    def of_round(cls, prompts: Prompts, settings: FinetuneSettings, round_: int) -> "Asked":
+    def of_round(cls, prompts: Prompts, settings: FinetuneSettings, round_: int) -> "PromptBatch":
         """Groups of candidates, their prompts drawn."""
         groups, n = settings.sample.prompts, settings.sample.candidates
         chosen = prompts.of_round(settings.seed, round_, groups).repeat_interleave(n)
         return cls.of(prompts, chosen, torch.arange(groups * n) + round_ * groups * n)
 
     @classmethod
-    def of(cls, prompts: Prompts, chosen: Tensor, sample_id: Tensor) -> "Asked":
+    def of(cls, prompts: Prompts, chosen: Tensor, sample_id: Tensor) -> "PromptBatch":
         """Samples (n,) of these prompts (n,)."""
         prompts.prepare(chosen)
         condition = None if prompts.condition is None else prompts.condition[chosen.to(prompts.condition.device)]
@@ -180,7 +182,7 @@ Drawn = TypeVar("Drawn", Rollout, Recorded)
 def draw_and_score(
     draw: Callable[..., Drawn],
     reward: Callable[..., object],
-    asked: Asked,
+    prompt_batch: PromptBatch,
     sample: SampleSettings,
     memory: BatchSize | None,
     ledger: Ledger,
@@ -203,17 +205,17 @@ def draw_and_score(
 
         def batch(low: int, size: int) -> Drawn:
             rows = slice(low, low + size)
-            condition = None if asked.condition is None else asked.condition[rows]
-            ids = asked.sample_id[rows]
+            condition = None if prompt_batch.condition is None else prompt_batch.condition[rows]
+            ids = prompt_batch.sample_id[rows]
             return draw(sample_ids=ids, condition=condition, batch_size=max(1, ids.numel()), on_batch=count)
 
         low = 0
-        while low < asked.sample_id.numel():
+        while low < prompt_batch.sample_id.numel():
             with ledger.phase(phases[0]):
                 parts.append(memory.run(partial(batch, low)))
             high = low + parts[-1].sample_id.numel()
             with ledger.phase(phases[1]):
-                scoring.add(parts[-1].x_0, asked.text[low:high], asked.sample_id[low:high])
+                scoring.add(parts[-1].x_0, prompt_batch.text[low:high], prompt_batch.sample_id[low:high])
             low = high
         with ledger.phase(phases[1]):
             return parts, scoring.rewards()

@@ -204,8 +204,8 @@ class FinetuneSettings(Settings):
 
     def run_calls(self, evaluations: int, calls_a_sample: int) -> int:
         """Model calls of all rounds and of the choice of the cut, at most."""
-        one = self.calls(evaluations, calls_a_sample)
-        return self.train.rounds * one + (int(PLAN_SHARE * one) if self.plans_cut else 0)
+        round_calls = self.calls(evaluations, calls_a_sample)
+        return self.train.rounds * round_calls + (int(PLAN_SHARE * round_calls) if self.plans_cut else 0)
 
     def training_calls(self, calls_a_sample: int) -> int:
         """Model calls of a round's training, a backward pass counted as two, at most. calls_a_sample: 2 with guidance,

@@ -186,9 +186,9 @@ class Trainer:
         if checkpoint is None:
             return
         check_same(checkpoint.state["settings"], self.identity, f"the run in {self.run}")
-        told = changed_versions(checkpoint.state.get("versions", {}))
-        if told:
-            self._log(f"{self.run}: {told}")
+        message = changed_versions(checkpoint.state.get("versions", {}))
+        if message:
+            self._log(f"{self.run}: {message}")
         self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
         self._method.load(checkpoint.state.get("method", {}))
         self.history = checkpoint.state["history"]

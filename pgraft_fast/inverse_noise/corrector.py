@@ -70,11 +70,11 @@ class NoiseCorrector:
             log(f"{left_out} rows of noise are not finite and left out")
         first = rows.rows(torch.arange(1), 0)
         shape = tuple(first.shape[1:])
-        told: dict[str, Any] = {"rows": len(rows), "left_out": left_out}
+        summary: dict[str, Any] = {"rows": len(rows), "left_out": left_out}
         if interpolant == "affine":
-            found = Affine(shape)
-            found.fit(rows.rows(torch.arange(len(rows)), 0))
-            return cls("affine", shape, found, {}, steps=1, base_steps=base_steps, told=told)
+            affine = Affine(shape)
+            affine.fit(rows.rows(torch.arange(len(rows)), 0))
+            return cls("affine", shape, affine, {}, steps=1, base_steps=base_steps, told=summary)
         path = Interpolant(interpolant)
         settings = FitSettings(steps=6000, learning_rate=3e-4, held_out=0.1) if settings is None else settings
         config = default_field(shape) if network is None else network
@@ -85,8 +85,8 @@ class NoiseCorrector:
             field, rows, path, settings, folder=folder, identity={"network": config, **(identity or {})}, log=log,
             check=check,
         )  # fmt: skip
-        told |= {"trained_steps": fitted.steps, "history": fitted.history}
-        return cls(interpolant, shape, fitted.network, config, steps=steps, base_steps=base_steps, told=told)
+        summary |= {"trained_steps": fitted.steps, "history": fitted.history}
+        return cls(interpolant, shape, fitted.network, config, steps=steps, base_steps=base_steps, told=summary)
 
     def __call__(self, z: Tensor) -> Tensor:
         """z: (B, *shape), in any floating dtype, which the result has too. Raises InputError."""
@@ -117,14 +117,14 @@ class NoiseCorrector:
         try:
             config = json.loads(files[_CONFIG])
             shape = tuple(config["shape"])
-            kind, told = config["kind"], config["told"]
+            kind, summary = config["kind"], config["told"]
             network = Affine(shape) if kind == "affine" else make_field(shape, {**config["network"], "zero": True})
             network.load_state_dict(tensors_from_bytes(files[_WEIGHTS], Path(folder) / _WEIGHTS))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: not a corrector ({type(error).__name__})") from error
         network.requires_grad_(False)
         return cls(kind, shape, network, config["network"], steps=config["steps"], base_steps=config["base_steps"],
-                   told=told)  # fmt: skip
+                   told=summary)  # fmt: skip
 
 
 class Affine(nn.Module):

@@ -118,8 +118,8 @@ def _measure(rows: _Rows, following: Tensor, size: Tensor, contraction: Tensor) 
         return
     before, image = rows.evaluated
     moved, answered = ((rows.y - before).flatten(1).norm(dim=1), (following - image).flatten(1).norm(dim=1))
-    found = torch.where(moved > _FLOOR * size, answered / moved, torch.full_like(moved, float("nan")))
-    contraction[rows.index] = torch.fmax(contraction[rows.index], found)
+    ratio = torch.where(moved > _FLOOR * size, answered / moved, torch.full_like(moved, float("nan")))
+    contraction[rows.index] = torch.fmax(contraction[rows.index], ratio)
 
 
 def _remember(rows: _Rows, following: Tensor, damping: float, grown: Tensor | None) -> None:

@@ -57,13 +57,13 @@ def flow_steps(
         Schedule.linear_flow(), grid, "euler_sde" if solver == "flow_sde" else "euler", "velocity",
         eta if solver == "flow_sde" else None,
     )  # fmt: skip
-    found = []
+    plan = []
     for row in table:
         # x_0 = x - t v, and the table's x_s = a x + b x_0.
         a, h = (row.a + row.b, row.b * row.t) if solver == "flow_sde" else (1.0, row.t - row.s)
         kind = "euler" if solver == "flow_sde" or (solver == "heun" and row.s == 0.0) else solver
-        found.append(FlowStep(row.t, row.s, a, h, kind))
-    return found
+        plan.append(FlowStep(row.t, row.s, a, h, kind))
+    return plan
 
 
 @dataclass
@@ -81,9 +81,9 @@ class Velocity:
     def __call__(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor:
         self.calls += x.shape[0]
         self.check()
-        given = x if self.dtype is None else x.to(self.dtype)
-        times = torch.full((x.shape[0],), t, dtype=given.dtype, device=x.device)
-        out: Any = self.model(given, times) if condition is None else self.model(given, times, condition)
+        model_input = x if self.dtype is None else x.to(self.dtype)
+        times = torch.full((x.shape[0],), t, dtype=model_input.dtype, device=x.device)
+        out: Any = self.model(model_input, times) if condition is None else self.model(model_input, times, condition)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
@@ -122,8 +122,8 @@ def generate(
     with team_of(model, min(batch_size, noise.shape[0]), noise.shape[1:], noise.device):
         for low in range(0, noise.shape[0], batch_size):
             rows = slice(low, low + batch_size)
-            given = None if condition is None else condition[rows]
-            parts.append(forward(plan, velocity, as_state(noise[rows]), given))
+            condition_rows = None if condition is None else condition[rows]
+            parts.append(forward(plan, velocity, as_state(noise[rows]), condition_rows))
     return torch.cat(parts)
 
 

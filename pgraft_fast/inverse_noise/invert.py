@@ -36,11 +36,11 @@ class Inversion:
     def summary(self) -> str:
         """One line; with what to do where samples failed."""
         failed, total = int((~self.converged).sum()), self.converged.numel()
-        told = f"{total - failed} of {total} samples inverted, {self.calls / max(1, total):.1f} calls each, " \
+        line = f"{total - failed} of {total} samples inverted, {self.calls / max(1, total):.1f} calls each, " \
             f"contraction {self.contraction:.2f}"  # fmt: skip
         if failed == 0:
-            return told
-        return f"{told}; {failed} failed and are left out (nan): take more steps, or less guidance"
+            return line
+        return f"{line}; {failed} failed and are left out (nan): take more steps, or less guidance"
 
 
 @torch.no_grad()
@@ -91,12 +91,12 @@ def invert(
     team = team_of(model, min(batch_size, x_0.shape[0]), x_0.shape[1:], x_0.device)
     for low in range(0, x_0.shape[0], batch_size):
         rows = slice(low, low + batch_size)
-        x, given = as_state(x_0[rows]), None if condition is None else condition[rows]
+        x, condition_rows = as_state(x_0[rows]), None if condition is None else condition[rows]
         before = velocity.calls
         with team:
-            y, fine, rate = _one_batch(plan, velocity, x, given, tolerance, max_iterations)
+            y, fine, rate = _one_batch(plan, velocity, x, condition_rows, tolerance, max_iterations)
             calls += velocity.calls - before
-            back = forward(plan, velocity, y, given)
+            back = forward(plan, velocity, y, condition_rows)
         off = (back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
         fine = fine & (off <= round_trip_limit)
         noise.append(torch.where(fine.view(-1, *[1] * (y.ndim - 1)), y, torch.full_like(y, float("nan"))))
@@ -105,12 +105,12 @@ def invert(
         rates.append(rate)
         on_batch(x.shape[0])
     of_step = _largest(torch.cat(rates, dim=1), dim=1)
-    found = Inversion(
+    inversion = Inversion(
         torch.cat(noise), torch.cat(converged), torch.cat(round_trip), calls, float(_largest(of_step, dim=0)), of_step
     )
-    if not bool(found.converged.all()):
-        _LOG.warning("%s", found.summary())
-    return found
+    if not bool(inversion.converged.all()):
+        _LOG.warning("%s", inversion.summary())
+    return inversion
 
 
 def _one_batch(

@@ -62,12 +62,12 @@ class Rows:
 
     def rows(self, index: Tensor, step: int) -> Tensor:
         """See `Source`."""
-        found = self.values[index]
+        rows = self.values[index]
         if self.sigma == 0.0:
-            return found
-        shape = tuple(found.shape[1:])
-        place = torch.arange(found.shape[0], device=found.device)
-        return found + self.sigma * normal(self.seed, place, step, shape, Stream.DATA_NOISE)
+            return rows
+        shape = tuple(rows.shape[1:])
+        place = torch.arange(rows.shape[0], device=rows.device)
+        return rows + self.sigma * normal(self.seed, place, step, shape, Stream.DATA_NOISE)
 
     def identity(self) -> dict[str, Any]:
         """By content."""
@@ -209,10 +209,10 @@ class _Fit:
         if self._reader is None:
             return self._rows(step)
         ahead, self._ahead = self._ahead, None
-        found = ahead[1].result() if ahead is not None and ahead[0] == step else self._rows(step)
+        rows = ahead[1].result() if ahead is not None and ahead[0] == step else self._rows(step)
         if step + 1 < self._settings.steps:
             self._ahead = (step + 1, self._reader.submit(self._rows, step + 1))
-        return found
+        return rows
 
     def _rows(self, step: int) -> Tensor:
         place = torch.arange(self._settings.batch_size)
@@ -268,16 +268,16 @@ class _Fit:
     def resume(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporary(folder)
-        found = load_newest(folder, self._log)
-        if found is None:
+        checkpoint = load_newest(folder, self._log)
+        if checkpoint is None:
             return
-        check_same(found.state["identity"], self._identity, f"the run in {folder}")
-        told = changed_versions(found.state.get("versions", {}))
-        if told:
-            self._log(f"{folder}: {told}")
-        self._model.load_state_dict(found.tensors["model"])
-        self._average.load_state_dict(found.tensors["average"])
-        self._best = found.tensors.get("best")
-        load_moments(self._optimizer, found.tensors["optimizer"])
-        self._state = found.state["fit"]
+        check_same(checkpoint.state["identity"], self._identity, f"the run in {folder}")
+        changes = changed_versions(checkpoint.state.get("versions", {}))
+        if changes:
+            self._log(f"{folder}: {changes}")
+        self._model.load_state_dict(checkpoint.tensors["model"])
+        self._average.load_state_dict(checkpoint.tensors["average"])
+        self._best = checkpoint.tensors.get("best")
+        load_moments(self._optimizer, checkpoint.tensors["optimizer"])
+        self._state = checkpoint.state["fit"]
         self._log(f"goes on after step {self._state['step']}")

@@ -85,11 +85,11 @@ class ShardRows:
     def rows(self, index: Tensor, step: int) -> Tensor:
         """See `Source`."""
         number = torch.searchsorted(self.ends, index, right=True)
-        found = torch.empty(index.numel(), *self.parts[0].shape[1:])
-        for one in number.unique().tolist():
-            at = number == one
-            found[at] = self.parts[one][index[at] - (self.ends[one] - self.parts[one].shape[0])]
-        return found
+        rows = torch.empty(index.numel(), *self.parts[0].shape[1:])
+        for shard in number.unique().tolist():
+            at = number == shard
+            rows[at] = self.parts[shard][index[at] - (self.ends[shard] - self.parts[shard].shape[0])]
+        return rows
 
     def identity(self) -> dict[str, Any]:
         """By content."""
@@ -120,7 +120,7 @@ def invert_shards(
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary(folder)
     plan = {
-        "total": total, "shard": shard, **{key: _told(how[key]) for key in how if key != "batch_size"},
+        "total": total, "shard": shard, **{key: _as_json(how[key]) for key in how if key != "batch_size"},
         **(identity or {}),
         "first samples": sha256_of_tensors({"rows": data(torch.arange(min(total, _COMPARED)))}),
         "model weights": sha256_of_module(model) if isinstance(model, nn.Module) else "a function",
@@ -136,14 +136,14 @@ def invert_shards(
             on_shard(high)
             continue
         index = torch.arange(low, high)
-        found = invert(model, data(index), check=check, **how)
-        kept = found.converged
-        tensors = {"noise": found.noise[kept], "index": index[kept.cpu()], "round_trip": found.round_trip[kept]}
-        told = {
-            "samples": high - low, "failed": int((~kept).sum()), "calls": found.calls,
-            "contraction": _number(found.contraction), "worst_round_trip": _largest(found.round_trip[kept]),
+        inversion = invert(model, data(index), check=check, **how)
+        kept = inversion.converged
+        tensors = {"noise": inversion.noise[kept], "index": index[kept.cpu()], "round_trip": inversion.round_trip[kept]}
+        summary = {
+            "samples": high - low, "failed": int((~kept).sum()), "calls": inversion.calls,
+            "contraction": _number(inversion.contraction), "worst_round_trip": _largest(inversion.round_trip[kept]),
         }  # fmt: skip
-        write_folder(path, {_DATA: tensor_bytes(tensors), "told.json": to_json(told)})
+        write_folder(path, {_DATA: tensor_bytes(tensors), "told.json": to_json(summary)})
         on_shard(high)
     return open_shards(folder)
 
@@ -167,10 +167,11 @@ def open_shards(folder: Path) -> InverseNoise:
     paths = shards(folder)
     if len(paths) < -(-total // size):
         raise CheckpointError(f"{folder}: {len(paths)} of {-(-total // size)} shards; the same inversion again goes on")
-    told = [_read(path)[1] for path in paths]
+    summaries = [_read(path)[1] for path in paths]
     return InverseNoise(
-        folder, total, sum(one["failed"] for one in told), sum(one["calls"] for one in told),
-        max((one["contraction"] or 0.0) for one in told), max(one["worst_round_trip"] for one in told),
+        folder, total, sum(summary["failed"] for summary in summaries), sum(summary["calls"] for summary in summaries),
+        max((summary["contraction"] or 0.0) for summary in summaries),
+        max(summary["worst_round_trip"] for summary in summaries),
     )  # fmt: skip
 
 
@@ -179,7 +180,7 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("shard-*"))
 
 
-def _told(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """An argument of `invert` as JSON has it."""
     if isinstance(value, Tensor):
         return sha256_of_tensors({"values": value})

@@ -20,10 +20,10 @@ from pgraft_fast.errors import BackendError
 
 def source_folder(user: str) -> Path:
     """The folder of the sources: csrc of a checkout, pgraft_fast_csrc of an installation."""
-    found = importlib.util.find_spec("pgraft_fast_csrc")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("pgraft_fast_csrc")
+    if spec is None or not spec.submodule_search_locations:
         raise BackendError(f"{user}: the package pgraft_fast_csrc is missing; install pgraft-fast again")
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def is_whole(library: Path) -> bool:
@@ -70,8 +70,8 @@ def run(user: str, command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        told = first_line("\n".join(errors))
-        raise BackendError(f"{user}: {command[0]} failed with status {done.returncode}: {told}")
+        message = first_line("\n".join(errors))
+        raise BackendError(f"{user}: {command[0]} failed with status {done.returncode}: {message}")
 
 
 def first_line(text: str) -> str:

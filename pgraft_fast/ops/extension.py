@@ -60,10 +60,10 @@ def find() -> Path:
 def library_name(sources: Path) -> str:
     """File name of the library of these sources on this machine."""
     files = sorted(path for path in sources.iterdir() if path.suffix in (".h", ".cpp"))
-    told = hashlib.sha256(repr((_COMMON, _X86)).encode())
+    digest = hashlib.sha256(repr((_COMMON, _X86)).encode())
     for path in files:
-        told.update(path.name.encode() + b"\0" + path.read_bytes())
-    return f"pgraft_fast-{pgraft_fast.__version__}-{platform.machine()}-{told.hexdigest()[:12]}.so"
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return f"pgraft_fast-{pgraft_fast.__version__}-{platform.machine()}-{digest.hexdigest()[:12]}.so"
 
 
 def build(sources: Path, target: Path) -> None:
@@ -79,7 +79,7 @@ def build(sources: Path, target: Path) -> None:
         ]
         jobs += [(sources / f"{name}.cpp", Path(folder, f"{name}.o"), []) for name in ("dispatch", "bindings")]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            commands = [[compiler, *common, *flags, "-c", str(one), "-o", str(out)] for one, out, flags in jobs]
+            commands = [[compiler, *common, *flags, "-c", str(source), "-o", str(out)] for source, out, flags in jobs]
             list(pool.map(partial(run, _USER), commands))
         library = Path(folder, "library.so")
         objects = [str(out) for _, out, _ in jobs]
@@ -91,9 +91,9 @@ def build(sources: Path, target: Path) -> None:
 def _compiler() -> str:
     wanted = os.environ.get("CXX")
     for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
-        found = shutil.which(name)
-        if found:
-            return found
+        compiler = shutil.which(name)
+        if compiler:
+            return compiler
     raise BackendError(
         f"{_USER} needs a C++20 compiler and found none ({wanted or 'c++, g++, clang++'}): install g++ or set CXX"
     )

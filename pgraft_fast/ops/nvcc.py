@@ -38,8 +38,8 @@ def load(device: int) -> ctypes.CDLL:
     """The library, ready on this GPU, which must be the current one. Raises BackendError with one line."""
     source = source_folder(_USER) / "graph_while.cu"
     architecture = "".join(map(str, torch.cuda.get_device_capability(device)))
-    told = hashlib.sha256(repr(_FLAGS).encode() + source.read_bytes()).hexdigest()[:12]
-    name = f"graph_while-{pgraft_fast.__version__}-{platform.machine()}-sm_{architecture}-{told}.so"
+    digest = hashlib.sha256(repr(_FLAGS).encode() + source.read_bytes()).hexdigest()[:12]
+    name = f"graph_while-{pgraft_fast.__version__}-{platform.machine()}-sm_{architecture}-{digest}.so"
     path = cache_folder() / name
     build_once(_USER, path, "compiling the loop in CUDA graphs, once", lambda target: build(target, [architecture]))
     library = open_library(path)
@@ -53,7 +53,7 @@ def load(device: int) -> ctypes.CDLL:
 def build(target: Path, architectures: Sequence[str]) -> None:
     """Compile graph_while.cu for these architectures, e.g. "90". Raises BackendError."""
     source = source_folder(_USER) / "graph_while.cu"
-    codes = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in architectures]
+    codes = [f"-gencode=arch=compute_{architecture},code=sm_{architecture}" for architecture in architectures]
     with build_folder(target) as folder:
         library = Path(folder, "library.so")
         run(_USER, [find_nvcc(), *_FLAGS, *codes, str(source), "-o", str(library)])
@@ -83,7 +83,7 @@ def find_nvcc() -> str:
     wanted = os.environ.get("CUDACXX")
     home = os.environ.get("CUDA_HOME")
     for name in [wanted] if wanted else [f"{home}/bin/nvcc" if home else "nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"]:
-        found = shutil.which(name)
-        if found:
-            return found
+        nvcc = shutil.which(name)
+        if nvcc:
+            return nvcc
     raise BackendError(f"{_USER} needs nvcc and found none ({wanted or 'nvcc'}): install the CUDA toolkit, set CUDACXX")

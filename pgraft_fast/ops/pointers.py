@@ -67,12 +67,12 @@ def library() -> _Library:
     """The functions of csrc, loaded once; their block of arguments must be laid out as this one."""
     from pgraft_fast.ops.extension import find, load
 
-    op, found = load().solver_step, ctypes.CDLL(str(find()))
-    size = found.pgraft_solver_step_bytes
+    op, cdll = load().solver_step, ctypes.CDLL(str(find()))
+    size = cdll.pgraft_solver_step_bytes
     size.restype = ctypes.c_int64
     if size() != ctypes.sizeof(SolverStepArguments):
         raise AssertionError("SolverStepArguments differs from SolverStep of csrc/kernels.h")
-    step, step_at = found.pgraft_solver_step, found.pgraft_solver_step_at
+    step, step_at = cdll.pgraft_solver_step, cdll.pgraft_solver_step_at
     step.argtypes, step.restype = [ctypes.c_void_p, ctypes.c_void_p], None
     step_at.argtypes, step_at.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64], None
     return _Library(step, step_at, op)

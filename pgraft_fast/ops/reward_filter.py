@@ -71,8 +71,8 @@ def reward_filter(
         offsets = _check_offsets(offsets, rewards)
     for name, value in (("sample_id", sample_id), ("copies_of", copies_of)):
         if value is not None and value.shape != rewards.shape:
-            given, wanted = tuple(value.shape), tuple(rewards.shape)
-            raise InputError(f"{name} has shape {given}, rewards {wanted}: they must agree")
+            shape, wanted = tuple(value.shape), tuple(rewards.shape)
+            raise InputError(f"{name} has shape {shape}, rewards {wanted}: they must agree")
     groups = rewards.shape[0] if offsets is None else offsets.shape[0] - 1
     if r_max is not None and r_max.shape != (groups,):
         raise InputError(f"r_max has shape {tuple(r_max.shape)}: ({groups},) is needed")

@@ -22,7 +22,7 @@ def allowed_of(pipe: Any, state: State) -> float:
     """By the dtypes of the state and of the denoiser."""
     nets = [getattr(pipe, name, None) for name in DENOISERS]
     weights = [next(net.parameters(), None) for net in nets if isinstance(net, nn.Module)]
-    dtypes = [state.dtype, *(one.dtype for one in weights if one is not None)]
+    dtypes = [state.dtype, *(weight.dtype for weight in weights if weight is not None)]
     return max(ALLOWED.get(dtype, 1e-4) for dtype in dtypes)
 
 
@@ -38,8 +38,8 @@ def compare(calls: Calls, state: State, own: Record, number: int) -> None:
         for place, step in enumerate([*own.steps, own.steps[0]]):
             t, x = float(step.t.reshape(-1)[0]), step.x[:rows]
             with torch.no_grad():
-                found = driver.output(x, t, number)
-            far = off(found, step.out[:rows].to(found))
+                out = driver.output(x, t, number)
+            far = off(out, step.out[:rows].to(out))
             if far > allowed:
                 raise NotServedError(
                     f"{name}: the output of step {place % len(own.steps)} is another one (off by {far:.2g}) than for "
@@ -53,18 +53,18 @@ def compare(calls: Calls, state: State, own: Record, number: int) -> None:
         first = own.steps[0]
         driver.start(number, seeds[:1])
         with torch.no_grad():
-            found = driver.output(first.x[:1], float(first.t.reshape(-1)[0]), number)
-        far = off(found, first.out[:1].to(found))
+            out = driver.output(first.x[:1], float(first.t.reshape(-1)[0]), number)
+        far = off(out, first.out[:1].to(out))
         if far > allowed:
             raise NotServedError(f"{name}: the output of a sample alone is off by {far:.2g} from that beside a second")
     finally:
         driver.close()
 
 
-def off(found: Tensor, expected: Tensor) -> float:
+def off(actual: Tensor, expected: Tensor) -> float:
     """Root mean square of the difference, as a share of what is expected."""
     size = float(expected.float().square().mean().sqrt())
-    far = float((found.float() - expected.float()).square().mean().sqrt()) / max(size, 1e-12)
+    far = float((actual.float() - expected.float()).square().mean().sqrt()) / max(size, 1e-12)
     return math.inf if math.isnan(far) else far
 
 
@@ -81,10 +81,10 @@ def seeds_decide(calls: Calls, state: State, own: Record, number: int) -> tuple[
 
     seeds, every, last = calls.seeds(), slice(None), slice(count - 1, count)
     try:
-        found = output(seeds, every)
-        if torch.equal(found, output(calls.seeds(1), every)):
+        out = output(seeds, every)
+        if torch.equal(out, output(calls.seeds(1), every)):
             return False, count == 1
-        return True, count == 1 or off(output(seeds[last], last), found[last]) > allowed
+        return True, count == 1 or off(output(seeds[last], last), out[last]) > allowed
     finally:
         driver.close()
 

@@ -38,7 +38,7 @@ def unwatch(cls: Any, around: Around) -> None:
         owner = _owner(cls)
         call = vars(owner)["__call__"]
         if hasattr(call, _MARK):
-            held = tuple(one for one in getattr(call, _MARK) if one is not around)
+            held = tuple(other for other in getattr(call, _MARK) if other is not around)
             setattr(call, _MARK, held)
             if not held:
                 owner.__call__ = call._pgraft_fast_original

@@ -27,12 +27,12 @@ def pipeline_contents(pipe: Any) -> dict[str, Any]:
 
 
 def _part(part: Any) -> dict[str, Any]:
-    told: dict[str, Any] = {"class": type(part).__name__, **_settings(part)}
+    contents: dict[str, Any] = {"class": type(part).__name__, **_settings(part)}
     if isinstance(part, nn.Module):
-        told["weights"] = sha256_of_module(part)
+        contents["weights"] = sha256_of_module(part)
     if hasattr(part, "get_vocab"):
-        told["vocabulary"] = _vocabulary(part)
-    return told
+        contents["vocabulary"] = _vocabulary(part)
+    return contents
 
 
 def _settings(part: Any) -> dict[str, Any]:
@@ -41,24 +41,25 @@ def _settings(part: Any) -> dict[str, Any]:
         return {}
     if hasattr(config, "to_diff_dict"):
         return _plain({key: value for key, value in config.to_diff_dict().items() if key not in _PASSED_OVER})
-    defaults = {name: one.default for name, one in inspect.signature(type(part).__init__).parameters.items()}
+    parameters = inspect.signature(type(part).__init__).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     return _plain({key: value for key, value in config.items() if key not in defaults or value != defaults[key]})
 
 
 def _vocabulary(tokenizer: Any) -> str:
     """Of words, merges, special tokens and length. Cutting and padding are set by each call."""
-    told: dict[str, Any] = {
+    vocabulary: dict[str, Any] = {
         "words": tokenizer.get_vocab(), "length": tokenizer.model_max_length, "side": tokenizer.padding_side,
         "special": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
     }  # fmt: skip
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is not None:
-        told["rules"] = {k: v for k, v in json.loads(fast.to_str()).items() if k not in ("truncation", "padding")}
-    return sha256_of(_plain(told))
+        vocabulary["rules"] = {k: v for k, v in json.loads(fast.to_str()).items() if k not in ("truncation", "padding")}
+    return sha256_of(_plain(vocabulary))
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """As JSON has it, without private keys."""
     shown = {key: value for key, value in settings.items() if not key.startswith("_")}
-    found: dict[str, Any] = json.loads(json.dumps(shown, default=str, sort_keys=True))
-    return found
+    plain: dict[str, Any] = json.loads(json.dumps(shown, default=str, sort_keys=True))
+    return plain

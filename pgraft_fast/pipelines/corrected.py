@@ -35,27 +35,25 @@ class CorrectedPipeline:
         self.pipe, self.corrector = pipe, corrector
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        pipe, given = self.pipe, kwargs.get("latents") is not None
+        pipe, has_latents = self.pipe, kwargs.get("latents") is not None
+        set_timesteps = like(pipe.scheduler.set_timesteps, lambda *a, **k: self._set_timesteps(has_latents, a, k))
         members = {
-            "prepare_latents": like(pipe.prepare_latents, lambda *a, **k: self._prepare(given, a, k)),
-            "scheduler": view(
-                pipe.scheduler,
-                {"set_timesteps": like(pipe.scheduler.set_timesteps, lambda *a, **k: self._set_timesteps(given, a, k))},
-            ),
+            "prepare_latents": like(pipe.prepare_latents, lambda *a, **k: self._prepare(has_latents, a, k)),
+            "scheduler": view(pipe.scheduler, {"set_timesteps": set_timesteps}),
         }
         return type(pipe).__call__(view(pipe, members), *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["pipe"], name)
 
-    def _prepare(self, given: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = self.pipe.prepare_latents(*args, **kwargs)
-        if given:
-            return found
+    def _prepare(self, has_latents: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        latents = self.pipe.prepare_latents(*args, **kwargs)
+        if has_latents:
+            return latents
         # Flux returns the positions of its tokens as well.
-        if isinstance(found, tuple):
-            return (self._corrected(found[0]), *found[1:])
-        return self._corrected(found)
+        if isinstance(latents, tuple):
+            return (self._corrected(latents[0]), *latents[1:])
+        return self._corrected(latents)
 
     def _corrected(self, noise: Tensor) -> Tensor:
         shape = self.corrector.shape
@@ -68,10 +66,10 @@ class CorrectedPipeline:
             "give the height and width that it was made for"
         )
 
-    def _set_timesteps(self, given: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _set_timesteps(self, has_latents: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         done = self.pipe.scheduler.set_timesteps(*args, **kwargs)
         steps, wanted = len(self.pipe.scheduler.timesteps), self.corrector.base_steps
-        if not given and wanted is not None and steps != wanted:
+        if not has_latents and wanted is not None and steps != wanted:
             raise InputError(
                 f"the corrector was made for {wanted} steps of the base, this call has {steps}: pass "
                 f"num_inference_steps={wanted}, or fit one for {steps}"

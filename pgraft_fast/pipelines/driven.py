@@ -36,7 +36,7 @@ class Driven(nn.Module):
         super().__init__()
         self.facts, self.net, self.way, self._ways = facts, net, way, ways
         self.adapters, self.adapter = adapters, adapter
-        self.calls_a_sample = ways.found[way].evaluations
+        self.calls_a_sample = ways.ways[way].evaluations
 
     @classmethod
     def of(cls, facts: Facts) -> "Driven":
@@ -76,13 +76,13 @@ class Driven(nn.Module):
         self._switch()
         fast = self._prepared()
         table = () if fast is None else fast.graph_key
-        return self.adapter, self.way, table, tuple(switches_of(one) for one in self.net.modules())
+        return self.adapter, self.way, table, tuple(switches_of(module) for module in self.net.modules())
 
     def like(self, *, way: Key | None = None, adapter: str | None = None) -> "Driven":
         """Another on the same network, by default with the same LoRA and called in the same way. Raises InputError for
         a scale of guidance that the pipeline does not take.
         """
-        if self.adapters is not None and way is not None and way not in self._ways.found:
+        if self.adapters is not None and way is not None and way not in self._ways.ways:
             # It is watched with the network as it was.
             self.adapters.use(None)
         return Driven(
@@ -135,11 +135,11 @@ class Driven(nn.Module):
         state = self.facts.guided.state
         x = torch.randn(1, *state.shape, generator=torch.Generator().manual_seed(0)).to(state.device)
         t = self.facts.times.of_times(torch.tensor([self.facts.begin * WATCHED[0]])).to(state.device)
-        first, asked = (torch.tensor([row], device=state.device) for row in (0, number))
+        first, condition = (torch.tensor([row], device=state.device) for row in (0, number))
         guided.prepare([0])
         plain.prepare([number])
         wanted = guided.parts(x, t, first)[guided.null]
-        return off(plain.output(x, t, asked), wanted) <= allowed_of(self.facts.pipe, state)
+        return off(plain.output(x, t, condition), wanted) <= allowed_of(self.facts.pipe, state)
 
     @torch.no_grad()
     def initial_state(self, seed: int, sample_id: Tensor, condition: Tensor) -> Tensor | None:
@@ -149,8 +149,8 @@ class Driven(nn.Module):
         numbers, ids = condition.tolist(), sample_id.tolist()
         x = torch.empty(len(ids), *self.facts.shape, device=sample_id.device)
         for (number, slot), rows in rows_by(zip(numbers, self._slots(numbers), strict=True)).items():
-            found = self.drivers[GUIDED].start(number, seeds_of(seed, [ids[row] for row in rows]), slot)
-            x[rows] = found.to(x)
+            states = self.drivers[GUIDED].start(number, seeds_of(seed, [ids[row] for row in rows]), slot)
+            x[rows] = states.to(x)
         return x
 
     def close(self) -> None:
@@ -171,8 +171,8 @@ class Driven(nn.Module):
     def _slots(self, numbers: list[int]) -> list[int]:
         """0, or where samples must be alone, which one of its prompt's each is."""
         seen: Counter[int] = Counter()
-        found = []
+        slots = []
         for number in numbers:
-            found.append(seen[number] if self.facts.alone else 0)
+            slots.append(seen[number] if self.facts.alone else 0)
             seen[number] += 1
-        return found
+        return slots

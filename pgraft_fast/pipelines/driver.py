@@ -56,8 +56,8 @@ class Driver:
 
     def net(self, name: str) -> nn.Module:
         """What is called under this name."""
-        found: nn.Module = (self.nets or {}).get(name) or getattr(self.calls.pipe, name)
-        return found
+        net: nn.Module = (self.nets or {}).get(name) or getattr(self.calls.pipe, name)
+        return net
 
     def output(self, x: Tensor, t: float, number: int, slot: int = 0) -> Tensor:
         """(n, *shape) as x, in its dtype, on its device. t: a timestep of the pipeline's scheduler. slot: of several
@@ -89,11 +89,11 @@ class Driver:
 
     def _loop(self, number: int, rows: int, slot: int) -> Loop:
         key = (number, rows, slot)
-        found = self._open.get(key)
-        if found is None or found.left == 0:
+        loop = self._open.get(key)
+        if loop is None or loop.left == 0:
             return self._opened(number, rows, slot, seeds_of(0, range(rows)))
         self._open.move_to_end(key)
-        return found
+        return loop
 
     def _opened(self, number: int, rows: int, slot: int, seeds: Sequence[int]) -> Loop:
         key = (number, rows, slot)
@@ -106,8 +106,8 @@ class Driver:
         return loop
 
     def _drop(self, loop: Loop) -> None:
-        for key, one in list(self._open.items()):
-            if one is loop:
+        for key, other in list(self._open.items()):
+            if other is loop:
                 self._open.pop(key).close()
 
 

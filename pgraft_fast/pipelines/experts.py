@@ -58,10 +58,10 @@ class Experts:
 
     def output(self, x: Tensor, t: Tensor, numbers: Tensor) -> Tensor:
         """See `FastLoop.output`."""
-        known, asked = t.tolist(), numbers.tolist()
-        sides = [1 if one >= self.high else -1 if one <= self.low else 0 for one in known]
+        known, prompts = t.tolist(), numbers.tolist()
+        sides = [1 if timestep >= self.high else -1 if timestep <= self.low else 0 for timestep in known]
         # Between them each prompt and time is one iteration of its own.
-        keys = [(side, 0.0, 0) if side else (side, known[row], asked[row]) for row, side in enumerate(sides)]
+        keys = [(side, 0.0, 0) if side else (side, known[row], prompts[row]) for row, side in enumerate(sides)]
         groups = rows_by(keys)
         parts = []
         for (side, time, number), rows in groups.items():

@@ -51,7 +51,7 @@ class _Values:
     the call that gets it.
     """
 
-    one: list[Any]
+    single: list[Any]
     several: list[Any]
     iterations: tuple[Sequence[Iteration], Sequence[Iteration]]
     what: str
@@ -59,8 +59,8 @@ class _Values:
 
     def part(self, key: Any) -> "_Values":
         """What is found under a key, or at a place."""
-        one, several = ([value[key] for value in side] for side in (self.one, self.several))
-        return _Values(one, several, self.iterations, f"{self.what} {key}", self.number)
+        single, several = ([value[key] for value in side] for side in (self.single, self.several))
+        return _Values(single, several, self.iterations, f"{self.what} {key}", self.number)
 
     @property
     def n(self) -> int:
@@ -69,18 +69,18 @@ class _Values:
 
     def pairs(self) -> list[tuple[Any, Iteration]]:
         """Each value with its iteration."""
-        sides = zip((self.one, self.several), self.iterations, strict=True)
+        sides = zip((self.single, self.several), self.iterations, strict=True)
         return [pair for values, iterations in sides for pair in zip(values, iterations, strict=True)]
 
 
-def explained(one: Sequence[Iteration], several: Sequence[Iteration]) -> Explanation:
+def explained(single: Sequence[Iteration], several: Sequence[Iteration]) -> Explanation:
     """From iterations of one sample and of several. Raises NotExplainedError."""
-    names = [call.net for call in one[0].calls]
-    if any([call.net for call in iteration.calls] != names for iteration in (*one, *several)):
+    names = [call.net for call in single[0].calls]
+    if any([call.net for call in iteration.calls] != names for iteration in (*single, *several)):
         raise NotExplainedError("its calls of networks change")
-    if any(call.writes for iteration in (*one, *several) for call in iteration.calls):
+    if any(call.writes for iteration in (*single, *several) for call in iteration.calls):
         raise NotExplainedError("its networks write into their arguments")
-    rules = [_call_rule(number, one, several) for number in range(len(names))]
+    rules = [_call_rule(number, single, several) for number in range(len(names))]
     taken = {leaf.call for rule in rules for leaf in leaves_of((rule.args, rule.kwargs)) if isinstance(leaf, Answer)}
     rules = [replace(rule, part=None) if number in taken else rule for number, rule in enumerate(rules)]
     if any(rule.part is None and number not in taken for number, rule in enumerate(rules)):
@@ -88,12 +88,12 @@ def explained(one: Sequence[Iteration], several: Sequence[Iteration]) -> Explana
     last = {rule.net for rule in rules if rule.part is not None}
     if len(last) != 1:
         raise NotExplainedError(f"it calls {', '.join(dict.fromkeys(names)) or 'no network'}")
-    iterations = [*one, *(several if several is not one else ())]
+    iterations = [*single, *(several if several is not single else ())]
     outputs = [Output(parts_of(rules, i), i.out) for i in iterations]
-    found, far = fitted(tuple(rules), outputs, iterations[0].out.dtype)
-    if found is None:
+    explanation, far = fitted(tuple(rules), outputs, iterations[0].out.dtype)
+    if explanation is None:
         raise NotExplainedError(f"its output is no sum of the denoiser's answers (off by {far:.2g})")
-    return found
+    return explanation
 
 
 def parts_of(rules: Sequence[CallRule], iteration: Iteration) -> list[Tensor]:
@@ -102,24 +102,24 @@ def parts_of(rules: Sequence[CallRule], iteration: Iteration) -> list[Tensor]:
     return [part for rule, call in pairs if rule.part is not None for part in rule.part.of(call.out, iteration.x)]
 
 
-def _call_rule(number: int, one: Sequence[Iteration], several: Sequence[Iteration]) -> CallRule:
-    calls = [[iteration.calls[number] for iteration in side] for side in (one, several)]
+def _call_rule(number: int, single: Sequence[Iteration], several: Sequence[Iteration]) -> CallRule:
+    calls = [[iteration.calls[number] for iteration in side] for side in (single, several)]
     if len({(len(call.args), *call.kwargs) for side in calls for call in side}) != 1:
         raise NotExplainedError("its arguments change")
-    sides = (one, several)
+    sides = (single, several)
     args = _Values([c.args for c in calls[0]], [c.args for c in calls[1]], sides, "argument", number)
     kwargs = _Values([c.kwargs for c in calls[0]], [c.kwargs for c in calls[1]], sides, "argument", number)
-    found = _rule(args), _rule(kwargs)
-    states = [leaf for leaf in leaves_of(found) if isinstance(leaf, Whole) or (isinstance(leaf, Listed) and leaf.state)]
+    rules = _rule(args), _rule(kwargs)
+    states = [leaf for leaf in leaves_of(rules) if isinstance(leaf, Whole) or (isinstance(leaf, Listed) and leaf.state)]
     if len(states) != 1:
         raise NotExplainedError(f"{len(states)} arguments hold the state")
-    net, out = one[0].calls[number].net, one[0].calls[number].out
+    net, out = single[0].calls[number].net, single[0].calls[number].out
     empties = any(call.empties for side in calls for call in side)
-    return CallRule(net, *found, _part(states[0], one[0].x, out), empties)
+    return CallRule(net, *rules, _part(states[0], single[0].x, out), empties)
 
 
 def _rule(values: _Values) -> Any:
-    a, b = values.one[0], values.several[0]
+    a, b = values.single[0], values.several[0]
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return {key: _rule(values.part(key)) for key in a}
     if isinstance(a, list) and isinstance(b, list) and a:
@@ -129,12 +129,12 @@ def _rule(values: _Values) -> Any:
             return _listed(values)
     if type(a) in (list, tuple) and type(a) is type(b) and len(a) == len(b):
         return type(a)(_rule(values.part(place)) for place in range(len(a)))
-    if all(same(v, a) for v in values.one) and all(same(v, b) for v in values.several):
+    if all(same(v, a) for v in values.single) and all(same(v, b) for v in values.several):
         return _constant(a, b, values)
-    found = _whole(values) or _time(values) or _answer(values)
-    if found is None:
+    rule = _whole(values) or _time(values) or _answer(values)
+    if rule is None:
         raise NotExplainedError(f"{values.what} is neither the state, nor a function of the time")
-    return found
+    return rule
 
 
 def _listed_states(values: _Values) -> Listed | None:
@@ -143,14 +143,14 @@ def _listed_states(values: _Values) -> Listed | None:
         return None
     if not all(isinstance(v, Tensor) and v.numel() == x.numel() and _equal(v.flatten(), x.flatten()) for v, x in rows):
         return None
-    first = values.one[0]
+    first = values.single[0]
     return Listed(len(first) // len(values.iterations[0][0].x), True, first[0].dtype, tuple(first[0].shape))
 
 
 def _listed(values: _Values) -> Listed:
     if states := _listed_states(values):
         return states
-    first = values.one[0]
+    first = values.single[0]
     for listed, i in values.pairs():
         if not all(same(value, first[row // len(i.x)]) for row, value in enumerate(listed)):
             raise NotExplainedError(f"{values.what} changes, or differs between samples of one prompt")
@@ -171,7 +171,7 @@ def _constant(a: Any, b: Any, values: _Values) -> Constant:
 
 
 def _whole(values: _Values) -> Whole | None:
-    found: set[Whole] = set()
+    rules: set[Whole] = set()
     tails: dict[int, Tensor] = {}
     for v, i in values.pairs():
         if not isinstance(v, Tensor) or not v.is_floating_point() or v.ndim != i.x.ndim or v.shape[0] % len(i.x):
@@ -186,12 +186,12 @@ def _whole(values: _Values) -> Whole | None:
             return None
         if dim is not None and not torch.equal(rule.tail(v), tails.setdefault(len(i.x), rule.tail(v))):
             return None
-        found.add(rule)
-    return found.pop() if len(found) == 1 else None
+        rules.add(rule)
+    return rules.pop() if len(rules) == 1 else None
 
 
 def _time(values: _Values) -> Time | None:
-    a, b = values.one[0], values.several[0]
+    a, b = values.single[0], values.several[0]
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dtype is torch.bool:
         return None
     rows, extra = 0, tuple(a.shape)
@@ -212,21 +212,21 @@ def _answer(values: _Values) -> Answer | None:
     """Of an earlier call."""
     for call in range(values.number):
         answers = [(v, tensors_of(i.calls[call].out)) for v, i in values.pairs()]
-        for place in range(min(len(found) for _, found in answers)):
-            if all(same(v, found[place]) for v, found in answers):
+        for place in range(min(len(tensors) for _, tensors in answers)):
+            if all(same(v, tensors[place]) for v, tensors in answers):
                 return Answer(call, place)
     return None
 
 
 def _part(state: Whole | Listed, x: Tensor, out: Any) -> Part | None:
     """None where the answer is another thing than an output for the states."""
-    found, copies = answer_of(out), state.copies
-    if not isinstance(found, Tensor) and not (isinstance(found, list) and all(isinstance(f, Tensor) for f in found)):
+    answer, copies = answer_of(out), state.copies
+    if not isinstance(answer, Tensor) and not (isinstance(answer, list) and all(isinstance(f, Tensor) for f in answer)):
         return None
-    if isinstance(found, list) or isinstance(state, Listed) or found.numel() == copies * x.numel():
+    if isinstance(answer, list) or isinstance(state, Listed) or answer.numel() == copies * x.numel():
         return Part(copies)
-    wider = [dim for dim in range(1, min(found.ndim, x.ndim)) if found.shape[dim] != x.shape[dim]]
-    if found.ndim != x.ndim or found.shape[0] != copies * len(x) or len(wider) != 1:
+    wider = [dim for dim in range(1, min(answer.ndim, x.ndim)) if answer.shape[dim] != x.shape[dim]]
+    if answer.ndim != x.ndim or answer.shape[0] != copies * len(x) or len(wider) != 1:
         return None
     return Part(copies, wider[0], x.shape[wider[0]])
 

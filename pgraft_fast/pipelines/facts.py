@@ -96,7 +96,7 @@ def facts_of(calls: Calls, number: int = 0) -> Facts:
     except PgraftError:
         raise
     except Exception as error:
-        raise NotServedError(f"{name}: its loop cannot be driven, it raised {_told(error)}") from error
+        raise NotServedError(f"{name}: its loop cannot be driven, it raised {_message(error)}") from error
 
 
 def way_at(facts: Facts, guidance: float, number: int = 0) -> Way:
@@ -133,7 +133,7 @@ def _facts(name: str, calls: Calls, own: Record, number: int, denoiser: str) -> 
 def _weights(pipe: Any) -> int:
     """Of its largest part."""
     parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    return max((sum(one.numel() for one in part.parameters()) for part in parts), default=0)
+    return max((sum(weight.numel() for weight in part.parameters()) for part in parts), default=0)
 
 
 def _state(loop: Loop, rows: int) -> State:
@@ -175,11 +175,11 @@ def _recorded(calls: Calls, number: int) -> Record:
         raise
     except Exception as error:
         raise InputError(
-            f"{type(calls.pipe).__name__}: its own call fails with these arguments: {_told(error)}"
+            f"{type(calls.pipe).__name__}: its own call fails with these arguments: {_message(error)}"
         ) from error
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
@@ -219,7 +219,7 @@ def _check_levels(name: str, own: Record, schedule: Schedule, times: Times) -> N
     for step in own.steps:
         if not step.levels:
             continue
-        alpha, sigma = (float(one) for one in schedule.alpha_sigma(times.back(float(step.t.reshape(-1)[0]))))
+        alpha, sigma = (float(level) for level in schedule.alpha_sigma(times.back(float(step.t.reshape(-1)[0]))))
         far = [abs(math.atan2(sigma, alpha) - math.atan2(noise, data)) for data, noise in step.levels]
         if min(far) > LEVEL:
             data, noise = step.levels[0]
@@ -235,19 +235,19 @@ def _denoiser(pipe: Any, own: Record) -> str:
         return known[0]
     if not own.nets:
         raise NotServedError(f"{type(pipe).__name__}: no network of its components is called in its loop")
-    sizes = {name: sum(one.numel() for one in getattr(pipe, name).parameters()) for name in own.nets}
+    sizes = {name: sum(weight.numel() for weight in getattr(pipe, name).parameters()) for name in own.nets}
     return max(sizes, key=lambda name: sizes[name])
 
 
 def _unguided(calls: Calls, number: int, own: Record) -> tuple[Calls, Record]:
     """Without guidance: what asks the networks for fewer rows. A scale that the network itself takes stays."""
-    found = True
-    while found:
-        found = False
+    fewer = True
+    while fewer:
+        fewer = False
         for without in calls.without_guidance():
             theirs = _recorded(without, number)
             if sum(theirs.nets.values()) < sum(own.nets.values()):
-                calls, own, found = without, theirs, True
+                calls, own, fewer = without, theirs, True
                 break
     return calls, own
 
@@ -258,18 +258,18 @@ def _lowest(way: Way, times: Times, own: Record, number: int, denoiser: str) -> 
     x = way.state.laid(own.steps[-1].x[: way.calls.rows])
 
     @torch.no_grad()
-    def asked(t: float) -> bool:
+    def is_called(t: float) -> bool:
         loop.output(x, torch.tensor(times.of_time(t)).to(way.state.time))
         return denoiser in loop.called
 
     try:
         last = times.back(float(own.steps[-1].t.reshape(-1)[0]))
-        if asked(last):
+        if is_called(last):
             return 0.0
         low, high = last, times.back(float(own.steps[0].t.reshape(-1)[0]))
         while high - low > LEVEL / 10.0:
             middle = (low + high) / 2.0
-            low, high = (low, middle) if asked(middle) else (middle, high)
+            low, high = (low, middle) if is_called(middle) else (middle, high)
         return high
     finally:
         loop.close()

@@ -42,25 +42,25 @@ class FastLoop:
         Raises NotExplainedError, which says what is not understood.
         """
         generator = torch.Generator().manual_seed(0)
-        one, several = _iterations(driver, 1, times, generator), _iterations(driver, 2, times[:2], generator)
-        explanation = explained(one, several)
+        single, several = _iterations(driver, 1, times, generator), _iterations(driver, 2, times[:2], generator)
+        explanation = explained(single, several)
         nets = {rule.net: driver.net(rule.net) for rule in explanation.calls}
-        found = cls(driver, nets, explanation)
+        fast = cls(driver, nets, explanation)
         numbers = [0, min(1, len(driver.calls.prompts) - 1)]
         x = torch.randn(len(numbers), *driver.state.shape, generator=generator)
         t, condition = torch.tensor(times[:2], dtype=torch.float64), torch.tensor(numbers)
         with torch.no_grad():
             wanted = torch.cat([driver.output(x[row : row + 1], times[row], n) for row, n in enumerate(numbers)])
             allowed = allowed_of(driver.calls.pipe, driver.state)
-            if off(found.output(x, t, condition), wanted) > allowed:
+            if off(fast.output(x, t, condition), wanted) > allowed:
                 raise NotExplainedError("called directly, its denoiser answers otherwise")
-            together = cls(driver, nets, explanation, True, found.table)
+            together = cls(driver, nets, explanation, True, fast.table)
             try:
                 agrees = off(together.output(x, t, condition), wanted) <= allowed
             except (RuntimeError, ValueError, TypeError):
                 # A denoiser that takes one time for all rows.
                 agrees = False
-        return together if agrees else found
+        return together if agrees else fast
 
     def mapped(self, change: Callable[[str, nn.Module], Any]) -> "FastLoop":
         """The same with others in the place of its networks. change(name, network)."""
@@ -122,8 +122,8 @@ class FastLoop:
 
     def _recorded(self, number: int) -> list[NetCall]:
         calls: list[NetCall] = []
-        given = self.driver.calls.of(number, 1, seeds_of(0, range(1)))
-        Loop(self.driver.calls.pipe, given, nets=self.driver.nets, blanks=self._blanks, watch=calls.append).close()
+        call = self.driver.calls.of(number, 1, seeds_of(0, range(1)))
+        Loop(self.driver.calls.pipe, call, nets=self.driver.nets, blanks=self._blanks, watch=calls.append).close()
         return calls
 
 
@@ -137,9 +137,9 @@ def _times(rule: Time, t: Tensor, n: int, copies: int) -> Tensor:
 
 def _iterations(driver: Driver, rows: int, times: Sequence[float], generator: torch.Generator) -> list[Iteration]:
     """At drawn states of the first prompt."""
-    state, calls, found = driver.state, list[NetCall](), list[Iteration]()
-    given = driver.calls.of(0, rows, seeds_of(0, range(rows)))
-    loop = Loop(driver.calls.pipe, given, nets=driver.nets, watch=calls.append)
+    state, calls, iterations = driver.state, list[NetCall](), list[Iteration]()
+    call = driver.calls.of(0, rows, seeds_of(0, range(rows)))
+    loop = Loop(driver.calls.pipe, call, nets=driver.nets, watch=calls.append)
     try:
         for time in times:
             x = state.laid(torch.randn(rows, *state.shape, generator=generator))
@@ -148,7 +148,7 @@ def _iterations(driver: Driver, rows: int, times: Sequence[float], generator: to
             with torch.no_grad():
                 out = loop.output(x, t)
             # Where the pipeline has its states several times, one of each is what is explained.
-            found.append(Iteration(x[:rows], t, tuple(calls), out[:rows]))
+            iterations.append(Iteration(x[:rows], t, tuple(calls), out[:rows]))
     finally:
         loop.close()
-    return found
+    return iterations

@@ -37,12 +37,12 @@ def fitted(
     part to its standard deviation. None where no such sum is the output. The second value: how far a plain sum is from
     it, as a share.
     """
-    wanted = torch.cat([one.out.double().flatten() for one in outputs])
+    wanted = torch.cat([output.out.double().flatten() for output in outputs])
     size = wanted.square().mean().sqrt()
 
     def far(made: Explanation) -> float:
-        found = torch.cat([made.output(one.parts).double().flatten() for one in outputs])
-        return float((found - wanted).square().mean().sqrt() / size)
+        sums = torch.cat([made.output(output.parts).double().flatten() for output in outputs])
+        return float((sums - wanted).square().mean().sqrt() / size)
 
     limit = _RESIDUAL.get(dtype, 1e-5)
     plain = _simplest(Explanation(calls, _least_squares(outputs), dtype), far)
@@ -59,19 +59,19 @@ def fitted(
 
 
 def _least_squares(outputs: Sequence[Output]) -> tuple[float, ...]:
-    columns = torch.cat([torch.stack([part.double().flatten() for part in one.parts], dim=1) for one in outputs])
-    wanted = torch.cat([one.out.double().flatten() for one in outputs])
+    columns = torch.cat([torch.stack([part.double().flatten() for part in output.parts], dim=1) for output in outputs])
+    wanted = torch.cat([output.out.double().flatten() for output in outputs])
     return tuple(torch.linalg.lstsq(columns, wanted[:, None]).solution[:, 0].tolist())
 
 
 def _directions(outputs: Sequence[Output], kept: int) -> list[Tensor]:
     """Weights (rows, 2) of the two parts by least squares, of each vector of the dimensions from `kept` on."""
-    found = []
+    weights = []
     for (a, b), out in outputs:
         columns = torch.stack((a.double(), b.double()), dim=-1).flatten(kept, -2).flatten(0, kept - 1)
         wanted = out.double().flatten(kept).flatten(0, kept - 1)
-        found.append(torch.linalg.lstsq(columns, wanted[..., None]).solution[..., 0])
-    return found
+        weights.append(torch.linalg.lstsq(columns, wanted[..., None]).solution[..., 0])
+    return weights
 
 
 def _directed(outputs: Sequence[Output], norm: int) -> tuple[float, float]:
@@ -89,7 +89,7 @@ def _rescaled(plain: Explanation, outputs: Sequence[Output]) -> list[Explanation
     for null in (0, 1):
         scale = float((weights[:, 1 - null] / factor).median())
         guided = replace(plain, weights=(0.0, 1.0) if null == 0 else (1.0, 0.0)).with_scale(scale)
-        pairs = [(one.parts[1 - null].double(), guided.output(one.parts).double()) for one in outputs]
+        pairs = [(output.parts[1 - null].double(), guided.output(output.parts).double()) for output in outputs]
         away = torch.cat([a.flatten(1).std(dim=1) / b.flatten(1).std(dim=1) - 1.0 for a, b in pairs])
         share = float((away * (factor - 1.0)).sum() / away.square().sum().clamp(min=1e-30))
         if guided.null == null and 0.0 < share < 1.001:

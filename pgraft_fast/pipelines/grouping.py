@@ -11,10 +11,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 def rows_by(keys: Iterable[Key]) -> dict[Key, list[int]]:
     """{key: rows that have it}, in the order in which the keys come."""
-    found: dict[Key, list[int]] = {}
+    groups: dict[Key, list[int]] = {}
     for row, key in enumerate(keys):
-        found.setdefault(key, []).append(row)
-    return found
+        groups.setdefault(key, []).append(row)
+    return groups
 
 
 def in_order(parts: Sequence[Tensor], groups: dict[Key, list[int]]) -> Tensor:

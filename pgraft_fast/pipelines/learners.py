@@ -33,8 +33,8 @@ class LoraLearner(Learner):
             # Small weights move by less than 16 bits can tell.
             for weight in values.values():
                 weight.data = weight.data.to(torch.float32)
-            for one in followers:
-                for name, weight in named(net, one).items():
+            for follower in followers:
+                for name, weight in named(net, follower).items():
                     weight.data = values[name].data.clone()
         adapters = denoiser.adapters = Adapters(net, TUNED)
         self.reference = denoiser.like()

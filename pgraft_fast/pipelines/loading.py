@@ -26,8 +26,8 @@ def load_pipeline(
         where = "a model folder of diffusers" if repository is None else repository
         raise InputError(f"{folder}: no model_index.json; download {where} into it and name it in model.folder")
     try:
-        told = json.loads(index.read_bytes())
-        name = told["_class_name"]
+        entries = json.loads(index.read_bytes())
+        name = entries["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: damaged ({type(error).__name__})") from error
     try:
@@ -38,12 +38,12 @@ def load_pipeline(
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise InputError(f"{folder}: {name} is no pipeline of diffusers {diffusers.__version__}")
     # What was saved without a part wants to be told so.
-    given: dict[str, Any] = {part: None for part, value in told.items() if value in ([None, None], None)}
-    if "safety_checker" in told:
-        given |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    variants = variants_of(folder, {part: value for part, value in told.items() if part not in given}, variant)
+    kwargs: dict[str, Any] = {part: None for part, value in entries.items() if value in ([None, None], None)}
+    if "safety_checker" in entries:
+        kwargs |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    variants = variants_of(folder, {part: value for part, value in entries.items() if part not in kwargs}, variant)
     if variants and variant is None:
-        read = ", ".join(f"{part} {one}" for part, one in sorted(variants.items()))
+        read = ", ".join(f"{part} {value}" for part, value in sorted(variants.items()))
         log(f"{folder}: no plain weights of some parts, variants are read: {read}")
     shown = diffusers.utils.logging.is_progress_bar_enabled()
     diffusers.utils.logging.disable_progress_bar()
@@ -51,8 +51,8 @@ def load_pipeline(
         with warnings.catch_warnings():
             # Of the argument's name, which versions of diffusers do not agree on.
             warnings.simplefilter("ignore", FutureWarning)
-            given |= {part: load_part(folder / part, told[part], one, dtype) for part, one in variants.items()}
-            pipe: Any = kind.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, **given)
+            kwargs |= {part: load_part(folder / part, entries[part], value, dtype) for part, value in variants.items()}
+            pipe: Any = kind.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         text = " ".join(str(error).split())[:300]
         raise InputError(f"{folder}: cannot be loaded as {name} ({text})") from error

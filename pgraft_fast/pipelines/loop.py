@@ -83,10 +83,10 @@ class Loop:
         self._function = function_of(pipe)
         self._loop = _coroutines().greenlet(self._run)
         with torch.no_grad():
-            found = self._switch()
-        if not isinstance(found, tuple):
+            yielded = self._switch()
+        if not isinstance(yielded, tuple):
             raise NotServedError(f"{type(pipe).__name__}: its call ends without a step of its scheduler")
-        self.start: Tensor = found[1]
+        self.start: Tensor = yielded[1]
 
     @property
     def left(self) -> int:
@@ -96,20 +96,20 @@ class Loop:
     def output(self, x: Tensor, t: Tensor) -> Tensor:
         """The model's output for states x, of `start`'s shape, at a timestep t: a scalar."""
         self._next = (x, t)
-        found = self._switch()
-        if not isinstance(found, tuple):
+        yielded = self._switch()
+        if not isinstance(yielded, tuple):
             raise NotServedError(f"{type(self._pipe).__name__}: its loop ended before it was asked to")
-        return found[0]
+        return yielded[0]
 
     @torch.no_grad()
     def finish(self, x: Tensor) -> Any:
         """What the call returns for final states x; the loop is over then."""
         self._next = (x, None)
-        found = self._switch()
-        if isinstance(found, tuple):
+        yielded = self._switch()
+        if isinstance(yielded, tuple):
             self.close()
             raise NotServedError(f"{type(self._pipe).__name__}: its loop goes on after the last step")
-        return found.result
+        return yielded.result
 
     def close(self) -> None:
         """Leave the call where it is."""
@@ -127,11 +127,10 @@ class Loop:
     def _switch(self) -> Any:
         grad = torch.is_grad_enabled()
         try:
-            found = self._loop.switch()
+            return self._loop.switch()
         finally:
             # What the call entered and did not leave yet is its own.
             torch.set_grad_enabled(grad)
-        return found
 
     # In the call.
 
@@ -161,20 +160,20 @@ class Loop:
         return scaled(self._scheduler, sample, *args, **kwargs)
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:
-        given = step_call(self._scheduler, args, kwargs)
+        inputs = step_call(self._scheduler, args, kwargs)
         if not self._waits:
             raise NotServedError(
                 f"{type(self._pipe).__name__}: its loop makes several steps at one time, or takes times from elsewhere"
             )
-        if not isinstance(given.model_output, Tensor) or not isinstance(given.sample, Tensor):
+        if not isinstance(inputs.model_output, Tensor) or not isinstance(inputs.sample, Tensor):
             raise NotServedError(f"{type(self._pipe).__name__}: its steps are not made of one tensor")
         self._waits = False
-        x = given.sample
+        x = inputs.sample
         if self._next is None:
-            x = scaled(self._scheduler, x, given.timestep)
-        self._loop.parent.switch((without_variance(given.model_output, x), x))
+            x = scaled(self._scheduler, x, inputs.timestep)
+        self._loop.parent.switch((without_variance(inputs.model_output, x), x))
         assert self._next is not None
-        return answer(self._next[0], given.as_dict)
+        return answer(self._next[0], inputs.as_dict)
 
     def _counted(self, name: str, net: nn.Module) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

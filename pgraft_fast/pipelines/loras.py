@@ -106,9 +106,9 @@ def default_targets(net: nn.Module) -> list[str]:
     for known in ATTENTION:
         named = {end: [module for name, module in modules.items() if f".{name}".endswith(f".{end}")] for end in known}
         # Some models have a layer and a list of layers under one name.
-        found = [end for end, of_name in named.items() if of_name and all(isinstance(one, _LAYERS) for one in of_name)]
-        if len(found) > 1:
-            return found
+        targets = [end for end, parts in named.items() if parts and all(isinstance(part, _LAYERS) for part in parts)]
+        if len(targets) > 1:
+            return targets
     raise InputError(f"lora.targets: {type(net).__name__} has no attention of known names; name its layers")
 
 
@@ -122,7 +122,7 @@ def _check_targets(net: nn.Module, targets: list[str]) -> None:
         for name in named_so:
             if isinstance(modules[name], _LAYERS):
                 continue
-            inside = [inner for inner, one in modules[name].named_modules() if isinstance(one, _LAYERS)]
+            inside = [inner for inner, module in modules[name].named_modules() if isinstance(module, _LAYERS)]
             meant = f"; in it are {', '.join(f'{target}.{inner}' for inner in inside[:_SHOWN])}" if inside else ""
             more = f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
             raise InputError(

@@ -24,11 +24,11 @@ def media_of(returned: Any) -> list[np.ndarray]:
     samples) float32. Raises NotServedError.
     """
     for name in _HOLDERS:
-        found = getattr(returned, name, None)
-        if found is not None:
-            return [_array(one) for one in found]
+        samples = getattr(returned, name, None)
+        if samples is not None:
+            return [_array(sample) for sample in samples]
     if isinstance(returned, (tuple, list)) and len(returned):
-        return [_array(one) for one in returned[0]]
+        return [_array(sample) for sample in returned[0]]
     raise NotServedError(f"{type(returned).__name__}: what the pipeline returns is neither pictures, video nor audio")
 
 
@@ -102,14 +102,14 @@ def _array(sample: Any) -> np.ndarray:
     if isinstance(sample, (list, tuple)):
         return np.stack([_array(frame) for frame in sample])
     if isinstance(sample, Tensor):
-        found = sample.detach().float().cpu().numpy()
-        found = np.moveaxis(found, -3, -1) if found.ndim >= 3 and found.shape[-3] in (1, 3) else found
+        array = sample.detach().float().cpu().numpy()
+        array = np.moveaxis(array, -3, -1) if array.ndim >= 3 and array.shape[-3] in (1, 3) else array
     else:
-        found = np.asarray(sample)
-    if found.ndim < 3 and found.dtype != np.uint8:
-        return np.atleast_2d(found.astype(np.float32))
-    if found.ndim == 2:
-        found = found[..., None]
-    if found.dtype != np.uint8:
-        found = (found.astype(np.float32).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
-    return np.repeat(found, 3, axis=-1) if found.shape[-1] == 1 else found
+        array = np.asarray(sample)
+    if array.ndim < 3 and array.dtype != np.uint8:
+        return np.atleast_2d(array.astype(np.float32))
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype != np.uint8:
+        array = (array.astype(np.float32).clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array

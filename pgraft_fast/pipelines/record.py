@@ -41,40 +41,40 @@ class Record:
 @torch.no_grad()
 def record(pipe: Any, call: dict[str, Any]) -> Record:
     """Call the pipeline. Its parts stay as they are, the scheduler's counters too. Raises what the pipeline raises."""
-    own, found = pipe.scheduler, Record()
+    own, recording = pipe.scheduler, Record()
     inside = False
 
     def set_timesteps(*args: Any, **kwargs: Any) -> Any:
         nonlocal inside
         mu = kwargs.get("mu")
-        found.mu = found.mu if mu is None else float(mu)
+        recording.mu = recording.mu if mu is None else float(mu)
         done = type(own).set_timesteps(scheduler, *args, **kwargs)
         inside = True
         return done
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        given = step_call(own, args, kwargs)
-        x = scaled(scheduler, given.sample, given.timestep)
-        levels = (*_level_of_noise(scheduler, given.timestep, given.sample), *_level_of_scale(x, given.sample))
+        inputs = step_call(own, args, kwargs)
+        x = scaled(scheduler, inputs.sample, inputs.timestep)
+        levels = (*_level_of_noise(scheduler, inputs.timestep, inputs.sample), *_level_of_scale(x, inputs.sample))
         done = type(own).step(scheduler, *args, **kwargs)
-        after = done.prev_sample if given.as_dict else done[0]
-        x_0 = getattr(done, "pred_original_sample", None) if given.as_dict else done[1] if len(done) == 2 else None
-        seen = (torch.as_tensor(given.timestep), x, without_variance(given.model_output, x), given.sample, after)
+        after = done.prev_sample if inputs.as_dict else done[0]
+        x_0 = getattr(done, "pred_original_sample", None) if inputs.as_dict else done[1] if len(done) == 2 else None
+        seen = (torch.as_tensor(inputs.timestep), x, without_variance(inputs.model_output, x), inputs.sample, after)
         t, x, out, sample, after = (value.detach().clone() for value in seen)
-        found.steps.append(Step(t, x, out, sample, after, levels, None if x_0 is None else x_0.detach().clone()))
+        recording.steps.append(Step(t, x, out, sample, after, levels, None if x_0 is None else x_0.detach().clone()))
         return done
 
     def around(name: str, net: nn.Module) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if inside and not found.steps:
-                found.nets[name] = found.nets.get(name, 0) + _rows((*args, *kwargs.values()))
+            if inside and not recording.steps:
+                recording.nets[name] = recording.nets.get(name, 0) + _rows((*args, *kwargs.values()))
             return net(*args, **kwargs)
 
         return forward
 
     scheduler = stand_in(own, {"step": step, "set_timesteps": set_timesteps})
-    found.media = function_of(pipe)(pipeline_with(pipe, scheduler, around), **call)
-    return found
+    recording.media = function_of(pipe)(pipeline_with(pipe, scheduler, around), **call)
+    return recording
 
 
 def _rows(values: Sequence[Any]) -> int:
@@ -92,7 +92,7 @@ def _level_of_noise(scheduler: Any, t: Any, sample: Tensor) -> list[tuple[float,
     name = "scale_noise" if hasattr(scheduler, "scale_noise") else "add_noise"
     if not hasattr(scheduler, name):
         return []
-    one = torch.ones(1, 1, device=sample.device)
+    unit = torch.ones(1, 1, device=sample.device)
     time = torch.as_tensor(t, device=sample.device).reshape(-1)[:1]
     held = vars(scheduler).copy()
 
@@ -101,7 +101,7 @@ def _level_of_noise(scheduler: Any, t: Any, sample: Tensor) -> list[tuple[float,
         return float(getattr(scheduler, name)(*order))
 
     try:
-        alpha, sigma = mixed(one, 0.0 * one), mixed(0.0 * one, one)
+        alpha, sigma = mixed(unit, 0.0 * unit), mixed(0.0 * unit, unit)
     except (AttributeError, NotImplementedError, IndexError, ValueError, RuntimeError):
         return []
     finally:

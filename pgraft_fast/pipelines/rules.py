@@ -88,12 +88,12 @@ class Part:
 
     def of(self, out: Any, x: Tensor) -> list[Tensor]:
         """(n, *shape) for each copy of the states x."""
-        found = answer_of(out)
-        if isinstance(found, list):
-            found = torch.stack([one.reshape(x.shape[1:]) for one in found])
+        answer = answer_of(out)
+        if isinstance(answer, list):
+            answer = torch.stack([row.reshape(x.shape[1:]) for row in answer])
         if self.dim is not None:
-            found = found.narrow(self.dim, 0, self.length)
-        return [one.reshape(x.shape) for one in found.chunk(self.copies)]
+            answer = answer.narrow(self.dim, 0, self.length)
+        return [part.reshape(x.shape) for part in answer.chunk(self.copies)]
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,10 @@ class Explanation:
     def output(self, parts: list[Tensor]) -> Tensor:
         """From the parts."""
         parts = [part.to(self.dtype) for part in parts]
-        found = self._sum(parts)
+        out = self._sum(parts)
         if self.norm is None:
-            return found
-        return found * (parts[self.norm].norm(dim=-1, keepdim=True) / found.norm(dim=-1, keepdim=True))
+            return out
+        return out * (parts[self.norm].norm(dim=-1, keepdim=True) / out.norm(dim=-1, keepdim=True))
 
     def _sum(self, parts: list[Tensor]) -> Tensor:
         weights, null = self.weights, self.null
@@ -186,15 +186,15 @@ def tensors_of(out: Any) -> list[Tensor]:
     if isinstance(out, Tensor):
         return [out]
     values = out.values() if isinstance(out, dict) else out if isinstance(out, (list, tuple)) else ()
-    return [one for value in values for one in tensors_of(value)]
+    return [tensor for value in values for tensor in tensors_of(value)]
 
 
 def leaves_of(rule: Any) -> list[Any]:
     """The rules of a call's arguments, in their order."""
     if isinstance(rule, dict):
-        return [leaf for one in rule.values() for leaf in leaves_of(one)]
+        return [leaf for part in rule.values() for leaf in leaves_of(part)]
     if isinstance(rule, (list, tuple)):
-        return [leaf for one in rule for leaf in leaves_of(one)]
+        return [leaf for part in rule for leaf in leaves_of(part)]
     return [rule]
 
 
@@ -204,20 +204,20 @@ def pairs_of(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
         for name in rule:
             yield from pairs_of(rule[name], value[name])
     elif isinstance(rule, (list, tuple)):
-        for one, part in zip(rule, value, strict=True):
-            yield from pairs_of(one, part)
+        for part, argument in zip(rule, value, strict=True):
+            yield from pairs_of(part, argument)
     else:
         yield rule, value
 
 
 def values_of(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
     """Each leaf of a rule with what does not change of its argument: all of a constant, what follows states."""
-    for leaf, given in pairs_of(rule, value):
+    for leaf, argument in pairs_of(rule, value):
         if isinstance(leaf, Whole):
-            yield leaf, None if leaf.dim is None else leaf.tail(given)
+            yield leaf, None if leaf.dim is None else leaf.tail(argument)
         else:
             changes = isinstance(leaf, (Answer, Time)) or (isinstance(leaf, Listed) and leaf.state)
-            yield leaf, None if changes else given
+            yield leaf, None if changes else argument
 
 
 def shapes_in(rule: CallRule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

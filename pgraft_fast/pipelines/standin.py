@@ -48,10 +48,10 @@ class Timesteps(Tensor):
             yield t
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.as_subclass(Tensor)[index]
+        values = self.as_subclass(Tensor)[index]
         if isinstance(index, slice) and index.step in (None, 1):
-            return Timesteps.of(found, self._times, self._first + range(len(self))[index].start)
-        return found
+            return Timesteps.of(values, self._times, self._first + range(len(self))[index].start)
+        return values
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         """See `Tensor.to`."""
@@ -94,8 +94,8 @@ def step_call(scheduler: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def answer(x: Tensor, as_dict: bool) -> Any:
     """What `step` returns for the next state x."""
-    found = StepOutput(x, x)
-    return found if as_dict else tuple(found)
+    output = StepOutput(x, x)
+    return output if as_dict else tuple(output)
 
 
 def scaled(scheduler: Any, x: Tensor, t: Any) -> Tensor:

@@ -74,17 +74,17 @@ class PromptTable:
         if all(number in self._present for number in numbers):
             return
         wanted = sorted(set(numbers))
-        found = {number: self._constants(number) for number in wanted}
+        constants = {number: self._constants(number) for number in wanted}
         kinds: dict[Any, list[int]] = {}
-        for number, one in found.items():
-            kinds.setdefault(one.kind, []).append(number)
+        for number, of_prompt in constants.items():
+            kinds.setdefault(of_prompt.kind, []).append(number)
         held, self._columns = self._columns, {}
         self._place.fill_(-1)
         for kind, of_kind in kinds.items():
-            self._columns[kind] = self._filled(held.get(kind), [found[number].leaves for number in of_kind])
+            self._columns[kind] = self._filled(held.get(kind), [constants[number].leaves for number in of_kind])
             rows = torch.arange(len(of_kind), device=self._device)
             self._place[torch.tensor(of_kind, device=self._device)] = rows
-        self._present = {number: one.kind for number, one in found.items()}
+        self._present = {number: of_prompt.kind for number, of_prompt in constants.items()}
         while len(self._known) > _KEPT + len(wanted):
             self._known.popitem(last=False)
 
@@ -132,12 +132,12 @@ class PromptTable:
             if isinstance(rule, Listed):
                 columns.append([_to(value, self._device) for value in values])
             elif copies and isinstance(first, Tensor):
-                found = torch.stack([value.movedim(_dim(rule), 0).unflatten(0, (copies, -1)) for value in values])
+                column = torch.stack([value.movedim(_dim(rule), 0).unflatten(0, (copies, -1)) for value in values])
                 own = None if held is None else held[number]
                 if own is None or own.shape[0] < len(values):
-                    columns.append(found.to(self._device))
+                    columns.append(column.to(self._device))
                 else:
-                    own[: len(values)].copy_(found)
+                    own[: len(values)].copy_(column)
                     columns.append(own)
             else:
                 # What all rows share is the same for all prompts of a kind.
@@ -168,10 +168,10 @@ def _kind(rule: Any, value: Any) -> Any:
 def _on_host(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    return [_on_host(one) for one in value] if isinstance(value, list) else value
+    return [_on_host(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _to(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
-    return [_to(one, device) for one in value] if isinstance(value, list) else value
+    return [_to(entry, device) for entry in value] if isinstance(value, list) else value

@@ -68,8 +68,8 @@ class Times:
         """The inverse."""
         if self.table is not None:
             return float(np.interp(timestep, np.array(self.table[1]), np.array(self.table[0])))
-        found = 2.0 / math.pi * math.atan(math.exp(4.0 * timestep)) if self.log else timestep + self.first
-        return found / self.scale
+        scaled = 2.0 / math.pi * math.atan(math.exp(4.0 * timestep)) if self.log else timestep + self.first
+        return scaled / self.scale
 
 
 @functools.lru_cache(maxsize=16)

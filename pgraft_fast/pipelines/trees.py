@@ -12,9 +12,9 @@ def shapes_of(value: Any) -> Any:
     if isinstance(value, Tensor):
         return (tuple(value.shape), value.dtype, value.device)
     if isinstance(value, dict):
-        return tuple((name, shapes_of(one)) for name, one in value.items())
+        return tuple((name, shapes_of(part)) for name, part in value.items())
     if isinstance(value, (list, tuple)):
-        return tuple(shapes_of(one) for one in value)
+        return tuple(shapes_of(part) for part in value)
     return value if isinstance(value, (bool, int, str, type(None))) else type(value)
 
 
@@ -23,8 +23,8 @@ def fresh(value: Any, change: Callable[[Tensor], Tensor] = lambda tensor: tensor
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {name: fresh(one, change) for name, one in value.items()}
-    return type(value)(fresh(one, change) for one in value) if type(value) in (list, tuple) else value
+        return {name: fresh(part, change) for name, part in value.items()}
+    return type(value)(fresh(part, change) for part in value) if type(value) in (list, tuple) else value
 
 
 def copied(value: Any) -> Any:
@@ -37,9 +37,9 @@ def zeros_like(value: Any) -> Any:
     if isinstance(value, Tensor):
         return torch.zeros_like(value, requires_grad=False)
     if isinstance(value, dict):
-        return type(value)({name: zeros_like(one) for name, one in value.items()})
+        return type(value)({name: zeros_like(part) for name, part in value.items()})
     if isinstance(value, (list, tuple)):
-        return type(value)(zeros_like(one) for one in value)
+        return type(value)(zeros_like(part) for part in value)
     return value
 
 

@@ -24,18 +24,18 @@ def variants_of(folder: Path, index: dict[str, Any], variant: str | None) -> dic
     index: model_index.json. variant: read where a component has it; None is the plain files where they are, else the
     only variant. Raises InputError for a variant that no component has, and where several could be meant.
     """
-    found = {name: sorted(_variants(folder / name), key=str) for name in _components(folder, index)}
-    all_of_them = {one for names in found.values() for one in names if one is not None}
+    variants = {name: sorted(_variants(folder / name), key=str) for name in _components(folder, index)}
+    all_of_them = {value for values in variants.values() for value in values if value is not None}
     if variant is not None and variant not in all_of_them:
         known = ", ".join(sorted(all_of_them)) or "none"
         raise InputError(f"model.variant = {variant!r}: {folder} has no such weights; its variants: {known}")
-    chosen = {name: _chosen(folder / name, names, variant) for name, names in found.items() if names}
-    return {name: one for name, one in chosen.items() if one is not None}
+    chosen = {name: _chosen(folder / name, values, variant) for name, values in variants.items() if values}
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
-def load_part(folder: Path, told: list[str], variant: str, dtype: torch.dtype) -> Any:
-    """A component from its folder. told: its library and class. Raises InputError."""
-    library, name = told
+def load_part(folder: Path, entry: list[str], variant: str, dtype: torch.dtype) -> Any:
+    """A component from its folder. entry: its library and class. Raises InputError."""
+    library, name = entry
     try:
         model: Any = getattr(importlib.import_module(library), name)
     except (ImportError, AttributeError) as error:
@@ -56,13 +56,13 @@ def _variants(folder: Path) -> set[str | None]:
     return {match["before"] or match["behind"] for match in matches if match}
 
 
-def _chosen(folder: Path, found: list[str | None], variant: str | None) -> str | None:
-    if variant in found:
+def _chosen(folder: Path, variants: list[str | None], variant: str | None) -> str | None:
+    if variant in variants:
         return variant
-    if None in found:
+    if None in variants:
         return None
-    if variant is None and len(found) == 1:
-        return found[0]
-    names = ", ".join(str(one) for one in found)
+    if variant is None and len(variants) == 1:
+        return variants[0]
+    names = ", ".join(str(name) for name in variants)
     wanted = "no plain weights" if variant is None else f"neither plain weights nor {variant!r}"
     raise InputError(f"{folder}: {wanted}, but {names}: name one of them as model.variant")

@@ -22,13 +22,13 @@ def view(target: Any, members: MutableMapping[str, Any]) -> Any:
         members = ChainMap(members, target._view_members)
         target = target._view_target
     own: Any = type(target)
-    found = object.__new__(_class(own, frozenset(members)))
-    object.__setattr__(found, "__dict__", vars(target))
+    proxy = object.__new__(_class(own, frozenset(members)))
+    object.__setattr__(proxy, "__dict__", vars(target))
     for name in _slots(own):
-        object.__setattr__(found, name, getattr(target, name))
-    object.__setattr__(found, "_view_members", members)
-    object.__setattr__(found, "_view_target", target)
-    return found
+        object.__setattr__(proxy, name, getattr(target, name))
+    object.__setattr__(proxy, "_view_members", members)
+    object.__setattr__(proxy, "_view_target", target)
+    return proxy
 
 
 def is_view(value: Any) -> bool:
@@ -68,9 +68,9 @@ def _member(cls: Any, name: str) -> property:
 
 @functools.lru_cache(maxsize=256)
 def _slots(cls: Any) -> tuple[str, ...]:
-    found = [vars(base).get("__slots__", ()) for base in cls.__mro__]
+    declared = [vars(base).get("__slots__", ()) for base in cls.__mro__]
     return tuple(
-        name for slots in found for name in ((slots,) if isinstance(slots, str) else slots) if "__" not in name
+        name for slots in declared for name in ((slots,) if isinstance(slots, str) else slots) if "__" not in name
     )
 
 
@@ -90,5 +90,5 @@ def like(original: Callable[..., Any], function: Callable[..., Any]) -> Callable
 @functools.lru_cache(maxsize=64)
 def _signature(method: Callable[..., Any]) -> inspect.Signature:
     """Without self."""
-    found = inspect.signature(method)
-    return found.replace(parameters=list(found.parameters.values())[1:])
+    signature = inspect.signature(method)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])

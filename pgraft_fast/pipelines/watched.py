@@ -156,10 +156,10 @@ def agrees(explanation: Explanation, first: Iteration, now: Iteration) -> bool:
     answers: list[list[Tensor]] = []
     t = now.t.to(now.x.device)
     wanted = Wanted(now.x, lambda rule: rule.of(t).expand(rule.extra), answers)
-    for rule, given, call in zip(explanation.calls, first.calls, now.calls, strict=True):
+    for rule, first_call, call in zip(explanation.calls, first.calls, now.calls, strict=True):
         rules = (rule.args, rule.kwargs)
         try:
-            leaves = (value for _, value in values_of(rules, (given.args, given.kwargs)))
+            leaves = (value for _, value in values_of(rules, (first_call.args, first_call.kwargs)))
             if not same(built(rules, leaves, wanted), (call.args, call.kwargs)):
                 return False
         except (KeyError, IndexError, ValueError, TypeError, RuntimeError):

@@ -21,13 +21,13 @@ Key = str | float
 
 @dataclass
 class Ways:
-    """How a pipeline is called, shared by all that call it with the same network. found: what each way is. wanted:
+    """How a pipeline is called, shared by all that call it with the same network. ways: what each is. wanted:
     prompts that are prepared, by those with other networks, too.
     """
 
     facts: Facts
     net: nn.Module
-    found: dict[Key, Way] = field(default_factory=dict)
+    ways: dict[Key, Way] = field(default_factory=dict)
     drivers: dict[Key, Driver] = field(default_factory=dict)
     fast: dict[Key, FastLoop | Experts | None] = field(default_factory=dict)
     why: dict[Key, str | None] = field(default_factory=dict)
@@ -45,31 +45,31 @@ class Ways:
         """Of a way, which is added where it is another scale."""
         if way == self.facts.guided.calls.guidance:
             return GUIDED
-        if way not in self.found:
+        if way not in self.ways:
             self.add(way, way_at(self.facts, float(way)))
         return way
 
     def with_net(self, net: nn.Module) -> "Ways":
         """The same with another network of the same kind."""
-        made = replace(self, net=net, found=dict(self.found), why=dict(self.why))
-        made.drivers = {key: self._driver(way, net) for key, way in self.found.items()}
+        made = replace(self, net=net, ways=dict(self.ways), why=dict(self.why))
+        made.drivers = {key: self._driver(way, net) for key, way in self.ways.items()}
         name = self.facts.denoiser
         made.fast = {
-            key: one and one.mapped(lambda called, own: net if called == name else own)
-            for key, one in self.fast.items()
+            key: loop and loop.mapped(lambda called, own: net if called == name else own)
+            for key, loop in self.fast.items()
         }
         return made
 
     def compiled(self, compile: Callable[[nn.Module], Any]) -> "Ways":
         """The same with compiled networks, where they are called directly."""
-        fast = {key: one and one.mapped(lambda name, net: compile(net)) for key, one in self.fast.items()}
-        return replace(self, found=dict(self.found), drivers=dict(self.drivers), fast=fast, why=dict(self.why))
+        fast = {key: loop and loop.mapped(lambda name, net: compile(net)) for key, loop in self.fast.items()}
+        return replace(self, ways=dict(self.ways), drivers=dict(self.drivers), fast=fast, why=dict(self.why))
 
     def add(self, key: Key, way: Way) -> None:
         """Find out whether the denoiser can be called directly; where it cannot, the loop is driven."""
         facts = self.facts
-        same = next((known for known, one in self.found.items() if one is way), None)
-        self.found[key] = way
+        same = next((known for known, other in self.ways.items() if other is way), None)
+        self.ways[key] = way
         if same is not None:
             self.drivers[key], self.fast[key], self.why[key] = self.drivers[same], self.fast[same], self.why[same]
             return

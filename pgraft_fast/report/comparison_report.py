@@ -29,35 +29,35 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     cells = []
     by = grouped(rows)
     for (method, budget), mine in by.items():
-        told = [_label(mine[0]), "-", f"{_mean(mine, 'reward'):.4f}", "-", "-", _best(mine), "-",
+        row = [_label(mine[0]), "-", f"{_mean(mine, 'reward'):.4f}", "-", "-", _best(mine), "-",
                 f"{_mean(mine, 'vendi'):.2f}"]  # fmt: skip
         if method != "base":
-            told[1] = f"{_mean(mine, 'model_calls'):,.0f}"
-            told[3] = _gain(mine)
-            told[4] = _beyond(mine, [one for name in by if name[0].startswith(f"{method}:") and name[1] == budget
-                                     for one in by[name]])  # fmt: skip
-            told[6] = f"{_mean(mine, 'seconds'):.0f}"
-        cells.append(told)
+            row[1] = f"{_mean(mine, 'model_calls'):,.0f}"
+            row[3] = _gain(mine)
+            row[4] = _beyond(mine, [control for name in by if name[0].startswith(f"{method}:") and name[1] == budget
+                                    for control in by[name]])  # fmt: skip
+            row[6] = f"{_mean(mine, 'seconds'):.0f}"
+        cells.append(row)
     return Table(header, cells, _NOTE)
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], list[Mapping[str, Any]]]:
     """Rows by (method, budget): base first, then budget by budget, methods in the order of the rows."""
-    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["budget"]):
-        found.setdefault((row["method"], row["budget"]), []).append(row)
-    return found
+        groups.setdefault((row["method"], row["budget"]), []).append(row)
+    return groups
 
 
 def write_comparison_report(
     out: Path, task: Task, lead: str, rows: Sequence[Mapping[str, Any]], qualities: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, Evaluation], candidates: int,
+    evaluations: Mapping[str, Evaluation], candidates: int,
 ) -> Path:  # fmt: skip
-    """Write out/report/index.html. qualities, found: of each method, first seed and largest budget."""
+    """Write out/report/index.html. qualities, evaluations: of each method, first seed and largest budget."""
     names = {row["method"]: _label(row) for row in rows}
     sections = [
         Section("Result", table=comparison_table(rows), pictures=[_curves(rows), *_guidance(rows)]),
-        prompts_section(task, {names[name]: one for name, one in found.items()}, candidates),
+        prompts_section(task, {names[name]: evaluation for name, evaluation in evaluations.items()}, candidates),
         *category_sections({names[name]: quality for name, quality in qualities.items()}),
         Section("Where the time went", pictures=_times(rows)),
     ]
@@ -117,15 +117,14 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> str:
     if any(row.get("best_reward") is None for row in rows):
         return "-"
     scales = sorted({float(row["best_guidance"]) for row in rows})
-    return (
-        f"{_mean(rows, 'best_reward'):.4f}, {' to '.join(f'{one:g}' for one in dict.fromkeys((scales[0], scales[-1])))}"
-    )
+    ends = " to ".join(f"{scale:g}" for scale in dict.fromkeys((scales[0], scales[-1])))
+    return f"{_mean(rows, 'best_reward'):.4f}, {ends}"
 
 
 def _beyond(rows: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]]) -> str:
     """Over the control of the same seed, where there is one; with several seeds their 95 % interval."""
-    found = {row["seed"]: row["reward"] for row in controls}
-    gains = torch.tensor([row["reward"] - found[row["seed"]] for row in rows if row["seed"] in found])
+    by_seed = {row["seed"]: row["reward"] for row in controls}
+    gains = torch.tensor([row["reward"] - by_seed[row["seed"]] for row in rows if row["seed"] in by_seed])
     if not gains.numel():
         return "-"
     mean = f"{100 * float(gains.mean()):+.1f}"

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from pgraft_fast.inverse_noise import NoiseDiagnosis
-from pgraft_fast.report.page import Picture, Section, Table, told, write_page
+from pgraft_fast.report.page import Picture, Section, Table, number_text, write_page
 from pgraft_fast.report.plots import Curve, curves_png, picture_grid_png, spectrum_png
 from pgraft_fast.tasks.flow import FlowTask
 from pgraft_fast.tasks.flow_evaluation import FlowEvaluation, label
 
 
 def write_correct_report(
-    run: Path, task: FlowTask, found: FlowEvaluation, diagnosis: NoiseDiagnosis, result: Mapping[str, Any]
+    run: Path, task: FlowTask, evaluation: FlowEvaluation, diagnosis: NoiseDiagnosis, result: Mapping[str, Any]
 ) -> Path:
     """Write run/report. result: as in result.json."""
     inversion = result["inversion"]
@@ -25,21 +25,21 @@ def write_correct_report(
         f"{inversion['contraction']:.2f}, worst round trip {inversion['worst_round_trip']:.1e}."
     )
     sections = [
-        _table(found, task),
-        _curves(found),
-        _samples(found, task, result["config"]),
+        _table(evaluation, task),
+        _curves(evaluation),
+        _samples(evaluation, task, result["config"]),
         _noise(diagnosis),
     ]
     return write_page(run / "report", f"Inverse noise correction of {task.name}: {run.name}", lead, sections)
 
 
-def _table(found: FlowEvaluation, task: FlowTask) -> Section:
+def _table(evaluation: FlowEvaluation, task: FlowTask) -> Section:
     header = ["samples", "base steps", "corrector steps", "MFLOPs per image", "FD", "sliced Wasserstein", "nearest"]
     rows = []
-    for row in found.rows:
+    for row in evaluation.rows:
         steps = [str(row["base_steps"]), str(row["corrector_steps"] or "")]
         rows.append([row["name"], *steps, f"{row['flops_per_image'] / 1e6:.3g}", *_distances(row)])
-    rows.append(["another draw of the data", "", "", "", *_distances(found.floor)])
+    rows.append(["another draw of the data", "", "", "", *_distances(evaluation.floor)])
     note = (
         f"FD: Frechet distance to the perturbed training data, features: {task.feature_name}. Sliced Wasserstein: of "
         "the states themselves. nearest: median distance to the nearest training sample, unperturbed; much less than "
@@ -49,13 +49,13 @@ def _table(found: FlowEvaluation, task: FlowTask) -> Section:
 
 
 def _distances(row: Mapping[str, Any]) -> list[str]:
-    return [f"{row['fd']:.3f}", f"{row['swd']:.4f}", told(row["nearest"], 3)]
+    return [f"{row['fd']:.3f}", f"{row['swd']:.4f}", number_text(row["nearest"], 3)]
 
 
-def _curves(found: FlowEvaluation) -> Section:
+def _curves(evaluation: FlowEvaluation) -> Section:
     curves = []
-    for name in dict.fromkeys(row["name"] for row in found.rows):
-        mine = sorted((row for row in found.rows if row["name"] == name), key=lambda row: row["flops_per_image"])
+    for name in dict.fromkeys(row["name"] for row in evaluation.rows):
+        mine = sorted((row for row in evaluation.rows if row["name"] == name), key=lambda row: row["flops_per_image"])
         curves.append(Curve(name, [row["flops_per_image"] / 1e6 for row in mine], [row["fd"] for row in mine]))
     picture = Picture(
         "distance-flops", curves_png(curves, "MFLOPs per image", "Frechet distance", log_x=True),
@@ -65,12 +65,12 @@ def _curves(found: FlowEvaluation) -> Section:
     return Section("Distance against compute", pictures=[picture])
 
 
-def _samples(found: FlowEvaluation, task: FlowTask, config: Mapping[str, Any]) -> Section:
+def _samples(evaluation: FlowEvaluation, task: FlowTask, config: Mapping[str, Any]) -> Section:
     """Data, the base at the corrected number of steps and at its most, and each corrector at the steps configured."""
     steps, own = config["generator"]["steps"], config["corrector"]["integration_steps"]
     chosen = ["data"]
-    for name in dict.fromkeys(row["name"] for row in found.rows):
-        mine = [row for row in found.rows if row["name"] == name]
+    for name in dict.fromkeys(row["name"] for row in evaluation.rows):
+        mine = [row for row in evaluation.rows if row["name"] == name]
         if name == "base":
             chosen += [label(row) for row in mine if row["base_steps"] == steps] + [label(mine[-1])]
         else:
@@ -78,7 +78,9 @@ def _samples(found: FlowEvaluation, task: FlowTask, config: Mapping[str, Any]) -
     pictures = []
     for name in dict.fromkeys(chosen):
         file = "samples-" + name.replace(" ", "-").replace("+", "and")
-        pictures.append(Picture(file, picture_grid_png(task.pictures(found.shown[name])), f"Samples, {name}", name))
+        pictures.append(
+            Picture(file, picture_grid_png(task.pictures(evaluation.shown[name])), f"Samples, {name}", name)
+        )
     note = "Names tell the steps of the base + those of the corrector. The same place in these grids is the same noise."
     return Section("Samples at the same seeds", [note], pictures=pictures)
 

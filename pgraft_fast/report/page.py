@@ -60,14 +60,14 @@ class Section:
     sounds: list[Sound] = field(default_factory=list)
 
 
-def told(value: float | None, digits: int = 4) -> str:
+def number_text(value: float | None, digits: int = 4) -> str:
     """A number of a report; "-" where it is not known."""
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def interval(ends: Sequence[float | None]) -> str:
     """ "0.1000 to 0.2000"; "-" of a single value."""
-    low, high = (told(end) for end in ends)
+    low, high = (number_text(end) for end in ends)
     return "-" if "-" in (low, high) else f"{low} to {high}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.report.page import Picture, Section, Table, interval, told, write_page
+from pgraft_fast.report.page import Picture, Section, Table, interval, number_text, write_page
 from pgraft_fast.report.plots import Curve, curves_png
 
 _NOTE = (
@@ -20,12 +20,12 @@ def plan_table(plan: Mapping[str, Any]) -> Table:
     """plan: `CutPlan.to_dict`."""
     header = ["cut", "log-SNR", "share kept", "ceiling", "predicted", "95 % interval"]
     cells = []
-    for one in plan["outlooks"]:
-        kept = one["kept"]
-        share = "1" if one["cut"] == 0.0 else "-" if kept is None else f"{kept['share']:.2f} +- {kept['error']:.2f}"
+    for row in plan["outlooks"]:
+        kept = row["kept"]
+        share = "1" if row["cut"] == 0.0 else "-" if kept is None else f"{kept['share']:.2f} +- {kept['error']:.2f}"
         cells.append(
-            [f"{one['cut']:g}", told(one["logsnr"], 2), share, told(one["ceiling"]), told(one["predicted"]),
-             interval([one["low"], one["high"]])]
+            [f"{row['cut']:g}", number_text(row["logsnr"], 2), share, number_text(row["ceiling"]),
+             number_text(row["predicted"]), interval([row["low"], row["high"]])]
         )  # fmt: skip
     return Table(header, cells, _NOTE)
 
@@ -44,13 +44,13 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 def plan_section(plan: Mapping[str, Any]) -> Section:
     """For a run's report."""
     pictures = []
-    known = [one for one in plan["outlooks"] if one["cut"] == 0.0 or one["kept"] is not None]
+    known = [row for row in plan["outlooks"] if row["cut"] == 0.0 or row["kept"] is not None]
     if len(known) > 1:
-        shares = [1.0 if one["kept"] is None else one["kept"]["share"] for one in known]
-        halves = [0.0 if one["kept"] is None else one["kept"]["share"] - one["kept"]["low"] for one in known]
+        shares = [1.0 if row["kept"] is None else row["kept"]["share"] for row in known]
+        halves = [0.0 if row["kept"] is None else row["kept"]["share"] - row["kept"]["low"] for row in known]
         pictures.append(
             Picture(
-                "plan-kept", curves_png([Curve("share kept", [one["cut"] for one in known], shares, halves)],
+                "plan-kept", curves_png([Curve("share kept", [row["cut"] for row in known], shares, halves)],
                                         "cut, share of the steps", "share of the accepted gain"),
                 "Share of the accepted gain that is kept at each cut",
                 "What fresh continuations below the cut keep of the accepted gain, with 95 % intervals.",
@@ -62,7 +62,7 @@ def plan_section(plan: Mapping[str, Any]) -> Section:
         pictures.append(
             Picture(
                 "plan-levels", curves_png([Curve("pilot less base", middles, levels["change"],
-                                                 [1.96 * one for one in levels["errors"]])],
+                                                 [1.96 * error for error in levels["errors"]])],
                                           "noise level t", "loss on held-out rows"),
                 "Loss of the pilot less that of the base on held-out rows",
                 "Below 0 training helps at that noise level; 95 % intervals.",

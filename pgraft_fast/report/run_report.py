@@ -56,19 +56,20 @@ def write_run_report(
 def _samples(task: Task, before: Evaluation, after: Evaluation, candidates: int) -> list[Section]:
     """Grids; of prompts that are worth reading, pairs first."""
     shown = np.linspace(0, len(before.samples) - 1, min(len(before.samples), _SHOWN)).astype(int)
+    evaluations = {"before": before, "after": after}
     grids = pictures_section(
-        {name: task.pictures(one.samples[shown]) for name, one in (("before", before), ("after", after))}
+        {name: task.pictures(evaluation.samples[shown]) for name, evaluation in evaluations.items()}
     )
     if task.sounds is not None:
         few = shown[:_HEARD]
         grids.sounds.extend(
             Sound(f"sample-{name}-{number}", wav, f"{name}, sample {number}")
-            for name, one in (("before", before), ("after", after))
-            for number, wav in enumerate(task.sounds(one.samples[few]), start=1)
+            for name, evaluation in evaluations.items()
+            for number, wav in enumerate(task.sounds(evaluation.samples[few]), start=1)
         )
     if not task.categories:
         return [grids]
-    return [prompts_section(task, {"before": before, "after": after}, candidates), grids]
+    return [prompts_section(task, evaluations, candidates), grids]
 
 
 def report_seconds() -> float:
@@ -120,11 +121,11 @@ def pictures_section(panels: Mapping[str, Any]) -> Section:
     pictures = [
         Picture(
             f"samples-{name.replace(' ', '-')}",
-            picture_grid_png(found[np.linspace(0, len(found) - 1, min(len(found), _SHOWN)).astype(int)]),
+            picture_grid_png(panel[np.linspace(0, len(panel) - 1, min(len(panel), _SHOWN)).astype(int)]),
             f"Samples, {name}",
             name,
         )
-        for name, found in panels.items()
+        for name, panel in panels.items()
     ]  # fmt: skip
     text = ["The same place in every grid is the same noise and the same prompt."]
     return Section("Samples at the same seeds", text, pictures=pictures)
@@ -137,8 +138,8 @@ def time_section(seconds: Mapping[str, float], spent_in_all: Mapping[str, Any] |
         "time", bars_png(spent, "seconds"), "Seconds by phase",
         f"Wall time by phase, {duration(sum(spent.values()))} in all.",
     )  # fmt: skip
-    told = [] if spent_in_all is None else [_used(spent_in_all)]
-    return Section("Where the time went", told, pictures=[picture])
+    text = [] if spent_in_all is None else [_used(spent_in_all)]
+    return Section("Where the time went", text, pictures=[picture])
 
 
 def _used(spent: Mapping[str, Any]) -> str:
@@ -152,7 +153,7 @@ def _rewards_section(
 ) -> Section:
     rounds = result["rounds"]
     ends = [result[key]["reward_ci"] for key in ("before", "after")]
-    halves = [0.0 if "-" in interval(one) else 0.5 * (one[1] - one[0]) for one in ends]
+    halves = [0.0 if "-" in interval(ci) else 0.5 * (ci[1] - ci[0]) for ci in ends]
     calls = [0, rounds[-1]["model_calls"]]
     curves = [Curve("evaluation", calls, [result["before"]["reward"], result["after"]["reward"]], halves)]
     # A round's candidates show the model as it was after the round before.

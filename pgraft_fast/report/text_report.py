@@ -17,7 +17,7 @@ _PROMPTS = 12
 
 
 def write_evaluation_report(
-    folder: Path, task: Task, result: Mapping[str, Any], found: Mapping[str, Evaluation], candidates: int
+    folder: Path, task: Task, result: Mapping[str, Any], evaluations: Mapping[str, Evaluation], candidates: int
 ) -> Path:
     """Write folder/report of `pgraft-fast evaluate`."""
     rows = result["rows"]
@@ -30,21 +30,21 @@ def write_evaluation_report(
     sections = [
         Section("Result", table=Table(["samples", "reward", "95 % interval", "FD reference"], cells, note)),
         *category_sections(rows),
-        prompts_section(task, found, candidates),
+        prompts_section(task, evaluations, candidates),
     ]
     lead = f"Prompts: {result['prompts']}; {duration(result['spent']['total_seconds'])}."
     return write_page(folder / "report", f"Evaluation of {task.name}", lead, sections)
 
 
-def prompts_section(task: Task, found: Mapping[str, Evaluation], candidates: int) -> Section:
+def prompts_section(task: Task, evaluations: Mapping[str, Evaluation], candidates: int) -> Section:
     """The first samples of some prompts, a row a prompt, a column each set: equal seeds."""
-    total = next(iter(found.values())).rewards.numel()
+    total = next(iter(evaluations.values())).rewards.numel()
     prompt = prompts_of(task, total, candidates)
     first = np.linspace(0, total // candidates - 1, min(total // candidates, _PROMPTS)).astype(int) * candidates
     rows = torch.from_numpy(first)
-    texts = [task.asked.text[int(number)] for number in prompt[rows]]
-    columns = {name: task.pictures(one.samples[rows]) for name, one in found.items()}
-    rewards = {name: one.rewards[rows].tolist() for name, one in found.items()}
+    texts = [task.evaluation_prompts.text[int(number)] for number in prompt[rows]]
+    columns = {name: task.pictures(evaluation.samples[rows]) for name, evaluation in evaluations.items()}
+    rewards = {name: evaluation.rewards[rows].tolist() for name, evaluation in evaluations.items()}
     picture = Picture(
         "prompts", side_by_side_png(texts, columns, rewards), "The same prompts and seeds, side by side",
         "Held-out prompts, the same seed in a row, with the reward of each picture.",
@@ -59,8 +59,8 @@ def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
         return []
     cells: list[list[str]] = []
     for category in next(iter(named.values())):
-        found = [of_name[category] for of_name in named.values()]
-        cells.append([category, str(found[0]["samples"]), *map(_with_interval, found)])
+        summaries = [of_name[category] for of_name in named.values()]
+        cells.append([category, str(summaries[0]["samples"]), *map(_with_interval, summaries)])
     note = "Mean reward with its 95 % interval over the means of prompts, which are not trained on."
     table = Table(["category", "samples", *named], cells, note)
     spread = [
@@ -77,9 +77,9 @@ def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
     ]
 
 
-def _with_interval(one: Mapping[str, Any]) -> str:
-    known = one["reward_ci"]
-    return f"{one['reward']:.3f}" + ("" if known is None else f" ({known[0]:.3f} to {known[1]:.3f})")
+def _with_interval(summary: Mapping[str, Any]) -> str:
+    known = summary["reward_ci"]
+    return f"{summary['reward']:.3f}" + ("" if known is None else f" ({known[0]:.3f} to {known[1]:.3f})")
 
 
 def _number(value: float | None) -> str:

@@ -103,5 +103,5 @@ def load_layers(file: Path, width: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def _number(name: str) -> int:
-    found = re.search(r"(\d+)\.(weight|bias)$", name)
-    return int(found[1]) if found else -1
+    match = re.search(r"(\d+)\.(weight|bias)$", name)
+    return int(match[1]) if match else -1

@@ -38,14 +38,14 @@ def parse(text: bytes, name: str) -> dict[str, Any]:
     return answer
 
 
-def rewards_in_order(answer: dict[str, Any], asked: Sequence[int], number: int, name: str) -> list[float]:
-    """The rewards of the samples `asked`, in that order; null is nan.
+def rewards_in_order(answer: dict[str, Any], question_ids: Sequence[int], number: int, name: str) -> list[float]:
+    """The rewards of the samples `question_ids`, in that order; null is nan.
 
     answer: {"id", "sample_ids", "rewards"}, samples in any order, or {"id", "error"}; an error that is null, empty or
     false is none. Raises RewardError that names the
     samples where it is an error, belongs to another question, or has too few, too many, unknown or repeated samples.
     """
-    where = f"(at {of_samples(asked)})"
+    where = f"(at {of_samples(question_ids)})"
     # Many servers send every key they know, null where it says nothing.
     if answer.get("error"):
         text = str(answer["error"])
@@ -59,13 +59,13 @@ def rewards_in_order(answer: dict[str, Any], asked: Sequence[int], number: int, 
         raise RewardError(f"reward {name!r} answered without the lists sample_ids and rewards {where}")
     if len(ids) != len(values):
         raise RewardError(f"reward {name!r} gave {len(values)} rewards for {len(ids)} sample_ids {where}")
-    _check_ids(ids, asked, name)
+    _check_ids(ids, question_ids, name)
     by_id = dict(zip(ids, values, strict=True))
-    bad = [i for i in asked if isinstance(by_id[i], bool) or not isinstance(by_id[i], int | float | None)]
+    bad = [i for i in question_ids if isinstance(by_id[i], bool) or not isinstance(by_id[i], int | float | None)]
     if bad:
         shown = one_line(repr(by_id[bad[0]]), 60)
         raise RewardError(f"reward {name!r} gave {shown}, not a number, for {of_samples(bad)}")
-    return [_number(by_id[i]) for i in asked]
+    return [_number(by_id[i]) for i in question_ids]
 
 
 def _number(value: float | None) -> float:
@@ -76,18 +76,20 @@ def _number(value: float | None) -> float:
         return math.inf
 
 
-def _check_ids(ids: Sequence[Any], asked: Sequence[int], name: str) -> None:
+def _check_ids(ids: Sequence[Any], question_ids: Sequence[int], name: str) -> None:
     wrong_type = [i for i in ids if isinstance(i, bool) or not isinstance(i, int)]
     if wrong_type:
         raise RewardError(f"reward {name!r} answered with the sample id {wrong_type[0]!r}, which is no whole number")
-    counts, wanted = Counter(ids), set(asked)
-    missing = [i for i in asked if i not in counts]
+    counts, wanted = Counter(ids), set(question_ids)
+    missing = [i for i in question_ids if i not in counts]
     unknown = [i for i in counts if i not in wanted]
     repeated = [i for i, n in counts.items() if n > 1]
     problems = [
-        f"{text} {of_samples(found)}"
-        for text, found in (("did not answer for", missing), ("was not asked about", unknown), ("repeats", repeated))
-        if found
+        f"{text} {of_samples(wrong)}"
+        for text, wrong in (("did not answer for", missing), ("was not asked about", unknown), ("repeats", repeated))
+        if wrong
     ]
     if problems:
-        raise RewardError(f"reward {name!r} {', '.join(problems)}; it must answer once for each of {of_samples(asked)}")
+        raise RewardError(
+            f"reward {name!r} {', '.join(problems)}; it must answer once for each of {of_samples(question_ids)}"
+        )

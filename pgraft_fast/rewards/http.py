@@ -70,7 +70,8 @@ class HttpReward:
             self._headers["Authorization"] = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
         # Short values of a query are words rather than keys, and may stand in any text.
         secrets = [user, user.partition(":")[2], *(value for _, value in parse_qsl(parts.query) if len(value) > 7)]
-        self._secrets = sorted({form for one in secrets for form in (one, unquote(one), quote(one)) if len(form) > 2})
+        forms = {form for secret in secrets for form in (secret, unquote(secret), quote(secret))}
+        self._secrets = sorted(form for form in forms if len(form) > 2)
         self._number = 0
 
     @property

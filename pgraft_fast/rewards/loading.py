@@ -21,8 +21,8 @@ def load_reward(spec: str) -> Callable[..., object]:
     try:
         module = load_file(path)
     except (Exception, SystemExit) as error:
-        told = f"{type(error).__name__}: {one_line(error)}"
-        raise RewardError(f"reward {spec!r}: importing {path} raised {told}") from error
+        message = f"{type(error).__name__}: {one_line(error)}"
+        raise RewardError(f"reward {spec!r}: importing {path} raised {message}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise RewardError(f"reward {spec!r}: {path} has no function {attribute!r}")

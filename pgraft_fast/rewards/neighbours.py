@@ -26,7 +26,7 @@ def load_file(path: Path) -> ModuleType:
     path = path.resolve()
     beside = _Beside(path)
     importlib.invalidate_caches()
-    sys.meta_path[:] = [beside, *(one for one in sys.meta_path if getattr(one, "root", None) != beside.root)]
+    sys.meta_path[:] = [beside, *(finder for finder in sys.meta_path if getattr(finder, "root", None) != beside.root)]
     for name in beside.modules():
         del sys.modules[name]
     beside.add_packages()

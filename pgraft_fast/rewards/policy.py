@@ -114,8 +114,8 @@ class PolicedReward:
         index = self._finite(samples, ids)
 
         def ask(rows: slice) -> Tensor:
-            rewards[index[rows]] = found = self._batch(Batch(samples, prompts, ids).take(index[rows]), on_wait)
-            return found
+            rewards[index[rows]] = batch_rewards = self._batch(Batch(samples, prompts, ids).take(index[rows]), on_wait)
+            return batch_rewards
 
         size = self.batch_size or max(1, count)
         _, fits = in_parts(ask, len(index), size, self.name)

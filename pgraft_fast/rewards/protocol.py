@@ -112,10 +112,10 @@ def score_batches(
     ids = sample_id.tolist()
 
     def ask(rows: slice) -> Tensor:
-        found = evaluate(call, name, samples[rows].detach(), prompts[rows], ids[rows], on_batch)
+        rewards = evaluate(call, name, samples[rows].detach(), prompts[rows], ids[rows], on_batch)
         if on_batch is not None:
             on_batch()
-        return found
+        return rewards
 
     with torch.no_grad():
         parts, _ = in_parts(ask, samples.shape[0], batch_size, name)
@@ -168,8 +168,8 @@ def evaluate(
         rewards = as_numbers(values).to(batch.device)
     except Exception as error:
         # A type of another library may refuse to become an array with any exception.
-        told = error if isinstance(error, ValueError) else f"{type(values).__name__}, not numbers: {error}"
-        raise RewardError(f"reward {name!r} returned {one_line(told)} (at {where})") from error
+        reason = error if isinstance(error, ValueError) else f"{type(values).__name__}, not numbers: {error}"
+        raise RewardError(f"reward {name!r} returned {one_line(reason)} (at {where})") from error
     if rewards.shape != (batch.shape[0],):
         raise RewardError(
             f"reward {name!r} returned shape {tuple(rewards.shape)} for {batch.shape[0]} samples; "

@@ -19,7 +19,7 @@ def without_secrets(text: str) -> str:
 
     ${NAME}, which stands for an environment variable, is no secret.
     """
-    return _URL.sub(lambda found: found[1] + _shown(found[2]), text)
+    return _URL.sub(lambda match: match[1] + _shown(match[2]), text)
 
 
 def _shown(rest: str) -> str:
@@ -57,8 +57,8 @@ def with_variables(url: str) -> str:
     if missing:
         raise InputError(f"url = {without_secrets(url)!r}: there is no environment variable {missing[0]}; set it")
 
-    def value(found: re.Match[str]) -> str:
-        return quote(os.environ[found[1]], safe=":") if found.start() else os.environ[found[1]]
+    def value(match: re.Match[str]) -> str:
+        return quote(os.environ[match[1]], safe=":") if match.start() else os.environ[match[1]]
 
     return _VARIABLE.sub(value, url)
 
@@ -68,16 +68,16 @@ def is_this_machine(host: str) -> bool:
     if host.rstrip(".") == "localhost":
         return True
     try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+        addresses = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):
         return False
-    return any(_can_listen(family, address) for family, _, _, _, address in found)
+    return any(_can_listen(family, address) for family, _, _, _, address in addresses)
 
 
 def _can_listen(family: int, address: Any) -> bool:
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as one:
-            one.bind(address)
+        with socket.socket(family, socket.SOCK_DGRAM) as listener:
+            listener.bind(address)
     except OSError:
         return False
     return True

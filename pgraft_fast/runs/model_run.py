@@ -87,7 +87,7 @@ def _prompts(prompts: Prompts | Sequence[str] | None) -> Prompts:
         if rows != len(prompts.text) or not rows:
             raise InputError(f"prompts: {len(prompts.text)} texts with {rows} conditions; give one for each")
         return prompts
-    if isinstance(prompts, str) or not all(isinstance(one, str) for one in prompts) or not len(prompts):
+    if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts) or not len(prompts):
         raise InputError("prompts: give a list of texts, or Prompts with a condition for each")
     return Prompts(list(prompts))
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Prompts
-from pgraft_fast.runs.asked import Asked
 from pgraft_fast.runs.model_run import model_settings, model_subject
 from pgraft_fast.runs.pipeline_run import PipelineParts, Scored, pipeline_subject
 from pgraft_fast.runs.pipeline_settings import PGraftConfig, PipelineRunSettings
+from pgraft_fast.runs.prompts import RunPrompts
 from pgraft_fast.runs.rewards import Rewards, reward_codes, weighted
 from pgraft_fast.runs.run import OnRound, finish_run
 from pgraft_fast.runs.subject import Subject
@@ -103,13 +103,13 @@ class PGraftTrainer:
 
         def scored(finish: Finish, rate: float | None) -> Scored:
             parts = weighted(
-                reward, self._settings.policy, self._terminal.line, lambda one: of_media(one, finish.medium, rate)
+                reward, self._settings.policy, self._terminal.line, lambda score: of_media(score, finish.medium, rate)
             )
             return Scored(parts, finish.decoded, reward_codes(reward))
 
         def subject() -> Subject:
-            asked = Asked.of(prompts, held_out, self._settings.seed)
-            parts = PipelineParts(pipe, asked, scored, dict(call or {}))
+            run_prompts = RunPrompts.of(prompts, held_out, self._settings.seed)
+            parts = PipelineParts(pipe, run_prompts, scored, dict(call or {}))
             return pipeline_subject(parts, self._settings, self._terminal.line)
 
         self._subject = subject
@@ -168,12 +168,12 @@ class PGraftTrainer:
         return _result(run, finish_run(run, self._subject, self._terminal, self._on_round))
 
 
-def _result(run: Path, told: Mapping[str, Any]) -> Result:
-    before, after = (Measured(told[name]["reward"], tuple(told[name]["reward_ci"])) for name in ("before", "after"))
-    history = tuple(Round(**{key: entry[key] for key in Round.__annotations__}) for entry in told["rounds"])
-    train = told["config"]["train"]
+def _result(run: Path, result: Mapping[str, Any]) -> Result:
+    before, after = (Measured(result[name]["reward"], tuple(result[name]["reward_ci"])) for name in ("before", "after"))
+    history = tuple(Round(**{key: entry[key] for key in Round.__annotations__}) for entry in result["rounds"])
+    train = result["config"]["train"]
     return Result(
-        adapter=Path(told["saved"]), report=run / "report" / "index.html", before=before, after=after, history=history,
-        cut=0.0 if told["config"]["method"] != "pgraft" else float(train["cut"]),
-        model_calls=told["spent"]["model_calls"], gpu_hours=told["spent"]["device_hours"], run=run,
+        adapter=Path(result["saved"]), report=run / "report" / "index.html", before=before, after=after,
+        history=history, cut=0.0 if result["config"]["method"] != "pgraft" else float(train["cut"]),
+        model_calls=result["spent"]["model_calls"], gpu_hours=result["spent"]["device_hours"], run=run,
     )  # fmt: skip

@@ -24,8 +24,8 @@ from pgraft_fast.pipelines.loras import default_targets
 from pgraft_fast.pipelines.media import media_of
 from pgraft_fast.pipelines.ways import UNGUIDED
 from pgraft_fast.rewards import WeightedSum
-from pgraft_fast.runs.asked import Asked
 from pgraft_fast.runs.pipeline_settings import PipelineRunSettings as Run
+from pgraft_fast.runs.prompts import RunPrompts
 from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.decoded import Decode, DecodedReward
@@ -49,29 +49,29 @@ class PipelineParts:
 
     call: arguments that are equal for all prompts. scored(finish, rate): of the run, once it is known what the pipeline
     makes; rate: its frames or samples a second. measures(sample): given what it made in the call that was watched.
-    contents(): more of what the result depends on, as JSON. told: by the adapter's file. settled: arguments whose
+    contents(): more of what the result depends on, as JSON. extra: of the adapter's file. settled: arguments whose
     values are the config's own.
     """
 
     pipe: Any
-    asked: Asked
+    prompts: RunPrompts
     scored: Callable[[Finish, float | None], Scored]
     call: Mapping[str, Any] = field(default_factory=dict)
     measures: Callable[[np.ndarray], Measures] = lambda sample: Measures()
     at_once: int = 8
     contents: Callable[[], Mapping[str, Any]] = dict
-    told: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     settled: frozenset[str] = frozenset()
 
-    def told_of_call(self) -> dict[str, Any]:
+    def unsettled(self) -> dict[str, Any]:
         """Its arguments but those that are settled."""
         return {name: value for name, value in self.call.items() if name not in self.settled}
 
 
 def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], None] = print) -> Subject:
     """Watch the pipeline and make ready what a run needs. Raises InputError."""
-    pipe, asked, null = parts.pipe, parts.asked, None
-    prompts, columns = asked.prompts, asked.columns
+    pipe, run_prompts, null = parts.pipe, parts.prompts, None
+    prompts, columns = run_prompts.prompts, run_prompts.columns
     if config.train.null_prompt:
         null = len(prompts)
         prompts = [*prompts, parts.call.get("negative_prompt") or ""]
@@ -81,7 +81,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     facts = facts_of(calls)
     config = config.with_solver(facts.parameterization)
     net: Any = getattr(pipe, facts.denoiser)
-    trained = [one for one in net.parameters() if one.requires_grad]
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if config.lora.rank and config.lora.targets is None:
         lora = config.lora.model_copy(update={"targets": default_targets(net)})
         config = config.model_copy(update={"lora": lora})
@@ -90,7 +90,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     fingerprint = base_fingerprint(net)
     measures, rate = parts.measures(media_of(facts.media)[0]), _rate(pipe, calls)
     task, finish = pipeline_task(
-        facts, asked.train, asked.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
+        facts, run_prompts.train, run_prompts.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
         measures=measures, null=null, at_once=parts.at_once, rate=rate,
     )  # fmt: skip
     driven: Driven = task.model  # type: ignore[assignment]
@@ -104,18 +104,18 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
         scored.reward.close()
         if config.lora.rank:
             remove_adapters(net)
-        for one in trained:
-            one.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
     return Subject(
         config=config,
         task=task,
         reward=DecodedReward(scored.reward, scored.decode),
         learner=task.learner(config.train),
-        save=lambda trainer, run: _save(trainer, run, config, task, net, scored.reward.name, parts.told),
+        save=lambda trainer, run: _save(trainer, run, config, task, net, scored.reward.name, parts.extra),
         identity=lambda: {
             "pipeline": pipeline_contents(pipe),
-            "call": sha256_of(_contents({**parts.told_of_call(), **({"of prompts": columns} if columns else {})})),
+            "call": sha256_of(_contents({**parts.unsettled(), **({"of prompts": columns} if columns else {})})),
             "rewards": scored.contents,
             **measures.contents,
             **parts.contents(),
@@ -127,7 +127,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
 def _check_driven(driven: Driven, config: Run, null: int | None, log: Callable[[str], None]) -> None:
     """Raise InputError for settings that this pipeline does not allow."""
     name, why = type(driven.facts.pipe).__name__, driven.why
-    reason = next((one for one in why.values() if one is not None), None)
+    reason = next((text for text in why.values() if text is not None), None)
     if config.mode != "eager" and reason is not None:
         raise InputError(f"mode={config.mode!r}: {name} runs in its own loop, as it is: {reason}; set mode='eager'")
     if null is not None and not driven.is_null(null):
@@ -168,7 +168,7 @@ def _check_trained(facts: Facts, config: Run) -> None:
 
 
 def _save(
-    trainer: Trainer, run: Path, config: Run, task: Task, net: Any, reward: str, told: Mapping[str, Any]
+    trainer: Trainer, run: Path, config: Run, task: Task, net: Any, reward: str, extra: Mapping[str, Any]
 ) -> Path:  # fmt: skip
     if config.lora.rank == 0:
         tuned: Any = trainer.tuned
@@ -178,7 +178,7 @@ def _save(
     metadata = AdapterMetadata.of(
         net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
         sample_shape=task.shape if len(task.shape) == 3 else None,
-        extra={"method": config.method, "seed": config.seed, "pipeline": task.name, **told}, adapter_name=name,
+        extra={"method": config.method, "seed": config.seed, "pipeline": task.name, **extra}, adapter_name=name,
     )  # fmt: skip
     return save_adapter(run / ADAPTER, net, metadata, adapter_name=name)
 
@@ -186,9 +186,9 @@ def _save(
 def _contents(value: Any) -> Any:
     """A call's arguments as JSON that tells them apart."""
     if isinstance(value, Mapping):
-        return {str(name): _contents(one) for name, one in value.items()}
+        return {str(name): _contents(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_contents(one) for one in value]
+        return [_contents(item) for item in value]
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
     if isinstance(value, Tensor):

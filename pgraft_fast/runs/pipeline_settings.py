@@ -56,9 +56,9 @@ class PipelineTrainSettings(TrainSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _steps_are_meant(cls, given: Any) -> Any:
+    def _steps_are_meant(cls, values: Any) -> Any:
         """Steps that are asked for are not passed over for the default epochs."""
-        return {"epochs": None, **given} if isinstance(given, dict) and "steps" in given else given
+        return {"epochs": None, **values} if isinstance(values, dict) and "steps" in values else values
 
 
 class PipelineRunSettings(RunSettings):
@@ -81,13 +81,13 @@ class PipelineRunSettings(RunSettings):
         sample = self.sample
         if sample.guidance_tuned is None:
             return self
-        told = f"sample.guidance_tuned={sample.guidance_tuned}"
+        key = f"sample.guidance_tuned={sample.guidance_tuned}"
         if self.method == "ddpo":
-            raise ValueError(f"{told}: DDPO trains the guided answer at sample.guidance; leave it out")
+            raise ValueError(f"{key}: DDPO trains the guided answer at sample.guidance; leave it out")
         if sample.guidance is None:
-            raise ValueError(f"{told}: sample.guidance is missing; give both")
+            raise ValueError(f"{key}: sample.guidance is missing; give both")
         if sample.guidance_tuned > 1.0 >= sample.guidance:
-            raise ValueError(f"{told}: the candidates are drawn without guidance (sample.guidance={sample.guidance})")
+            raise ValueError(f"{key}: the candidates are drawn without guidance (sample.guidance={sample.guidance})")
         return self
 
 

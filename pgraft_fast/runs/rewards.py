@@ -20,32 +20,32 @@ def reward_parts(reward: Rewards) -> list[tuple[Callable[..., object], float]]:
     if not isinstance(reward, (list, tuple)) or not reward:
         what = type(reward).__name__
         raise InputError(f"reward: {what} is neither a function, nor file.py:function, nor a list of these")
-    found: list[tuple[Callable[..., object], float]] = []
-    for one in reward:
-        pair = one if isinstance(one, tuple) and len(one) == 2 else (one, 1.0)
+    parts: list[tuple[Callable[..., object], float]] = []
+    for entry in reward:
+        pair = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
         if isinstance(pair[0], (list, tuple)) or not isinstance(pair[1], (int, float)):
             raise InputError("reward: a list holds rewards, or pairs of a reward and its weight")
-        found += [(part, float(pair[1])) for part, _ in reward_parts(pair[0])]
-    return found
+        parts += [(part, float(pair[1])) for part, _ in reward_parts(pair[0])]
+    return parts
 
 
 def weighted(
     reward: Rewards, policy: Policy, log: Callable[[str], None],
-    made: Callable[[Callable[..., object]], Callable[..., object]] = lambda one: one,
+    made: Callable[[Callable[..., object]], Callable[..., object]] = lambda part: part,
 ) -> WeightedSum:  # fmt: skip
     """Their sum, each under the policy. made: what is called in the place of each."""
     parts: dict[str, tuple[Callable[..., object], float]] = {}
-    for one, weight in reward_parts(reward):
-        name = name_of(one)
+    for part, weight in reward_parts(reward):
+        name = name_of(part)
         while name in parts:
             name += "_2"
-        parts[name] = (PolicedReward(made(one), policy, name=name, check_order=True, log=log), weight)
+        parts[name] = (PolicedReward(made(part), policy, name=name, check_order=True, log=log), weight)
     return WeightedSum(parts)
 
 
 def reward_codes(reward: Rewards) -> list[dict[str, str]]:
     """Each by its name and the text of its code, as far as that is at hand."""
-    return [_code(one) for one, _ in reward_parts(reward)]
+    return [_code(part) for part, _ in reward_parts(reward)]
 
 
 def _code(reward: Callable[..., object]) -> dict[str, str]:

@@ -52,13 +52,13 @@ def finish_run(
                 subject.close()
 
 
-def trainer_of(subject: Subject, run: Path, ledger: Ledger, **told: Any) -> Trainer:
-    """The trainer of a subject in a run folder. told: its log, check and on_round."""
+def trainer_of(subject: Subject, run: Path, ledger: Ledger, **callbacks: Any) -> Trainer:
+    """The trainer of a subject in a run folder. callbacks: its log, check and on_round."""
     task = subject.task
     return Trainer(
         task.model, task.schedule, subject.reward, subject.config, shape=task.shape,
         parameterization=task.parameterization, prompts=task.prompts, run=run,
-        identity=subject.identity(), learner=subject.learner, ledger=ledger, **told,
+        identity=subject.identity(), learner=subject.learner, ledger=ledger, **callbacks,
     )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ class _Run:
             if same and stored["rewards"].numel() == evaluation_samples(self.config):
                 return Evaluation(stored["samples"], stored["rewards"])
         tuned = None if name == "before" else self.trainer.tuned.eval()
-        found = evaluate(
+        evaluation = evaluate(
             self.task,
             self.reward,
             self.config,
@@ -152,10 +152,11 @@ class _Run:
             execution=self.trainer.execution,
         )
         path.parent.mkdir(exist_ok=True)
-        write_file(path, tensor_bytes({"samples": found.samples, "rewards": found.rewards, "drawn_as": drawn_as}))
+        tensors = {"samples": evaluation.samples, "rewards": evaluation.rewards, "drawn_as": drawn_as}
+        write_file(path, tensor_bytes(tensors))
         if name == "before":
             self.ledger.commit(number)
-        return found
+        return evaluation
 
     def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
         kept, n = accepted_of(before, self.config), self.config.sample.candidates

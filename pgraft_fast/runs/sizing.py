@@ -28,14 +28,14 @@ def sized(subject: Subject, run: Path, log: Callable[[str], None]) -> Subject:
     if subject.config.sample.prompts is not None:
         return subject
     path, config = run / PLAN, subject.config
-    asked = sha256_of([config.future(), config.budget.model_dump(), config.train.rounds])
+    identity = sha256_of([config.future(), config.budget.model_dump(), config.train.rounds])
     plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     # Rounds that are done were of this size, whatever the budget is now.
-    if plan and (plan.get("asked") == asked or any((run / "checkpoints").glob("round-*"))):
+    if plan and (plan.get("asked") == identity or any((run / "checkpoints").glob("round-*"))):
         prompts = int(plan["prompts"])
     else:
         prompts = prompts_that_fit(subject)
-        write_file(path, to_json({"prompts": prompts, "asked": asked}))
+        write_file(path, to_json({"prompts": prompts, "asked": identity}))
     log(f"{prompts} prompts a round fill the budget")
     return replace(subject, config=with_prompts(subject.config, prompts))
 
@@ -56,13 +56,13 @@ def prompts_that_fit(subject: Subject) -> int:
     fits: list[Callable[[Any], bool]] = []
     if calls is not None:
         each = calls_of(task.model)
-        fits.append(lambda one: one.run_calls(evaluations, each) <= calls)
+        fits.append(lambda trial: trial.run_calls(evaluations, each) <= calls)
     if seconds is not None:
         # As many as fill a batch, or the cost of a batch would be guessed from that of a few samples.
         cost = probe_of(subject, with_prompts(config, -(-config.sample.batch_size // config.sample.candidates)))
         evaluation = cost.evaluation(config, evaluation_samples(config), evaluations)
         left = seconds - (1.0 + SAFETY) * evaluation
-        fits.append(lambda one: SAFETY * config.train.rounds * cost.round(one, evaluations).seconds <= left)
+        fits.append(lambda trial: SAFETY * config.train.rounds * cost.round(trial, evaluations).seconds <= left)
     prompts = _largest(lambda number: all(test(with_prompts(config, number)) for test in fits))
     if prompts == 0:
         raise InputError("budget: not one prompt a round fits; raise [budget] or lower [sample] and [train]")

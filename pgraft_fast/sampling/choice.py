@@ -53,8 +53,8 @@ def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.de
     if not seconds:
         raise RuntimeError(f"{what}: none of {', '.join(ways)} runs") from last
     best = min(seconds, key=lambda name: seconds[name])
-    told = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
-    _LOG.info("%s: %s is taken (%s)", what, best, told)
+    timings = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in seconds.items())
+    _LOG.info("%s: %s is taken (%s)", what, best, timings)
     _write(store, what, best)
     return best
 

@@ -42,11 +42,11 @@ class Captured:
         """Outputs for these inputs, copied out of the buffers; the generators advance as in a plain run."""
         for buffer, value in zip(self.inputs, inputs, strict=True):
             buffer.copy_(value, non_blocking=True)
-        for own, given in zip(self.generators, generators, strict=True):
-            own.set_state(given.get_state())
+        for own, generator in zip(self.generators, generators, strict=True):
+            own.set_state(generator.get_state())
         self.graph.replay()
-        for own, given in zip(self.generators, generators, strict=True):
-            given.set_state(own.get_state())
+        for own, generator in zip(self.generators, generators, strict=True):
+            generator.set_state(own.get_state())
         return [output.clone() for output in self.outputs]
 
 
@@ -73,12 +73,12 @@ class GraphCache:
         first run and held as long as the graph.
         """
         whole = (key, tuple((tuple(value.shape), value.dtype, value.stride(), value.device) for value in inputs))
-        found = self._held.get(whole)
-        if found is None:
+        captured = self._held.get(whole)
+        if captured is None:
             if _failed or whole in self._refused:
                 return None
             try:
-                found = self._capture(function, inputs, generators)
+                captured = self._capture(function, inputs, generators)
             except CaptureError as error:
                 _failed.append(str(error))
                 _LOG.warning(f"{error}; this process goes on without CUDA graphs")
@@ -90,11 +90,11 @@ class GraphCache:
                 self._refused.add(whole)
                 _LOG.warning("memory did not suffice to capture a CUDA graph: this shape runs without")
                 return None
-            found.kept = keep()
-            self._held[whole] = found
+            captured.kept = keep()
+            self._held[whole] = captured
             self._shrink()
         self._held.move_to_end(whole)
-        return found.replay(inputs, generators)
+        return captured.replay(inputs, generators)
 
     def captures(self, device: torch.device) -> bool:
         """Whether there are graphs on this device."""
@@ -112,7 +112,7 @@ class GraphCache:
     @property
     def bytes(self) -> int:
         """Memory held by the graphs."""
-        return sum(one.bytes for one in self._held.values())
+        return sum(captured.bytes for captured in self._held.values())
 
     def _shrink(self) -> None:
         while self.memory_limit is not None and len(self._held) > 1 and self.bytes > self.memory_limit:
@@ -187,17 +187,17 @@ def clone_generator(generator: torch.Generator) -> torch.Generator:
     return twin
 
 
-def weights_key(module: Any, switches_of: Callable[[Any], Hashable] = lambda one: None) -> tuple[Any, ...]:
+def weights_key(module: Any, switches_of: Callable[[Any], Hashable] = lambda part: None) -> tuple[Any, ...]:
     """Where a module's weights lie and what is switched on in it: a graph is valid as long as this is the same.
 
-    Switches: a module's own `graph_key`, and switches_of(one) of each one within.
+    Switches: a module's own `graph_key`, and switches_of(part) of each one within.
     """
     places: list[int] = []
     switches: list[Any] = []
-    for one in module.modules():
-        own = vars(one)
+    for part in module.modules():
+        own = vars(part)
         # Asked before the switches of what lies within: a model that shares its network sets them here.
-        switches.append((getattr(one, "graph_key", None), switches_of(one)))
+        switches.append((getattr(part, "graph_key", None), switches_of(part)))
         for held in (own["_parameters"], own["_buffers"]):
             places.extend(weight.data_ptr() for weight in held.values() if weight is not None)
     return hash(tuple(places)), hash(tuple(switches)), module.training

@@ -133,7 +133,7 @@ def rollout(
     )
 
 
-class _Given(NamedTuple):
+class _StepInputs(NamedTuple):
     """Tensors that all steps of a batch read."""
 
     table: Tensor
@@ -166,7 +166,7 @@ class _Trajectories:
         plan, device = self.plan, sample_id.device
         times = self.rows.time.to(device, self.dtype)
         table = self.rows.coefficients.to(device, torch.float64 if self.dtype is torch.float64 else torch.float32)
-        given = _Given(table, times, torch.arange(table.shape[0], device=device), sample_id, condition)
+        step_inputs = _StepInputs(table, times, torch.arange(table.shape[0], device=device), sample_id, condition)
         if x_start is None:
             x = first_states(self.above, self.seed, sample_id, condition, self.shape, self.initial_scale, self.dtype)
         else:
@@ -176,27 +176,27 @@ class _Trajectories:
         middle = min(max(plan.handover, plan.first), plan.last)
         for net, low, high in ((self.above, plan.first, middle), (self.below, middle, plan.last)):
             if low < high:
-                x, x_0, states = self._side(net, low, high, x, x_0, given)
+                x, x_0, states = self._side(net, low, high, x, x_0, step_inputs)
                 for index, state in states.items():
                     kept.update(dict.fromkeys(plan.keep[index], state))
         kept.update(dict.fromkeys(plan.keep.get(plan.last, ()), x))
         return x, kept
 
     def _side(
-        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, given: "_Given"
+        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, step_inputs: "_StepInputs"
     ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
         """The steps low ... high - 1 with one model: state, last x_0 and the states to keep, by their steps."""
         places = [index for index in range(low, high) if index in self.plan.keep]
         if self.graphs is None or not self.graphs.captures(x.device) or not getattr(net, "can_be_captured", True):
-            return self._steps(net, low, high, x, x_0, given)
+            return self._steps(net, low, high, x, x_0, step_inputs)
         if not isinstance(net, torch.nn.Module):
             raise InputError(f"graphs= needs models that are torch modules, got {type(net).__name__}")
-        optional = [x_0, given.condition]
+        optional = [x_0, step_inputs.condition]
 
         def function(inputs: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
             rest = iter(inputs[2:])
             last, condition = (None if value is None else next(rest) for value in optional)
-            copied = given._replace(sample_id=inputs[1], condition=condition)
+            copied = step_inputs._replace(sample_id=inputs[1], condition=condition)
             end, last, states = self._steps(net, low, high, inputs[0], last, copied)
             return [end, *([] if last is None else [last]), *(states[index] for index in places)]
 
@@ -205,15 +205,15 @@ class _Trajectories:
             self.rows.coefficients.numpy().tobytes(), self.rows.time.numpy().tobytes(),
             tuple(value is None for value in optional),
         )  # fmt: skip
-        inputs = [x, given.sample_id, *(value for value in optional if value is not None)]
-        done = self.graphs.run(key, function, inputs, keep=lambda: (given, net))
+        inputs = [x, step_inputs.sample_id, *(value for value in optional if value is not None)]
+        done = self.graphs.run(key, function, inputs, keep=lambda: (step_inputs, net))
         if done is None:
-            return self._steps(net, low, high, x, x_0, given)
+            return self._steps(net, low, high, x, x_0, step_inputs)
         states = dict(zip(places, done[len(done) - len(places) :], strict=True))
         return done[0], done[1] if len(done) - len(places) > 1 else None, states
 
     def _steps(
-        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, given: "_Given"
+        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, step_inputs: "_StepInputs"
     ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
         states: dict[int, Tensor] = {}
         for index in range(low, high):
@@ -221,16 +221,16 @@ class _Trajectories:
                 states[index] = x
             x_t = x
             for stage, row in enumerate(self.rows.of_step[index]):
-                answer = answer_of(net, x, given.times[row].expand(x.shape[0]), given.condition)
+                answer = answer_of(net, x, step_inputs.times[row].expand(x.shape[0]), step_inputs.condition)
                 done = solver_step(
                     x,
                     answer.out,
-                    given.table,
-                    given.counter[row],
+                    step_inputs.table,
+                    step_inputs.counter[row],
                     out_null=answer.out_null,
                     guidance=answer.scale,
                     previous=x_t if stage else x_0,
-                    sample_id=given.sample_id,
+                    sample_id=step_inputs.sample_id,
                     seed=self.seed,
                     clip=self.clip,
                     return_x_0=self.rows.multistep,
@@ -252,10 +252,10 @@ def first_states(
 ) -> Tensor:  # fmt: skip
     """(n, *shape): noise of this scale, or what the model has as initial_state(seed, sample_id, condition)."""
     own = getattr(model, "initial_state", None)
-    found = None if own is None else own(seed, sample_id, condition)
-    if found is None:
+    states = None if own is None else own(seed, sample_id, condition)
+    if states is None:
         return normal(seed, sample_id, 0, tuple(shape), dtype=dtype).mul_(scale)
-    return found.to(dtype)
+    return states.to(dtype)
 
 
 class _Answer(NamedTuple):
@@ -268,8 +268,8 @@ class _Answer(NamedTuple):
 
 def answer_of(net: Model, x: Tensor, times: Tensor, condition: Tensor | None) -> _Answer:
     """The model's answer, with guidance or without. times: (B,). Raises InputError where it has another shape."""
-    found = net(x, times) if condition is None else net(x, times, condition)
-    answer = _Answer(*found) if isinstance(found, Guided) else _Answer(found, None, 1.0)
+    output = net(x, times) if condition is None else net(x, times, condition)
+    answer = _Answer(*output) if isinstance(output, Guided) else _Answer(output, None, 1.0)
     for out in answer[:1] if answer.out_null is None else answer[:2]:
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -22,13 +22,13 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 def median_time(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
     """Median seconds of three calls after a first one, and the last result."""
-    found = work()
+    result = work()
 
     def again() -> None:
-        nonlocal found
-        found = work()
+        nonlocal result
+        result = work()
 
-    return statistics.median(timed(again, device) for _ in range(_RUNS)), found
+    return statistics.median(timed(again, device) for _ in range(_RUNS)), result
 
 
 def _wait(device: torch.device) -> None:

@@ -39,12 +39,12 @@ class Rows:
     def on(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The table in float32 (float64 for float64 states) and one step counter a row, on the device of x."""
         key = (x.device, x.dtype is torch.float64)
-        found = self._on.get(key)
-        if found is None:
+        entry = self._on.get(key)
+        if entry is None:
             table = upload(self.values if key[1] else self.values.float(), x.device)
             counters = torch.arange(self.values.shape[0], device=x.device).unbind()
-            found = self._on[key] = (table, counters)
-        return found
+            entry = self._on[key] = (table, counters)
+        return entry
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
@@ -65,10 +65,10 @@ def draw(shape: torch.Size, generator: Generators, device: torch.device, dtype: 
 
 def can_fuse(out: Tensor, x: Tensor, *more: Tensor | None) -> bool:
     """Whether `ops.solver_step` takes these tensors and no gradient is wanted through them. more: noise, x_0 before."""
-    given = [out, x, *(value for value in more if value is not None)]
-    if x.ndim == 0 or any(v.shape != x.shape or v.device != x.device or v.dtype not in _KINDS for v in given):
+    tensors = [out, x, *(value for value in more if value is not None)]
+    if x.ndim == 0 or any(v.shape != x.shape or v.device != x.device or v.dtype not in _KINDS for v in tensors):
         return False
-    return not (torch.is_grad_enabled() and any(v.requires_grad for v in given))
+    return not (torch.is_grad_enabled() and any(v.requires_grad for v in tensors))
 
 
 def widens(timestep: Any, levels: Tensor, dtype: torch.dtype) -> bool:
@@ -224,15 +224,15 @@ class FusedScheduler:
 
     def _rows(self, key: Any, sources: tuple[Any, ...], make: Any) -> Any:
         """make(), kept until one of `sources` is another object or written to."""
-        held, found = self._kept.rows
+        held, tables = self._kept.rows
         if len(held) != len(sources) or any(
             a is not b or written != version(b) for (a, written), b in zip(held, sources, strict=True)
         ):
-            found = {}
-            self._kept.rows = tuple((value, version(value)) for value in sources), found
-        rows = found.get(key)
+            tables = {}
+            self._kept.rows = tuple((value, version(value)) for value in sources), tables
+        rows = tables.get(key)
         if rows is None:
-            rows = found[key] = make()
+            rows = tables[key] = make()
         return rows
 
     def tables(self) -> dict[Any, Any]:

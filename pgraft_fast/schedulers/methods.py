@@ -11,12 +11,12 @@ class Methods:
 
     def __init__(self, fast: type, original: type) -> None:
         self._original = original
-        below = {name: _as_written(one, original) for name, one in vars(original).items() if _counts(name, one)}
-        above = {name: one for base in fast.__mro__ if _is_ours(base) for name, one in vars(base).items()}
+        below = {name: _as_written(value, original) for name, value in vars(original).items() if _counts(name, value)}
+        above = {name: value for base in fast.__mro__ if _is_ours(base) for name, value in vars(base).items()}
         own = {name: getattr(fast, name) for name in below if name in above}
         self._names = frozenset(below)
         self._below = [(name, below[name]) for name in own]
-        self._kept = [(name, one) for name, one in below.items() if name not in own]
+        self._kept = [(name, method) for name, method in below.items() if name not in own]
         self._own = list(own.items())
 
     def replaced(self, scheduler: Any, cls: type, whole: bool = False) -> bool:
@@ -27,9 +27,9 @@ class Methods:
         original = vars(self._original)
         return not (
             self._names.isdisjoint(vars(scheduler))
-            and all(getattr(cls, name) is one for name, one in self._kept)
-            and all(original.get(name) is one for name, one in self._below)
-            and (not whole or all(getattr(cls, name) is one for name, one in self._own))
+            and all(getattr(cls, name) is method for name, method in self._kept)
+            and all(original.get(name) is method for name, method in self._below)
+            and (not whole or all(getattr(cls, name) is method for name, method in self._own))
         )
 
 

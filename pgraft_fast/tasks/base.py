@@ -41,7 +41,7 @@ class Task:
     sounds: Callable[[Tensor], list[bytes]] | None = None
 
     @property
-    def asked(self) -> Prompts:
+    def evaluation_prompts(self) -> Prompts:
         """The prompts of evaluations."""
         return self.prompts if self.held_out is None else self.held_out
 
@@ -61,17 +61,17 @@ class Task:
         """
         return self.quality_of(self.features(samples), rewards, accepted)
 
-    def quality_of(self, found: Tensor, rewards: Tensor, accepted: Tensor | None) -> dict[str, object]:
+    def quality_of(self, features: Tensor, rewards: Tensor, accepted: Tensor | None) -> dict[str, object]:
         """As `quality`, of samples whose features (n, d) are known."""
         reward = mean_interval(rewards)
         target = self.data if accepted is None else accepted
-        enough = target is not None and min(target.shape[0], found.shape[0]) > 3
-        precision, recall = precision_recall(found, target) if target is not None and enough else (None, None)
+        enough = target is not None and min(target.shape[0], features.shape[0]) > 3
+        precision, recall = precision_recall(features, target) if target is not None and enough else (None, None)
         return {
             "reward": reward.mean,
             "reward_ci": [reward.low, reward.high],
-            "fd_accepted": None if accepted is None else frechet_distance(found, accepted),
-            "fd_data": None if self.data is None or found.shape[0] < 2 else frechet_distance(found, self.data),
+            "fd_accepted": None if accepted is None else frechet_distance(features, accepted),
+            "fd_data": None if self.data is None or features.shape[0] < 2 else frechet_distance(features, self.data),
             "precision": precision,
             "recall": recall,
         }

@@ -12,7 +12,7 @@ from pgraft_fast.diagnostics import diversity, mean_interval
 from pgraft_fast.finetune import FinetuneSettings, Ledger
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.finetune.rounds import Asked, choose, draw_and_score
+from pgraft_fast.finetune.rounds import PromptBatch, choose, draw_and_score
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.base import Task
 
@@ -47,14 +47,14 @@ def evaluate(
     run = Execution("eager", device) if execution is None else execution
     sample, n = settings.sample, settings.sample.candidates
     prompt = prompts_of(task, samples, n)
-    asked = Asked.of(task.asked, prompt, torch.arange(prompt.numel()) + first_id)
+    batch = PromptBatch.of(task.evaluation_prompts, prompt, torch.arange(prompt.numel()) + first_id)
     draw = partial(
         rollout, run.of(task.model), task.schedule, shape=task.shape, steps=sample.steps, solver=sample.solver,
         eta=sample.eta, parameterization=task.parameterization, seed=settings.seed,
         tuned=None if tuned is None else run.of(tuned), cut=cut, device=device, graphs=run.graphs,
     )  # fmt: skip
     parts, rewards = draw_and_score(
-        draw, reward, asked, sample, memory, ledger, check, phases=("evaluate", "evaluate"), counted=False
+        draw, reward, batch, sample, memory, ledger, check, phases=("evaluate", "evaluate"), counted=False
     )
     return Evaluation(torch.cat([part.x_0 for part in parts]), rewards)
 
@@ -62,7 +62,7 @@ def evaluate(
 def prompts_of(task: Task, samples: int, candidates: int) -> Tensor:
     """(n,) numbers of the prompts of an evaluation."""
     groups = whole_groups(samples, candidates) // candidates
-    return (torch.arange(groups) % len(task.asked.text)).repeat_interleave(candidates)
+    return (torch.arange(groups) % len(task.evaluation_prompts.text)).repeat_interleave(candidates)
 
 
 def whole_groups(samples: int, candidates: int) -> int:
@@ -77,15 +77,15 @@ def accepted_of(evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
     return choose(settings, groups, evaluation.samples, sample_id).mask.flatten()
 
 
-def quality_of(task: Task, found: Evaluation, accepted: Tensor | None, candidates: int) -> dict[str, Any]:
+def quality_of(task: Task, evaluation: Evaluation, accepted: Tensor | None, candidates: int) -> dict[str, Any]:
     """`Task.quality`, and where held-out prompts have categories: "categories" and "diversity"."""
-    features = task.features(found.samples)
-    told: dict[str, Any] = task.quality_of(features, found.rewards, accepted)
+    features = task.features(evaluation.samples)
+    quality: dict[str, Any] = task.quality_of(features, evaluation.rewards, accepted)
     if task.categories:
         # Of the samples of one prompt, mean over prompts.
         groups = features.view(-1, candidates, features.shape[1])
-        told |= {"categories": by_category(task, found, candidates), "diversity": diversity(groups)}
-    return told
+        quality |= {"categories": by_category(task, evaluation, candidates), "diversity": diversity(groups)}
+    return quality
 
 
 def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str, dict[str, Any]]:
@@ -96,10 +96,10 @@ def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str
     prompt = prompts_of(task, evaluation.rewards.numel(), candidates)[::candidates]
     of_prompt = evaluation.rewards.view(-1, candidates).nanmean(dim=1)
     names = [task.categories[int(number)] for number in prompt]
-    found = {}
+    summaries = {}
     for name in dict.fromkeys(names):
-        rows = torch.tensor([one == name for one in names])
+        rows = torch.tensor([category == name for category in names])
         reward = mean_interval(of_prompt[rows])
         known = [reward.low, reward.high] if int(rows.sum()) > 1 else None
-        found[name] = {"reward": reward.mean, "reward_ci": known, "samples": int(rows.sum()) * candidates}
-    return found
+        summaries[name] = {"reward": reward.mean, "reward_ci": known, "samples": int(rows.sum()) * candidates}
+    return summaries

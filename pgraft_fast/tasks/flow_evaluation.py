@@ -64,10 +64,10 @@ def evaluate_flow(
 
         drawn = measure(numbered)
         own = 0 if corrector is None else corrector.steps
-        told = {"name": name, "base_steps": steps, "corrector_steps": own}
-        pictures[label(told)] = drawn.first
+        row = {"name": name, "base_steps": steps, "corrector_steps": own}
+        pictures[label(row)] = drawn.first
         flops = count_flops(lambda: numbered(torch.arange(1)))
-        rows.append({**told, "flops_per_image": flops, **measure.against(reference, drawn)})
+        rows.append({**row, "flops_per_image": flops, **measure.against(reference, drawn)})
 
     for steps in base_steps:
         add("base", steps, None)
@@ -124,11 +124,11 @@ class _Measure:
         return _Set(torch.cat(features), torch.cat(slices), median, torch.cat(first))
 
     @staticmethod
-    def against(reference: _Set, found: _Set) -> dict[str, float]:
+    def against(reference: _Set, drawn: _Set) -> dict[str, float]:
         return {
-            "fd": frechet_distance(found.features, reference.features),
-            "swd": Slices.distance(found.slices, reference.slices),
-            "nearest": found.nearest,
+            "fd": frechet_distance(drawn.features, reference.features),
+            "swd": Slices.distance(drawn.slices, reference.slices),
+            "nearest": drawn.nearest,
         }
 
 

@@ -60,11 +60,11 @@ class Pictures:
 
     def rows(self, index: Tensor, step: int) -> Tensor:
         """See `inverse_noise.Source`."""
-        found = self.at(index)
+        rows = self.at(index)
         if self.sigma == 0.0:
-            return found
-        place = torch.arange(found.shape[0])
-        return found + self.sigma * normal(self.seed, place, step, self.shape, Stream.DATA_NOISE)
+            return rows
+        place = torch.arange(rows.shape[0])
+        return rows + self.sigma * normal(self.seed, place, step, self.shape, Stream.DATA_NOISE)
 
     def draw(self, index: Tensor, seed: int) -> Tensor:
         """Pictures by their numbers, in turn, each number with noise of its own."""
@@ -73,13 +73,13 @@ class Pictures:
     def at(self, index: Tensor) -> Tensor:
         """(B, C, size, size) float32, unperturbed."""
         numbers = index.tolist()
-        missing = [one for one in numbers if self.cache is None or one not in self.cache]
+        missing = [number for number in numbers if self.cache is None or number not in self.cache]
         if len(missing) > 1:
             # Pillow decodes and resizes without holding up other threads.
             with ThreadPoolExecutor(_READERS) as pool:
-                decoded = torch.stack(list(pool.map(self._one, numbers)))
+                decoded = torch.stack(list(pool.map(self._picture, numbers)))
         else:
-            decoded = torch.stack([self._one(one) for one in numbers])
+            decoded = torch.stack([self._picture(number) for number in numbers])
         return decoded.to(torch.float32) / 127.5 - 1.0
 
     def identity(self) -> dict[str, object]:
@@ -92,7 +92,7 @@ class Pictures:
             "sha256": sha256_of_files({f"{number:09d} {path.name}": path for number, path in enumerate(self.paths)}),
         }
 
-    def _one(self, number: int) -> Tensor:
+    def _picture(self, number: int) -> Tensor:
         if self.cache is not None and number in self.cache:
             return self.cache[number]
         from PIL import Image
@@ -106,10 +106,10 @@ class Pictures:
                 pixels = np.array(square.resize((self.size, self.size), Image.Resampling.LANCZOS))
         except OSError as error:
             raise InputError(f"{path}: cannot be read as a picture ({error})") from error
-        found = torch.from_numpy(pixels).view(self.size, self.size, -1).permute(2, 0, 1).contiguous()
+        picture = torch.from_numpy(pixels).view(self.size, self.size, -1).permute(2, 0, 1).contiguous()
         if self.cache is not None:
-            self.cache[number] = found
-        return found
+            self.cache[number] = picture
+        return picture
 
 
 def folder_features(folder: Path, size: int, features: Callable[[Tensor], Tensor]) -> Tensor:

@@ -64,7 +64,7 @@ def pipeline_task(
         rewards={},
         features=lambda states: _features(finish, measures.features, states),
         data=measures.reference,
-        pictures=lambda states: np.stack([picture_of(one) for one in finish.media(states)]),
+        pictures=lambda states: np.stack([picture_of(sample) for sample in finish.media(states)]),
         identity={},
         sounds=None if rate is None or finish.medium != "audio" else lambda states: finish.sounds(states, rate),
         learner=lambda settings: _learner(model, settings, lora, seed, guidance_tuned),
@@ -99,19 +99,19 @@ class Finish:
     def media(self, states: Tensor, names: Sequence[str] | None = None) -> list[np.ndarray]:
         """One array a sample. names: of their prompts; without, all are finished in a call with the first prompt."""
         numbers = [0] * len(states) if names is None or self._any_prompt else [self._number[name] for name in names]
-        found: list[np.ndarray] = [np.empty(0)] * len(states)
+        media: list[np.ndarray] = [np.empty(0)] * len(states)
         for number, of_prompt in rows_by(numbers).items():
             left = of_prompt
             while left:
                 made = self._size.run(partial(self._finished, states, left, number))
-                for row, one in zip(left, made, strict=False):
-                    found[row] = one
+                for row, sample in zip(left, made, strict=False):
+                    media[row] = sample
                 left = left[len(made) :]
-        return found
+        return media
 
     def sounds(self, states: Tensor, rate: float) -> list[bytes]:
         """WAV files of audio."""
-        return [wav_of(one, rate) for one in self.media(states)]
+        return [wav_of(sample, rate) for sample in self.media(states)]
 
     def decoded(self, states: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
         """For rewards: pictures (B, H, W, 3) uint8, videos (B, F, H, W, 3) uint8, audio (B, channels, samples); the
@@ -121,8 +121,8 @@ class Finish:
 
     def pixels(self, states: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
         """As `decoded`; pictures as (B, 3, H, W) in [-1, 1]."""
-        found, texts = self.decoded(states, names)
-        return pixels_of(found) if self.medium == "image" else found, texts
+        media, texts = self.decoded(states, names)
+        return pixels_of(media) if self.medium == "image" else media, texts
 
     def _finished(self, states: Tensor, rows: Sequence[int], number: int, size: int) -> list[np.ndarray]:
         """Of the first of these rows."""
@@ -154,13 +154,13 @@ def of_media(reward: Callable[..., object], medium: Medium, rate: float | None =
     if takes != medium and not (takes == "pixels" and medium == "image"):
         raise InputError(f"reward {name_of(reward)!r} takes {takes}, the pipeline makes {medium}")
     try:
-        given = {"rate": rate} if "rate" in inspect.signature(reward).parameters else {}
+        arguments = {"rate": rate} if "rate" in inspect.signature(reward).parameters else {}
     except (TypeError, ValueError):
-        given = {}
-    call = as_call(reward) if not given else as_call(lambda media, prompts: reward(media, prompts, **given))
+        arguments = {}
+    call = as_call(reward) if not arguments else as_call(lambda media, prompts: reward(media, prompts, **arguments))
 
     def scored(samples: Tensor, prompts: Sequence[str], sample_ids: Sequence[int], on_wait: Any) -> object:
-        media: Any = pixels_of(samples) if takes == "pixels" else [one.numpy() for one in samples]
+        media: Any = pixels_of(samples) if takes == "pixels" else [sample.numpy() for sample in samples]
         return call(media, prompts, sample_ids, on_wait)
 
     scored.__name__ = name_of(reward)
@@ -186,6 +186,6 @@ def _learner(
 def _features(finish: Finish, features: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([
-            features(pixels_of(stacked([picture_of(one) for one in finish.media(part)]))).flatten(1).cpu()
+            features(pixels_of(stacked([picture_of(sample) for sample in finish.media(part)]))).flatten(1).cpu()
             for part in states.split(100)
         ])  # fmt: skip

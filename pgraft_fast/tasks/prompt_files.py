@@ -59,7 +59,7 @@ def read_prompts(path: Path, columns: Sequence[str] = ()) -> PromptFile:
     have; of csv and tsv numbers and true or false are such, all else is text, and a prompt may come again with other
     values then. Raises InputError: file, line, mend.
     """
-    found: dict[Any, tuple[str, str, tuple[Any, ...]]] = {}
+    prompts: dict[Any, tuple[str, str, tuple[Any, ...]]] = {}
     for file in _files(path):
         text, common = read_text(file, "prompts"), _category_of(file)
         if file.suffix.lower() == ".txt" and common != file.stem:
@@ -69,12 +69,12 @@ def read_prompts(path: Path, columns: Sequence[str] = ()) -> PromptFile:
                 if prompt.strip():
                     values = tuple(_field(fields, name, prompt) for name in columns)
                     key = " ".join(prompt.split()), repr(values)
-                    found.setdefault(key, (prompt.strip(), category.strip() or common, values))
+                    prompts.setdefault(key, (prompt.strip(), category.strip() or common, values))
         except ValueError as error:
             raise InputError(f"{file}, {error}") from error
-    if not found:
+    if not prompts:
         raise InputError(f"{path}: no prompt in it")
-    texts, categories, values = zip(*found.values(), strict=True)
+    texts, categories, values = zip(*prompts.values(), strict=True)
     return PromptFile(texts, categories, dict(zip(columns, zip(*values, strict=True), strict=True)))
 
 
@@ -108,8 +108,8 @@ def _files(path: Path) -> list[Path]:
                 raise InputError(f"{path}: prompts are read from {', '.join(_READERS)}")
             return [path]
         files = sorted(
-            one for one in path.iterdir()
-            if one.suffix.lower() in _READERS and not one.name.startswith(".") and not one.is_dir()
+            file for file in path.iterdir()
+            if file.suffix.lower() in _READERS and not file.name.startswith(".") and not file.is_dir()
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"{path}: prompts cannot be read ({error.strerror})") from error
@@ -189,10 +189,10 @@ def _table(rows: Iterable[tuple[int, list[str]]], mend: str) -> Iterator[Entry]:
 def _value(text: str) -> Any:
     """A number, true or false, or the text as it stands."""
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    return found if isinstance(found, (bool, int, float)) and math.isfinite(found) else text
+    return value if isinstance(value, (bool, int, float)) and math.isfinite(value) else text
 
 
 def _place(keys: Sequence[str], names: Sequence[str], number: int) -> int | None:
@@ -237,27 +237,27 @@ def _parsed(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in an object")
-    return found
+    return fields
 
 
 def _entry(value: object) -> Entry:
-    given = {_TEXT_KEYS[0]: value} if isinstance(value, str) else value
-    if not isinstance(given, dict):
+    fields = {_TEXT_KEYS[0]: value} if isinstance(value, str) else value
+    if not isinstance(fields, dict):
         raise ValueError(_NO_ENTRY)
-    key = next((key for key in _TEXT_KEYS if given.get(key) is not None), None)
+    key = next((key for key in _TEXT_KEYS if fields.get(key) is not None), None)
     if key is None:
         raise ValueError(_NO_ENTRY)
-    if not isinstance(given[key], str):
-        raise ValueError(f"{key} is {json.dumps(given[key])[:60]}, not a text")
-    category = next((_category(key, given[key]) for key in _CATEGORY_KEYS if not _is_nothing(given.get(key))), "")
-    for text in (given[key], category):
+    if not isinstance(fields[key], str):
+        raise ValueError(f"{key} is {json.dumps(fields[key])[:60]}, not a text")
+    category = next((_category(key, fields[key]) for key in _CATEGORY_KEYS if not _is_nothing(fields.get(key))), "")
+    for text in (fields[key], category):
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError("half of a surrogate pair, which is no character; write both halves, or neither")
-    return given[key], category, given
+    return fields[key], category, fields
 
 
 def _is_nothing(value: object) -> bool:

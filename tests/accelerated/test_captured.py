@@ -81,7 +81,7 @@ def check(trajectory, x, on_host=False):
     with trajectory.rehearsal():
         trajectory.run(x, *steps, {name: kept(name) for name in functions})
     with mode:
-        trajectory.given, x, answers = fake(list(trajectory.given)), fake(x), fake(answers)
+        trajectory.arguments, x, answers = fake(list(trajectory.arguments)), fake(x), fake(answers)
         moved(scheduler)
     plan = scheduler.plan(*steps, x, trajectory.options)
     with mode:

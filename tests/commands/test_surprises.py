@@ -113,7 +113,7 @@ def test_in_the_middle_of_a_run(tmp_path, monkeypatch, capsys):
 
     # The variable would have the C++ library built again.
     monkeypatch.setattr(surprise, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr("pgraft_fast.finetune.rounds.Asked.of_round", of_round)
+    monkeypatch.setattr("pgraft_fast.finetune.rounds.PromptBatch.of_round", of_round)
     assert cli.main(["finetune", str(tiny_config(tmp_path))]) == 70
     found = LINE.fullmatch(capsys.readouterr().err.splitlines(keepends=True)[-1])
     assert found and "in of_round" in Path(found[2]).read_text()
@@ -141,6 +141,6 @@ def test_the_log_names_the_cause(tmp_path, monkeypatch):
     monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path))
     error = RuntimeError("outer")
     error.__cause__ = KeyError("inner")
-    line = surprise.told(error, ["sample", "a b"])
+    line = surprise.message_of(error, ["sample", "a b"])
     log = Path(line.rpartition("details: ")[2]).read_text()
     assert "KeyError: 'inner'" in log and "RuntimeError: outer" in log and "pgraft-fast sample 'a b'" in log

@@ -108,7 +108,7 @@ def restore(pipe: Any) -> Any:
     state.attention.undo()
     state.runner.clear()
     _ACCELERATED.discard(pipe)
-    if not any(type(one) is type(pipe) for one in _ACCELERATED):
+    if not any(type(other) is type(pipe) for other in _ACCELERATED):
         unwatch(type(pipe), _around)
     return pipe
 
@@ -122,7 +122,7 @@ def _fast(scheduler: Any) -> Any:
     if cls is not None:
         return cls.twin_of(scheduler)
     if not isinstance(scheduler, tuple(known.values())):
-        names = ", ".join(one.__name__ for one in known)
+        names = ", ".join(original.__name__ for original in known)
         _LOG.info("%s has no fast version and stays; known: %s", type(scheduler).__name__, names)
     return None
 
@@ -150,7 +150,7 @@ def _call(
     before = Randomness(arguments.get("generator"))
     try:
         with Session(pipe, state, arguments) as session:
-            found = call(session.pipe, *args, **kwargs)
+            result = call(session.pipe, *args, **kwargs)
     except NotAsUnderstoodError:
         _LOG.info("%s: this call does not run as the one before; it starts again in its own loop", type(pipe).__name__)
         before.put_back()
@@ -160,17 +160,17 @@ def _call(
     if understood is not None and session.watch is not None and session.watch.final is not None:
         again = (understood, session.watch.final)
         with Session(pipe, state, arguments, rehearsed=again) as rehearsal:
-            why = before.rehearse(lambda: call(rehearsal.pipe, *args, **kwargs), found)
+            why = before.rehearse(lambda: call(rehearsal.pipe, *args, **kwargs), result)
         if why is None:
             session.remember(understood)
         else:
             session.leave(why)
-    return found
+    return result
 
 
 @functools.cache
 def _parameters(function: Any) -> tuple[list[str], dict[str, Any]]:
     """The names of a method's arguments without self, in order, and the defaults."""
-    given = list(inspect.signature(function).parameters.values())[1:]
-    names = [one.name for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
-    return names, {one.name: one.default for one in given if one.default is not one.empty}
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return names, {p.name: p.default for p in parameters if p.default is not p.empty}

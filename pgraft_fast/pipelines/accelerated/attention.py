@@ -38,8 +38,8 @@ class Attention:
         self._backends = [getattr(processor, "_attention_backend", None) for _, processor in self._before]
         self.open = False
         if kind == "auto":
-            found = torch.cuda.is_available() and importlib.util.find_spec("xformers") is not None
-            self.open = found and self._foreign() is None
+            available = torch.cuda.is_available() and importlib.util.find_spec("xformers") is not None
+            self.open = available and self._foreign() is None
         elif kind != "keep":
             self.use(kind)
 

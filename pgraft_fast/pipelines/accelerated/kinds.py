@@ -57,7 +57,7 @@ class Kinds:
 
     def __init__(self) -> None:
         self._known: OrderedDict[Kind, _Known | Literal[False]] = OrderedDict()
-        self._told: set[str] = set()
+        self._lines: set[str] = set()
 
     def __len__(self) -> int:
         return sum(known is not False for known in self._known.values())
@@ -77,13 +77,13 @@ class Kinds:
     def put(self, kind: Kind, understood: Understood, parts: tuple[Any, ...]) -> None:
         """Remember. A scale that an argument tells is taken from there, digit by digit."""
         references = tuple(weakref.ref(part) for part in parts)
-        scale, found = understood.explanation.scale, None
-        same = [one for one in _without_a_scale(kind) if scale is not None and abs(one[1] - scale) <= 1e-3 * abs(scale)]
+        scale, name = understood.explanation.scale, None
+        same = [c for c in _without_a_scale(kind) if scale is not None and abs(c[1] - scale) <= 1e-3 * abs(scale)]
         if len(same) == 1:
-            found, value, other = same[0]
+            name, value, other = same[0]
             understood = understood.with_scale(value)
-            self._add(other, _Known(understood, references, found))
-        self._add(kind, _Known(understood, references, found))
+            self._add(other, _Known(understood, references, name))
+        self._add(kind, _Known(understood, references, name))
 
     def leave(self, kind: Kind) -> None:
         """Calls of this kind are not watched again."""
@@ -91,8 +91,8 @@ class Kinds:
 
     def is_new(self, line: str) -> bool:
         """Whether this line was not told before."""
-        new = line not in self._told
-        self._told.add(line)
+        new = line not in self._lines
+        self._lines.add(line)
         return new
 
     def clear(self) -> None:
@@ -112,20 +112,20 @@ class Like:
     def __init__(self, known: Kinds, pipe: Any, scheduler: Any, arguments: dict[str, Any]) -> None:
         attributes, objects = _attributes(pipe)
         self._known, self._kind = known, kind_of(arguments) + attributes
-        self._found = known.get(self._kind)
+        self._entry = known.get(self._kind)
         settings = (vars(part)["_internal_dict"] for part in (pipe, scheduler) if "_internal_dict" in vars(part))
         self._parts = (*modules_of(pipe).values(), type(scheduler), *settings, *objects)
 
     @property
     def is_left(self) -> bool:
         """Whether such calls were watched in vain."""
-        return self._found is False
+        return self._entry is False
 
     @property
     def understood(self) -> Understood | None:
         """Of this very kind, where networks and settings are those of then."""
-        found = self._found
-        return found.understood if isinstance(found, _Known) and _same_parts(found.parts, self._parts) else None
+        entry = self._entry
+        return entry.understood if isinstance(entry, _Known) and _same_parts(entry.parts, self._parts) else None
 
     def scaled(self) -> Understood | None:
         """See `Kinds.scaled`."""

@@ -16,14 +16,14 @@ class Randomness:
 
     def __init__(self, generator: Any) -> None:
         self._own = listed(generator)
-        self._states = [one.get_state() for one in self._own]
+        self._states = [own.get_state() for own in self._own]
         self._host = torch.get_rng_state()
         self._devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def put_back(self) -> None:
         """As they were."""
-        for one, state in zip(self._own, self._states, strict=True):
-            one.set_state(state)
+        for own, state in zip(self._own, self._states, strict=True):
+            own.set_state(state)
         torch.set_rng_state(self._host)
         torch.cuda.set_rng_state_all(self._devices)
 
@@ -35,12 +35,12 @@ class Randomness:
         after = Randomness(self._own)
         self.put_back()
         try:
-            found = call()
+            result = call()
         except Exception as error:
             return f"without it the pipeline raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         finally:
             after.put_back()
-        return None if _equal(found, wanted) else "its result depends on more than the last state"
+        return None if _equal(result, wanted) else "its result depends on more than the last state"
 
 
 def listed(generator: Any) -> list[torch.Generator]:

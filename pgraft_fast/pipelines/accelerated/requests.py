@@ -10,7 +10,7 @@ from pgraft_fast.pipelines.arguments import Wanted, built
 from pgraft_fast.pipelines.rules import Answer, CallRule, Constant, Listed, Time, Whole, leaves_of, values_of
 from pgraft_fast.pipelines.trees import fresh
 
-Given = tuple[tuple[Any, ...], dict[str, Any]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class States:
@@ -25,27 +25,28 @@ class States:
     def laid(self, rule: Whole) -> Tensor:
         """See `Whole.laid`."""
         key = (rule.copies, rule.dtype)
-        found = self._laid.get(key)
-        if found is None:
-            found = self._laid[key] = rule.laid(self.x)
-        return found
+        states = self._laid.get(key)
+        if states is None:
+            states = self._laid[key] = rule.laid(self.x)
+        return states
 
 
 class Request:
     """One call of a network an iteration: `at(place, states, answers)` are its arguments, a list and a dict.
 
-    given: those of the first iteration. times: of all steps. taken: whether a later call takes its answer. state: where
-    states alone are what is put in at a step (0 for a place in the list, 1 for a name; the place; the rule), else None.
+    arguments: those of the first iteration. times: of all steps. taken: whether a later call takes its answer. state:
+    where states alone are what is put in at a step (0 for a place in the list, 1 for a name; the place; the rule), else
+    None.
     """
 
-    def __init__(self, rule: CallRule, given: Given, times: Tensor) -> None:
+    def __init__(self, rule: CallRule, arguments: Arguments, times: Tensor) -> None:
         self.net, self.taken = rule.net, rule.part is None
-        args, kwargs = list(given[0]), dict(given[1])
+        args, kwargs = list(arguments[0]), dict(arguments[1])
         if "return_dict" in kwargs:
             kwargs["return_dict"] = False
         places: list[tuple[int, Any, Any]] = [(0, place, part) for place, part in enumerate(rule.args)]
         places += [(1, name, part) for name, part in rule.kwargs.items()]
-        sides: tuple[Any, Any] = given
+        sides: tuple[Any, Any] = arguments
         changing = [(side, key, part) for side, key, part in places if _changes(part)]
         timed = [(side, key, _times(part, times)) for side, key, part in changing if isinstance(part, Time)]
         # Arguments of each step, in which states are put.

@@ -122,10 +122,10 @@ class Runner:
     def _compile(self, denoiser: Any) -> Any:
         if hasattr(denoiser, "_orig_mod") or getattr(denoiser, "_compiled_call_impl", None) is not None:
             return denoiser
-        found = self._compiled.get(id(denoiser))
-        if found is None:
-            found = self._compiled[id(denoiser)] = torch.compile(denoiser)
-        return found
+        compiled = self._compiled.get(id(denoiser))
+        if compiled is None:
+            compiled = self._compiled[id(denoiser)] = torch.compile(denoiser)
+        return compiled
 
     def _step_graphs(self, trajectory: Trajectory, functions: Functions) -> Functions:
         """Calls of networks as graphs, for as long as memory suffices."""
@@ -146,8 +146,8 @@ class Runner:
                 for place, value in zip(places, inputs, strict=True):
                     filled[place] = value
                 own_args, own_kwargs = pytree.tree_unflatten(filled, shape)
-                found, self._answers[key] = pytree.tree_flatten(function(*own_args, **own_kwargs))
-                return found
+                tensors, self._answers[key] = pytree.tree_flatten(function(*own_args, **own_kwargs))
+                return tensors
 
             done = self._graphs.run(key, captured, [leaves[place].to(device) for place in places])
             return function(*args, **kwargs) if done is None else pytree.tree_unflatten(done, self._answers[key])
@@ -158,7 +158,7 @@ class Runner:
         self, mode: str, trajectory: Trajectory, x: Tensor, first: int, last: int, functions: Functions
     ) -> Tensor | None:
         """The steps first ... last - 1 as one graph."""
-        leaves, shape = pytree.tree_flatten(list(trajectory.given))
+        leaves, shape = pytree.tree_flatten(list(trajectory.arguments))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         generators = listed(trajectory.options.get("generator"))
         scheduler, options = trajectory.scheduler, trajectory.options
@@ -175,7 +175,7 @@ class Runner:
             with trajectory.rehearsal():
                 if history:
                     scheduler.model_outputs = earlier
-                trajectory.given = pytree.tree_unflatten(filled, shape)
+                trajectory.arguments = pytree.tree_unflatten(filled, shape)
                 if own:
                     trajectory.options = options | {"generator": own[0] if single else own}
                 end = trajectory.run(inputs[0], first, last, functions)
@@ -189,13 +189,13 @@ class Runner:
             repr({k: v for k, v in options.items() if k != "generator"}), len(generators), single,
         )  # fmt: skip
         inputs = [x, *(m for m in history if m is not None), *(leaves[place].to(x.device) for place in places)]
-        held = trajectory.given
+        held = trajectory.arguments
         try:
             done = self._graphs.run(
                 key, function, inputs, generators, lambda: (scheduler.timesteps, trajectory.times, scheduler.tables())
             )
         finally:
-            trajectory.given, trajectory.options = held, options
+            trajectory.arguments, trajectory.options = held, options
         if done is None:
             return None
         _set_counters(scheduler, last - first, done[1:])
@@ -217,7 +217,7 @@ def _schedule_key(scheduler: Any) -> tuple[Any, ...]:
 
 
 def _has_hooks(module: Any) -> bool:
-    return any(one._forward_hooks or one._forward_pre_hooks for one in module.modules())
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
 
 
 def _question(trajectory: Trajectory, x: Tensor) -> str:
@@ -232,13 +232,13 @@ def _question(trajectory: Trajectory, x: Tensor) -> str:
 
 def _clones(generator: Any) -> Any:
     if isinstance(generator, list):
-        return [clone_generator(one) for one in generator]
+        return [clone_generator(g) for g in generator]
     return None if generator is None else clone_generator(generator)
 
 
 def _can_capture(options: dict[str, Any]) -> bool:
     """Noise that a generator of the host draws cannot be drawn inside of a graph."""
-    return all(one.device.type == "cuda" for one in listed(options.get("generator")))
+    return all(generator.device.type == "cuda" for generator in listed(options.get("generator")))
 
 
 def _set_counters(scheduler: Any, steps: int, history: list[Tensor]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pgraft_fast.pipelines.accelerated.kinds import Like, OtherKindError, modules_of
 from pgraft_fast.pipelines.accelerated.progress import Progress
-from pgraft_fast.pipelines.accelerated.requests import Given
+from pgraft_fast.pipelines.accelerated.requests import Arguments
 from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
 from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
 from pgraft_fast.pipelines.adapters.callback import PGraftCallback
@@ -66,7 +66,7 @@ class Session:
         self._understood: Understood | None = None
         self._like: Like | None = None
         self._mode = self._begun()
-        self._given: list[Given] = []
+        self._arguments: list[Arguments] = []
         self._final: Any = None
         self._progress = Progress(pipe, lambda: self._mode == "over", shown=rehearsed is None)
         self._rounds_left = 0
@@ -112,8 +112,8 @@ class Session:
             return False
         if is_watched(denoiser_of(self._pipe)):
             return False
-        asked = [name for name in _CALLBACKS if self._bound.get(name) is not None]
-        return asked == [] or (asked == ["callback_on_step_end"] and self._handover is not None)
+        callbacks = [name for name in _CALLBACKS if self._bound.get(name) is not None]
+        return callbacks == [] or (callbacks == ["callback_on_step_end"] and self._handover is not None)
 
     def _nets(self) -> dict[str, Any]:
         assert self._understood is not None
@@ -140,16 +140,16 @@ class Session:
             return None
         steps = getattr(pipe, "_num_timesteps", None) if hasattr(type(pipe), "num_timesteps") else None
         try:
-            found = watch.understood(self._scheduler.times().values, steps)
+            understood = watch.understood(self._scheduler.times().values, steps)
         except NotExplainedError as error:
             self.leave(str(error))
             return None
-        return None if any(is_watched(getattr(pipe, name)) for name in found.nets) else found
+        return None if any(is_watched(getattr(pipe, name)) for name in understood.nets) else understood
 
-    def remember(self, found: Understood) -> None:
+    def remember(self, understood: Understood) -> None:
         """Calls of this kind are known from now on."""
         assert self._like is not None
-        self._like.put(found)
+        self._like.put(understood)
 
     def leave(self, why: str) -> None:
         """Calls of this kind are left to the pipeline from now on."""
@@ -190,13 +190,13 @@ class Session:
             understood = self._understood
             if self._mode not in ("known", "over") or understood is None or name not in understood.nets:
                 return net(*args, **kwargs)
-            place, rules = len(self._given), understood.explanation.calls
+            place, rules = len(self._arguments), understood.explanation.calls
             if place == len(rules) or rules[place].net != name:
                 raise NotAsUnderstoodError
             if self._mode == "known" and (torch.is_grad_enabled() or not understood.is_like(place, args, kwargs)):
                 raise NotAsUnderstoodError
             # Some pipelines go on with the same lists and dicts.
-            self._given.append((fresh(args), fresh(kwargs)))
+            self._arguments.append((fresh(args), fresh(kwargs)))
             return understood.blanks[place]
 
         return call
@@ -204,7 +204,7 @@ class Session:
     def _on_step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         as_dict = kwargs.get("return_dict", True)
         if self._mode == "over":
-            self._given = []
+            self._arguments = []
             self._rounds_left -= 1
             if self._rounds_left <= 0:
                 self._give_back()
@@ -231,11 +231,11 @@ class Session:
         """All steps, in the place of the first."""
         understood, timesteps = self._understood, self._scheduler.timesteps
         assert understood is not None
-        if args or len(self._given) != len(understood.explanation.calls) or len(timesteps) != understood.total:
+        if args or len(self._arguments) != len(understood.explanation.calls) or len(timesteps) != understood.total:
             raise NotAsUnderstoodError
         self._mode, self._rounds_left = "over", understood.steps - 1
         if self._rehearsed is not None:
-            self._given = []
+            self._arguments = []
             if self._handover is not None:
                 self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
             return self._rehearsed[1].clone()
@@ -257,7 +257,7 @@ class Session:
         first, self._understood = watch.beginning(understood.nets), None
         if len(self._scheduler.timesteps) == understood.total and agrees(understood.explanation, first, first):
             self._understood = understood
-            self._given = [(call.args, call.kwargs) for call in first.calls]
+            self._arguments = [(call.args, call.kwargs) for call in first.calls]
             self.remember(understood)
             self._mode, self._rounds_left = "over", understood.steps - 1
             trajectory = self._trajectory(understood, kwargs)
@@ -265,8 +265,7 @@ class Session:
         return done
 
     def _take_over(self, trajectory: Trajectory, x: Tensor, first: int) -> Tensor:
-        given, self._given = self._given, []
-        trajectory.given = given
+        trajectory.arguments, self._arguments = self._arguments, []
         if self._handover is None:
             return self._runner.run(trajectory, x, first, trajectory.last)
         pipe, handover = target_of(self._pipe), self._handover
@@ -280,7 +279,7 @@ class Session:
             scheduler=self._scheduler,
             nets={name: target_of(net) for name, net in self._nets().items()},
             explanation=understood.explanation,
-            given=self._given,
+            arguments=self._arguments,
             options={name: value for name, value in kwargs.items() if name != "return_dict"},
             first=understood.first,
             last=understood.first + understood.steps,

@@ -11,16 +11,16 @@ from torch import nn
 
 def shortcuts(pipe: Any, device: "ExecutionDevice") -> dict[str, Any]:
     """Members for a view of the pipeline; none for what is not diffusers' own there."""
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     cls, own = type(pipe), vars(pipe)
     if getattr(cls, "_execution_device", None) is DiffusionPipeline._execution_device:
         answer = device.of(pipe)
         if answer is not None:
-            found["_execution_device"] = answer
+            members["_execution_device"] = answer
     convert = TextualInversionLoaderMixin.maybe_convert_prompt
     if getattr(cls, "maybe_convert_prompt", None) is convert and "maybe_convert_prompt" not in own:
-        found["maybe_convert_prompt"] = functools.partial(maybe_convert_prompt, pipe)
-    return found
+        members["maybe_convert_prompt"] = functools.partial(maybe_convert_prompt, pipe)
+    return members
 
 
 class ExecutionDevice:
@@ -54,10 +54,10 @@ class _Place:
     def __init__(self, module: nn.Module) -> None:
         self._weights: dict[str, Any] = {}
         self._name, self._at = "", None
-        for one in module.modules():
-            for name, weight in one._parameters.items():
+        for layer in module.modules():
+            for name, weight in layer._parameters.items():
                 if weight is not None:
-                    self._weights, self._name, self._at = one._parameters, name, weight.device
+                    self._weights, self._name, self._at = layer._parameters, name, weight.device
                     return
 
     def moved(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from pgraft_fast.pipelines.accelerated.requests import Given, Request, States
+from pgraft_fast.pipelines.accelerated.requests import Arguments, Request, States
 from pgraft_fast.pipelines.rules import Explanation, Whole, answer_of, tensors_of
 from pgraft_fast.sampling.guidance import Guide
 from pgraft_fast.schedulers.fused import upload
@@ -26,14 +26,14 @@ Functions = Mapping[str, Callable[..., Any]]
 class Trajectory:
     """What one call of a pipeline does between its first noise and its last state.
 
-    nets: by name. given: arguments of each call in the first iteration; states and times in them are replaced at each
+    nets: by name. arguments: of each call in the first iteration; states and times in them are replaced at each
     step. options: of scheduler.step. first, last: steps of the scheduler. times: its timesteps on the states' device.
     """
 
     scheduler: Any
     nets: dict[str, Any]
     explanation: Explanation
-    given: Sequence[Given]
+    arguments: Sequence[Arguments]
     options: dict[str, Any]
     first: int
     last: int
@@ -47,8 +47,9 @@ class Trajectory:
         own = timesteps.narrow(0, first, last - first).unbind()
         if self.times is None or self.times.device != x.device:
             self.times = upload(timesteps, x.device)
-        times, pairs = self.times.narrow(0, first, last - first), zip(self.explanation.calls, self.given, strict=True)
-        requests = [Request(rule, given, times) for rule, given in pairs]
+        times = self.times.narrow(0, first, last - first)
+        pairs = zip(self.explanation.calls, self.arguments, strict=True)
+        requests = [Request(rule, arguments, times) for rule, arguments in pairs]
         plan = self.scheduler.plan(first, last, x, self.options)
         with torch.no_grad():
             # A plan is for one dtype.
@@ -97,9 +98,9 @@ class Trajectory:
                 answers = self._answers(place, States(seen), requests, functions)
             else:
                 prepared, side, key, rule = alone
-                given: Any = prepared[place]
-                given[side][key] = rule.laid(seen) if x_in is None else x_in
-                answers = [answer_of(function(*given[0], **given[1]))]
+                arguments: Any = prepared[place]
+                arguments[side][key] = rule.laid(seen) if x_in is None else x_in
+                answers = [answer_of(function(*arguments[0], **arguments[1]))]
             moved: Tensor | None = None if direct is None else direct.step(rows[place], x, answers[0])
             if direct is None or moved is None:
                 if place == 0:

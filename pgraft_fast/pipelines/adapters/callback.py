@@ -86,7 +86,7 @@ def _left_out(pipe: Any, timestep: Any) -> int:
     place = getattr(pipe.scheduler, "step_index", None)
     if isinstance(place, int):
         return max(0, place - 1)
-    timesteps = [float(one) for one in pipe.scheduler.timesteps]
+    timesteps = [float(t) for t in pipe.scheduler.timesteps]
     first = float(timestep)
     return timesteps.index(first) if first in timesteps else 0
 

@@ -28,7 +28,7 @@ class Switches:
     """Which adapters of a denoiser are active, layer by layer, to be put back."""
 
     def __init__(self, denoiser: Any) -> None:
-        self.found = [(one, list(one.active_adapters), one.disable_adapters) for one in _layers(denoiser)]
+        self.found = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in _layers(denoiser)]
 
     def act(self, name: str) -> bool:
         """Whether this one is switched on. Raises InputError where no switch can turn it off."""
@@ -49,7 +49,7 @@ class Switches:
     def without(self, name: str) -> None:
         """All but this one."""
         for layer, active, _ in self.found:
-            layer.set_adapter([one for one in active if one != name])
+            layer.set_adapter([other for other in active if other != name])
 
 
 class Handover(PGraftCallback):
@@ -74,21 +74,21 @@ class Held:
     before: Switches
     trained: list[Any]
     sample_shape: tuple[int, ...] | None = None
-    told: set[str] = field(default_factory=set)
+    messages: set[str] = field(default_factory=set)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copied or pickled pipeline hands over, too."""
-        vars(self).update({"sample_shape": None, "told": set()} | state)
+        vars(self).update({"sample_shape": None, "messages": set()} | state)
         watch(self.pipe_class, around, outside=True)
 
-    def tell_of_size(self, pipe: Any, asked: dict[str, Any]) -> None:
+    def tell_of_size(self, pipe: Any, arguments: dict[str, Any]) -> None:
         """Warn once of each size at which the cut means something else."""
         if self.sample_shape is None or self.cut_logsnr is None:
             return
-        told = moved_by_size(pipe, asked, self.sample_shape, self.cut_logsnr)
-        if told is not None and told not in self.told:
-            self.told.add(told)
-            warnings.warn(told, stacklevel=2)
+        message = moved_by_size(pipe, arguments, self.sample_shape, self.cut_logsnr)
+        if message is not None and message not in self.messages:
+            self.messages.add(message)
+            warnings.warn(message, stacklevel=2)
 
     def activate(self, weight: float) -> None:
         """Besides those that were active before; in no layer where the weight is 0."""
@@ -113,8 +113,8 @@ class Held:
                 for layer in _layers(self.denoiser):
                     layer.delete_adapter(self.name)
                 configs.pop(self.name)
-        for one in self.trained:
-            one.requires_grad_(True)
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
 
 
 def remove_adapters(denoiser: Any) -> None:
@@ -129,7 +129,7 @@ def remove_adapters(denoiser: Any) -> None:
 def _layers(denoiser: Any) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [one for one in denoiser.modules() if isinstance(one, BaseTunerLayer)]
+    return [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
 
 
 def around(pipe: Any, call: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,9 +174,9 @@ def _calling_back(pipe: Any, handover: Handover) -> Any:
     scheduler, done = pipe.scheduler, itertools.count()
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        found = scheduler.step(*args, **kwargs)
+        output = scheduler.step(*args, **kwargs)
         handover(target_of(pipe), next(done), args[1] if len(args) > 1 else kwargs["timestep"], {})
-        return found
+        return output
 
     return view(pipe, {"scheduler": view(scheduler, {"step": like(scheduler.step, step)})})
 

@@ -62,7 +62,7 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
 
     unload_adapter(pipe)
     # The first LoRA of a model freezes it.
-    trained = [one for one in denoiser.parameters() if one.requires_grad]
+    trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
     held = Held(
         type(pipe), adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained, metadata.sample_shape
     )

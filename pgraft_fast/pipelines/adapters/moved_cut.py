@@ -30,11 +30,11 @@ def moved_by_schedule(scheduler: Any, cut: float, cut_logsnr: float) -> str | No
     )
 
 
-def moved_by_size(pipe: Any, asked: Mapping[str, Any], trained: tuple[int, ...], cut_logsnr: float) -> str | None:
-    """asked: arguments of a call. trained: shape (C, H, W) of the latents in training. Latents with R times as many
+def moved_by_size(pipe: Any, arguments: Mapping[str, Any], trained: tuple[int, ...], cut_logsnr: float) -> str | None:
+    """arguments: of a call. trained: shape (C, H, W) of the latents in training. Latents with R times as many
     positions show the same layout at a log-SNR that is log R lower. None where they are as many, or that is not known.
     """
-    here = _positions(pipe, asked, trained[0])
+    here = _positions(pipe, arguments, trained[0])
     ratio = 0.0 if here is None else here / math.prod(trained[1:])
     if ratio <= 0.0 or 1.0 / _RATIO < ratio < _RATIO:
         return None
@@ -45,17 +45,17 @@ def moved_by_size(pipe: Any, asked: Mapping[str, Any], trained: tuple[int, ...],
     )
 
 
-def _positions(pipe: Any, asked: Mapping[str, Any], channels: int) -> float | None:
+def _positions(pipe: Any, arguments: Mapping[str, Any], channels: int) -> float | None:
     """Of a sample's latents."""
-    latents = asked.get("latents")
+    latents = arguments.get("latents")
     if latents is not None:
         # Packed ones have more channels and fewer places.
         return float(latents[0].numel() / channels)
     usual = getattr(pipe, "default_sample_size", None) or getattr(denoiser_of(pipe).config, "sample_size", None)
     sides = usual if isinstance(usual, (list, tuple)) else (usual, usual)
     scale = getattr(pipe, "vae_scale_factor", None)
-    found = [
+    lengths = [
         pixels // scale if pixels and scale else side
-        for pixels, side in zip((asked.get("height"), asked.get("width")), sides, strict=False)
+        for pixels, side in zip((arguments.get("height"), arguments.get("width")), sides, strict=False)
     ]
-    return None if None in found else float(math.prod(found))
+    return None if None in lengths else float(math.prod(lengths))

@@ -39,18 +39,18 @@ def to_kohya(tensors: Tensors, denoiser: Any, adapter_name: str) -> Tensors:
     # Diffusers reads one alpha for all layers of a UNet's file.
     (common, _), *_ = Counter(alphas.values()).most_common(1)
     unet = prefix_of(denoiser) == "unet"
-    found: Tensors = {}
+    renamed: Tensors = {}
     for module, rank in ranks.items():
         down, up = tensors[module + _DOWN], tensors[module + _UP]
         rest = alphas[module] / (common if unet else rank)
         up = up if rest == 1.0 else (up.float() * rest).to(up.dtype)
         if unet:
             name = _KOHYA + _flat(module)
-            found |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
-            found[f"{name}.alpha"] = torch.tensor(common)
+            renamed |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+            renamed[f"{name}.alpha"] = torch.tensor(common)
         else:
-            found |= {f"transformer.{module}{_DOWN}": down, f"transformer.{module}{_UP}": up}
-    return found
+            renamed |= {f"transformer.{module}{_DOWN}": down, f"transformer.{module}{_UP}": up}
+    return renamed
 
 
 def to_peft(tensors: Tensors, config: dict[str, Any] | None, denoiser: Any) -> tuple[Tensors, dict[str, Any]]:
@@ -62,11 +62,11 @@ def to_peft(tensors: Tensors, config: dict[str, Any] | None, denoiser: Any) -> t
     if not any(name.startswith(_KOHYA) for name in tensors):
         if foreign := [name for name in tensors if not name.startswith(prefix)]:
             raise InputError(f"{foreign[0]} is no layer of {type(denoiser).__name__}")
-        found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        alphas = {name.removesuffix(_UP): float(up.shape[1]) for name, up in found.items() if name.endswith(_UP)}
-        return found, _config(found, alphas) if config is None else config
+        renamed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        alphas = {name.removesuffix(_UP): float(up.shape[1]) for name, up in renamed.items() if name.endswith(_UP)}
+        return renamed, _config(renamed, alphas) if config is None else config
     modules = {_flat(name): name for name in map(base_name, dict(denoiser.named_modules()))}
-    found, alphas = {}, {}
+    renamed, alphas = {}, {}
     for name, tensor in tensors.items():
         flat, _, kind = name.removeprefix(_KOHYA).partition(".")
         if flat not in modules:
@@ -74,8 +74,8 @@ def to_peft(tensors: Tensors, config: dict[str, Any] | None, denoiser: Any) -> t
         if kind == "alpha":
             alphas[modules[flat]] = tensor.item()
         else:
-            found[modules[flat] + {"lora_down.weight": _DOWN, "lora_up.weight": _UP}.get(kind, kind)] = tensor
-    return found, _config(found, alphas)
+            renamed[modules[flat] + {"lora_down.weight": _DOWN, "lora_up.weight": _UP}.get(kind, kind)] = tensor
+    return renamed, _config(renamed, alphas)
 
 
 def check_fits(tensors: Tensors, weights: Tensors, model: str) -> None:

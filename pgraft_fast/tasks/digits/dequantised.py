@@ -57,10 +57,10 @@ def mlp_flow_quality(model: nn.Module, classifier: nn.Module) -> dict[str, float
         features: Callable[[Tensor], Tensor] = classifier.features  # type: ignore[assignment]
         reference = features(dequantised("train", n, 1))
         noise = normal(2, torch.arange(n), 0, SHAPE)
-        found = {"fd_floor": frechet_distance(features(dequantised("train", n, 3)), reference)}
+        distances = {"fd_floor": frechet_distance(features(dequantised("train", n, 3)), reference)}
         for steps in (20, 200):
-            found[f"fd_{steps}_steps"] = frechet_distance(features(generate(model, noise, steps)), reference)
-        return found
+            distances[f"fd_{steps}_steps"] = frechet_distance(features(generate(model, noise, steps)), reference)
+        return distances
 
 
 def load_mlp_flow(folder: Path | None = None) -> Perceptron:

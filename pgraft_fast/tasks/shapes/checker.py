@@ -48,7 +48,7 @@ def read(samples: Tensor) -> list[Reading]:
     if samples.ndim != 4 or samples.shape[1:] != (3, SIDE, SIDE):
         raise InputError(f"pictures of shape {tuple(samples.shape)}: the checker reads (B, 3, {SIDE}, {SIDE})")
     pixels = samples.detach().to("cpu", torch.float32).clamp(-1.0, 1.0).add(1.0).mul(0.5).numpy()
-    return [one for start in range(0, len(pixels), _CHUNK) for one in _read(pixels[start : start + _CHUNK])]
+    return [reading for start in range(0, len(pixels), _CHUNK) for reading in _read(pixels[start : start + _CHUNK])]
 
 
 def answers(reading: Reading, prompt: Prompt) -> list[bool]:
@@ -67,8 +67,8 @@ def reward(samples: Tensor, prompts: Sequence[str | Prompt]) -> Tensor:
     parsed = [parse(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     shares = []
     for reading, prompt in zip(read(samples), parsed, strict=True):
-        found = answers(reading, prompt)
-        shares.append(sum(found) / len(found))
+        right = answers(reading, prompt)
+        shares.append(sum(right) / len(right))
     return torch.tensor(shares, dtype=torch.float32, device=samples.device)
 
 
@@ -173,12 +173,12 @@ def _blobs(labels: np.ndarray, count: int, cover: np.ndarray, colour: np.ndarray
         _overlap(mass, coverage(shape, dx, dy, scales[i][:, None, None])) for i, shape in enumerate(SHAPES)
     ])  # fmt: skip
     best = overlap.argmax(axis=0)
-    found = []
+    blobs = []
     for i, k in enumerate(best):
         shape = SHAPES[k] if overlap[k, i] >= MIN_OVERLAP else ""
         name = _COLOUR_NAMES[plane_of[kept[i]] % len(COLOURS)]
-        found.append((int(plane_of[kept[i]]), Blob(shape, name, float(x0[i]), float(y0[i]), float(scales[k, i]))))
-    return found
+        blobs.append((int(plane_of[kept[i]]), Blob(shape, name, float(x0[i]), float(y0[i]), float(scales[k, i]))))
+    return blobs
 
 
 def _overlap(mass: np.ndarray, drawn: np.ndarray) -> np.ndarray:

@@ -41,16 +41,16 @@ class FactsNetwork(nn.Module):
 
 def facts(scenes: Sequence[Sequence[Blob]]) -> Tensor:
     """(B, 37) float32 of 0 and 1: which coloured shapes there are, which cells hold an object, how many there are."""
-    found = torch.zeros(len(scenes), N_FACTS)
+    labels = torch.zeros(len(scenes), N_FACTS)
     names, pairs = tuple(COLOURS), len(SHAPES) * len(COLOURS)
     for i, blobs in enumerate(scenes):
         for blob in blobs:
-            found[i, SHAPES.index(blob.shape) * len(COLOURS) + names.index(blob.colour)] = 1.0
+            labels[i, SHAPES.index(blob.shape) * len(COLOURS) + names.index(blob.colour)] = 1.0
             cell = int(blob.y * _CELLS / SIDE) * _CELLS + int(blob.x * _CELLS / SIDE)
-            found[i, pairs + cell] = 1.0
+            labels[i, pairs + cell] = 1.0
         if 1 <= len(blobs) <= 4:
-            found[i, pairs + _CELLS**2 + len(blobs) - 1] = 1.0
-    return found
+            labels[i, pairs + _CELLS**2 + len(blobs) - 1] = 1.0
+    return labels
 
 
 def features(samples: Tensor, folder: Path | None = None) -> Tensor:

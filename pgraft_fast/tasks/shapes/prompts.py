@@ -117,20 +117,20 @@ class Prompt:
 
 @lru_cache(maxsize=16384)
 def _questions(prompt: Prompt) -> tuple[Question, ...]:
-    asked: dict[Question, None] = {}
+    questions: dict[Question, None] = {}
     for thing in prompt.things:
         for part in (
             Thing(thing.shape),
             Thing(thing.shape, thing.colour),
             Thing(thing.shape, thing.colour, thing.size),
         ):
-            asked[Question("has", part)] = None
+            questions[Question("has", part)] = None
         if thing.count > 1:
-            asked[Question("count", thing)] = None
+            questions[Question("count", thing)] = None
     if prompt.relation:
-        asked[Question("relation", prompt.things[0], prompt.things[1], prompt.relation)] = None
-    asked[Question("total", total=prompt.total)] = None
-    return tuple(asked)
+        questions[Question("relation", prompt.things[0], prompt.things[1], prompt.relation)] = None
+    questions[Question("total", total=prompt.total)] = None
+    return tuple(questions)
 
 
 @lru_cache(maxsize=16384)
@@ -185,11 +185,11 @@ def _split(test: bool, per_category: int | None) -> list[Prompt]:
 
 @lru_cache(maxsize=1)
 def _by_category() -> dict[tuple[bool, str], list[Prompt]]:
-    found: dict[tuple[bool, str], list[Prompt]] = {(test, c): [] for test in (False, True) for c in CATEGORIES}
+    prompts: dict[tuple[bool, str], list[Prompt]] = {(test, c): [] for test in (False, True) for c in CATEGORIES}
     # In the order of their hashes, so that the first few are a fair sample.
     for prompt in sorted(_all(), key=lambda p: _hash(f"order {p.text}")):
-        found[_hash(prompt.key) % _TEST_SHARE == 0, prompt.category].append(prompt)
-    return found
+        prompts[_hash(prompt.key) % _TEST_SHARE == 0, prompt.category].append(prompt)
+    return prompts
 
 
 def _hash(text: str) -> int:

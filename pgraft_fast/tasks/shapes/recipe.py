@@ -94,14 +94,14 @@ def _train_kind(
     for name in TRAINED[kind]:
         save_part(parts[name], folder / kind / f"{name}.safetensors")
     pipe = shapes_pipeline(kind, folder)
-    found = {
+    figures = {
         **quality(pipe, sizes.judged, seed, check=check),
         "parameters": sum(p.numel() for name in TRAINED[kind] for p in parts[name].parameters()),
         "training_seconds": seconds,
     }
-    shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in found["by_category"].items())
-    log(f"{kind}: {100 * found['questions_right']:.1f} % of questions right ({shares})")
-    return found
+    shares = ", ".join(f"{name} {100 * share:.0f}" for name, share in figures["by_category"].items())
+    log(f"{kind}: {100 * figures['questions_right']:.1f} % of questions right ({shares})")
+    return figures
 
 
 def vae_quality(vae: Any, pictures: Tensor, prompts: list[Prompt]) -> dict[str, float]:

@@ -60,7 +60,7 @@ def scene(prompt: Prompt, seed: int, number: int) -> tuple[Blob, ...]:
 def draw(scenes: Sequence[Sequence[Blob]]) -> Tensor:
     """(B, 3, 32, 32) float32 in [-1, 1]: anti-aliased objects on white."""
     pictures = np.ones((len(scenes), SIDE, SIDE, 3), dtype=np.float32)
-    blobs = [(i, blob) for i, one in enumerate(scenes) for blob in one]
+    blobs = [(i, blob) for i, layout in enumerate(scenes) for blob in layout]
     axis = np.arange(SIDE, dtype=np.float32) + 0.5
     for shape in SHAPES:
         chosen = [(i, blob) for i, blob in blobs if blob.shape == shape]

@@ -43,13 +43,13 @@ def mislabelled(prompts: Sequence[Prompt], share: float, seed: int) -> list[Prom
     """The prompts, a drawn `share` of them replaced by the prompt of another picture of the same category."""
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.rand(len(prompts), generator=generator) < share
-    found = list(prompts)
+    captions = list(prompts)
     for category in CATEGORIES:
         numbers = [i for i, prompt in enumerate(prompts) if prompt.category == category]
         other = torch.randint(max(1, len(numbers)), (len(numbers),), generator=generator)
         for i, j in zip(numbers, other, strict=True):
-            found[i] = prompts[numbers[int(j)]] if wrong[i] else found[i]
-    return found
+            captions[i] = prompts[numbers[int(j)]] if wrong[i] else captions[i]
+    return captions
 
 
 def train_vae(pictures: Tensor, seed: int, steps: int, log: Log = print, check: Check = lambda: None) -> Any:
@@ -145,10 +145,10 @@ def train_sd3(
 
 def embed_sd3(parts: dict[str, Any], ids: Tensor, zero_tokens: int) -> tuple[Tensor, Tensor]:
     """What StableDiffusion3Pipeline.encode_prompt makes of tokens (B, 16): (B, 16 + zero_tokens, 128), (B, 128)."""
-    found = [parts[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
-    embedded = torch.cat([out.hidden_states[-2] for out in found], dim=-1)
+    outputs = [parts[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
+    embedded = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
     embedded = nn.functional.pad(embedded, (0, 0, 0, zero_tokens))
-    return embedded, torch.cat([out.text_embeds for out in found], dim=-1)
+    return embedded, torch.cat([out.text_embeds for out in outputs], dim=-1)
 
 
 class _Trained:

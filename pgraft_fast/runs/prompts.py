@@ -11,7 +11,7 @@ PROMPT = "prompt"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunPrompts:
     """train, held_out: names of the prompts, no two alike. prompts: of all, first those of train, as the pipeline
     gets them; columns: other arguments of its call, a value for each.
     """
@@ -22,7 +22,7 @@ class Asked:
     columns: dict[str, list[Any]]
 
     @classmethod
-    def of_files(cls, train: PromptFile, held_out: PromptFile) -> "Asked":
+    def of_files(cls, train: PromptFile, held_out: PromptFile) -> "RunPrompts":
         """Their columns are arguments of each prompt."""
         texts, taken = [*train.text, *held_out.text], dict[str, None]()
         for text in texts:
@@ -36,7 +36,7 @@ class Asked:
         return cls(names[: len(train.text)], names[len(train.text) :], texts, columns)
 
     @classmethod
-    def of(cls, prompts: Sequence[Any], held_out: Sequence[Any] | None, seed: int) -> "Asked":
+    def of(cls, prompts: Sequence[Any], held_out: Sequence[Any] | None, seed: int) -> "RunPrompts":
         """Prompts are texts, class numbers, or {"prompt": text, argument: value}. held_out: default a drawn tenth, or
         the only prompt itself. Raises InputError.
         """
@@ -49,35 +49,36 @@ class Asked:
             parts = with_held_out(_file(entries), None if held_out is None else _file(tested), seed)
             train, test = (list(part.text) for part in parts)
         known = {**entries, **tested}
-        found = [known[name] for name in (*train, *test)]
-        names = list(found[0])
-        odd = next((one for one in found if list(one) != names), None)
+        rows = [known[name] for name in (*train, *test)]
+        names = list(rows[0])
+        odd = next((row for row in rows if list(row) != names), None)
         if odd is not None:
-            raise InputError(f"prompts: {odd[PROMPT]!r} has {_told(odd)}, others {_told(found[0])}; give all alike")
-        columns = {name: [one[name] for one in found] for name in names if name != PROMPT}
-        return cls(train, test, [one[PROMPT] for one in found], columns)
+            raise InputError(f"prompts: {odd[PROMPT]!r} has {_names(odd)}, others {_names(rows[0])}; give all alike")
+        columns = {name: [row[name] for row in rows] for name in names if name != PROMPT}
+        return cls(train, test, [row[PROMPT] for row in rows], columns)
 
 
 def _entries(prompts: Sequence[Any], what: str) -> dict[str, dict[str, Any]]:
     """By name, each once."""
     if isinstance(prompts, (str, Mapping)) or not len(prompts):
         raise InputError(f"{what}: give a list with at least one prompt")
-    found: dict[str, dict[str, Any]] = {}
-    for one in prompts:
-        entry = dict(one) if isinstance(one, Mapping) else {PROMPT: one}
+    entries: dict[str, dict[str, Any]] = {}
+    for prompt in prompts:
+        entry = dict(prompt) if isinstance(prompt, Mapping) else {PROMPT: prompt}
         if not isinstance(entry.get(PROMPT), (str, int)):
-            raise InputError(f"{what}: {one!r} is neither a text, nor a class number, nor a table with 'prompt'")
-        name = str(entry.pop(PROMPT))
-        while name in found and entry:
+            raise InputError(f"{what}: {prompt!r} is neither a text, nor a class number, nor a table with 'prompt'")
+        value = entry.pop(PROMPT)
+        name = str(value)
+        while name in entries and entry:
             # The same words with other arguments.
             name += " "
-        found[name] = {PROMPT: one[PROMPT] if isinstance(one, Mapping) else one, **dict(sorted(entry.items()))}
-    return found
+        entries[name] = {PROMPT: value, **dict(sorted(entry.items()))}
+    return entries
 
 
 def _file(entries: Mapping[str, Any]) -> PromptFile:
     return PromptFile(tuple(entries), tuple("" for _ in entries))
 
 
-def _told(entry: Mapping[str, Any]) -> str:
+def _names(entry: Mapping[str, Any]) -> str:
     return ", ".join(name for name in entry if name != PROMPT) or "no other arguments"

@@ -3,35 +3,35 @@
 import pytest
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.runs.asked import Asked
+from pgraft_fast.runs.prompts import RunPrompts
 
 
 def test_a_tenth_is_held_out_and_every_prompt_comes_once():
     texts = [f"prompt {number}" for number in range(20)]
-    asked = Asked.of([*texts, *texts[:5]], None, 0)
-    assert len(asked.held_out) == 2 and sorted([*asked.train, *asked.held_out]) == sorted(texts)
-    assert asked.prompts == [*asked.train, *asked.held_out] and asked.columns == {}
-    assert Asked.of(texts, None, 1).held_out != asked.held_out
+    run_prompts = RunPrompts.of([*texts, *texts[:5]], None, 0)
+    assert len(run_prompts.held_out) == 2 and sorted([*run_prompts.train, *run_prompts.held_out]) == sorted(texts)
+    assert run_prompts.prompts == [*run_prompts.train, *run_prompts.held_out] and run_prompts.columns == {}
+    assert RunPrompts.of(texts, None, 1).held_out != run_prompts.held_out
 
 
 def test_classes_stay_numbers():
-    asked = Asked.of([3, 5, 7], [3], 0)
-    assert asked.train == ["5", "7"] and asked.held_out == ["3"] and asked.prompts == [5, 7, 3]
+    run_prompts = RunPrompts.of([3, 5, 7], [3], 0)
+    assert run_prompts.train == ["5", "7"] and run_prompts.held_out == ["3"] and run_prompts.prompts == [5, 7, 3]
 
 
 def test_one_prompt_is_measured_on_itself():
-    asked = Asked.of(["a"], None, 0)
-    assert asked.train == asked.held_out == ["a"]
+    run_prompts = RunPrompts.of(["a"], None, 0)
+    assert run_prompts.train == run_prompts.held_out == ["a"]
 
 
 def test_arguments_of_each_prompt_follow_it():
     given = [{"prompt": f"p{number}", "strength": number / 10, "image": number} for number in range(8)]
     given.append({"prompt": "p0", "strength": 0.9, "image": 9})
-    asked = Asked.of(given, None, 3)
-    columns = (asked.columns["strength"], asked.columns["image"])
-    for prompt, strength, image in zip(asked.prompts, *columns, strict=True):
+    run_prompts = RunPrompts.of(given, None, 3)
+    columns = (run_prompts.columns["strength"], run_prompts.columns["image"])
+    for prompt, strength, image in zip(run_prompts.prompts, *columns, strict=True):
         assert {"prompt": prompt, "strength": strength, "image": image} in given
-    assert len(asked.prompts) == 9
+    assert len(run_prompts.prompts) == 9
 
 
 NO_LIST = "prompts: give a list with at least one prompt"
@@ -51,4 +51,4 @@ NO_PROMPT = "neither a text, nor a class number, nor a table with 'prompt'"
 )
 def test_wrong_prompts(prompts, line):
     with pytest.raises(InputError, match=f"^{line}$"):
-        Asked.of(prompts, None, 0)
+        RunPrompts.of(prompts, None, 0)
