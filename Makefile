@@ -8,12 +8,16 @@ READY := $(VENV)/.ready
 # Processes that tests start would compile every library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test coverage test-faults test-gpu bench bench-compare gpu-check lint plots readme-tables clean
+.PHONY: demo test test-all coverage test-faults test-gpu bench bench-compare gpu-check lint plots readme-tables clean
 
 demo: $(READY)
 	$(BIN)/pgraft-fast demo
 
+# Without whole runs of commands and benchmarks, which take as long again.
 test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
+
+test-all: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 # Python 3.11 runs a traced process at 0.6 of its speed, lines that are not counted as well.

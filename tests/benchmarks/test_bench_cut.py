@@ -10,6 +10,8 @@ pytest.importorskip("diffusers")
 from pgraft_fast_benchmarks import bench_cut
 from pgraft_fast_benchmarks.harness import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("world", ["digits symmetry", "shapes sd3"])
 def test_rows(world):

@@ -10,6 +10,8 @@ from pgraft_fast.errors import InputError
 from pgraft_fast_benchmarks import bench_methods
 from pgraft_fast_benchmarks.harness import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows():
     told = []

@@ -8,6 +8,8 @@ from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast_benchmarks import bench_round
 from pgraft_fast_benchmarks.harness import Settings, measure
 
+pytestmark = pytest.mark.slow
+
 SMOKE = Settings(torch.device("cpu"), size="smoke")
 
 

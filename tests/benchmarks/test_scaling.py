@@ -7,6 +7,8 @@ from torch.multiprocessing import ProcessRaisedException
 from pgraft_fast_benchmarks import scaling
 from pgraft_fast_benchmarks.harness import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def test_rows_come_in_pairs():
     names = []

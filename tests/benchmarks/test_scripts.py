@@ -14,6 +14,8 @@ import pytest
 from pgraft_fast import waiting
 from pgraft_fast_benchmarks import compare, gpu_check, records, run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from pgraft_fast.cli import main
 from pgraft_fast.pipelines.adapters.files import read_adapter
 
+pytestmark = pytest.mark.slow
+
 REWARD = """
 import numpy as np
 

@@ -17,6 +17,8 @@ from PIL import Image
 
 from pgraft_fast.cli import main
 
+pytestmark = pytest.mark.slow
+
 DIGITS = """
 run = "{run}"
 [generator]

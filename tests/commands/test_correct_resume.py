@@ -13,6 +13,8 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.inverse_noise import FitSettings, Interpolant, Rows, fit_field, invert_shards
 from pgraft_fast.inverse_noise.networks import make_field
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 run = "{folder}/run"
 device = "cpu"

@@ -11,6 +11,8 @@ from pgraft_fast.commands.demo import DemoSettings, run_demo
 from pgraft_fast.finetune import SampleSettings, TrainSettings
 from pgraft_fast.runs.terminal import Terminal
 
+pytestmark = pytest.mark.slow
+
 SMALL = DemoSettings(
     seeds=2,
     sample=SampleSettings(prompts=10, candidates=8, steps=6),

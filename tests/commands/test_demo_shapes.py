@@ -18,6 +18,8 @@ from pgraft_fast.runs.pipeline_settings import PipelineTrainSettings
 from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks.shapes.pipeline import shapes_pipeline
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("pgraft", "pgraft:random", "graft-clean:all", "ddpo")
 # Few steps and layers: one round of each fits into the budget.
 BUDGET = 1_280

@@ -16,6 +16,8 @@ from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.runs import run
 from pgraft_fast.runs.sizing import SAFETY
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 
 # Of one round of `text_config`: 16 samples of 4 guided steps, then 4 optimiser steps on 4 rows.

@@ -13,6 +13,8 @@ from pgraft_fast.commands.correct_config import CorrectConfig, read_correct_conf
 from pgraft_fast.commands.text_config import TextConfig, read_text_config
 from pgraft_fast.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SCHEMAS = {
     "digits": (RunConfig, read_config), "text": (TextConfig, read_text_config),
     "correct": (CorrectConfig, read_correct_config),

@@ -15,6 +15,8 @@ from tiny import tiny_config
 
 from pgraft_fast.cli import main
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 6
 
 

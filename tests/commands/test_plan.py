@@ -10,6 +10,8 @@ from pgraft_fast.cli import main
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.pipelines.adapters.loading import read_adapter
 
+pytestmark = pytest.mark.slow
+
 
 def one_line(capsys) -> str:
     lines = capsys.readouterr().err.strip().splitlines()

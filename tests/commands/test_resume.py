@@ -18,6 +18,8 @@ from tiny import tiny_config
 
 from pgraft_fast.cli import main
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 
 REWARD = """

@@ -11,6 +11,8 @@ from tiny import tiny_config
 from pgraft_fast import cli
 from pgraft_fast.commands import surprise
 
+pytestmark = pytest.mark.slow
+
 LINE = re.compile(r"pgraft-fast: unexpected (.*); details: (.*\.log)\n")
 
 

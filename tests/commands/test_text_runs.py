@@ -14,6 +14,8 @@ from pgraft_fast import load_adapter
 from pgraft_fast.cli import main
 from pgraft_fast.pipelines.adapters.loading import read_adapter
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("peft")
 
 

@@ -13,6 +13,8 @@ from pgraft_fast.commands.text_config import read_text_config
 from pgraft_fast.commands.text_subject import text_subject
 from pgraft_fast.files import to_json
 
+pytestmark = pytest.mark.slow
+
 NEGATIVE = "a dark blur"
 
 
