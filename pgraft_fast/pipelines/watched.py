@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pgraft_fast.pipelines.arguments import Wanted, built
@@ -18,9 +19,9 @@ _EXPLAINED = 3
 
 
 @dataclass(frozen=True)
-class Understood:
-    """blanks: for each call of a network what it returned, in zeros. outlines, shapes: of its arguments, and of those
-    that hold states and times. first, steps: which of the scheduler's timesteps the loop makes, out of `total`.
+class Stage:
+    """Steps that are made alike. blanks: for each call of a network what it returned, in zeros. outlines, shapes: of
+    its arguments, and of those that hold states and times. first, steps: which of the scheduler's timesteps.
     """
 
     explanation: Explanation
@@ -29,7 +30,24 @@ class Understood:
     shapes: tuple[Any, ...]
     first: int
     steps: int
-    total: int
+
+    @classmethod
+    def of(cls, explanation: Explanation, calls: Sequence[NetCall], first: int, steps: int) -> "Stage":
+        """calls: of its first iteration."""
+        pairs = zip(explanation.calls, calls, strict=True)
+        return cls(
+            explanation,
+            blanks=tuple(zeros_like(call.out) for call in calls),
+            outlines=tuple(outline((call.args, call.kwargs)) for call in calls),
+            shapes=tuple(shapes_in(rule, call.args, call.kwargs) for rule, call in pairs),
+            first=first,
+            steps=steps,
+        )
+
+    @property
+    def last(self) -> int:
+        """The step after its last one."""
+        return self.first + self.steps
 
     @property
     def nets(self) -> frozenset[str]:
@@ -42,9 +60,30 @@ class Understood:
             return False
         return shapes_in(self.explanation.calls[place], args, kwargs) == self.shapes[place]
 
+
+@dataclass(frozen=True)
+class Understood:
+    """A loop. stages: in their order; several where later steps are made by other networks, or by calls of another
+    number or shape, as experts by noise level or guidance that ends. total: timesteps of the scheduler.
+    """
+
+    stages: tuple[Stage, ...]
+    total: int
+
+    @property
+    def nets(self) -> frozenset[str]:
+        """Names of the networks that are called."""
+        return frozenset[str]().union(*(stage.nets for stage in self.stages))
+
+    @property
+    def scale(self) -> float | None:
+        """Of guidance, where all steps have one."""
+        return self.stages[0].explanation.scale if len(self.stages) == 1 else None
+
     def with_scale(self, scale: float) -> "Understood":
         """With another scale of guidance."""
-        return replace(self, explanation=self.explanation.with_scale(scale))
+        (stage,) = self.stages
+        return replace(self, stages=(replace(stage, explanation=stage.explanation.with_scale(scale)),))
 
 
 class Watch:
@@ -62,6 +101,7 @@ class Watch:
         self._times: list[float] = []
         self._options: Any = None
         self._explanation: Explanation | None = None
+        self._stages: list[Stage] = []
 
     def of(self, name: str, net: Callable[..., Any]) -> Callable[..., Any]:
         """See above."""
@@ -99,18 +139,14 @@ class Watch:
         """
         if self.why is None and len(self._times) < 2:
             self._leave("a single step says nothing of its loop")
-        if self.why is None and self._explanation is None:
-            self._explain()
+        if self.why is None:
+            self._end_stage(len(self._times))
         if self.why is None:
             self._place(list(times), steps)
-        if self.why is not None or self._explanation is None:
+        if self.why is not None:
             raise NotExplainedError(self.why)
-        calls, first = self.iterations[0].calls, times.index(self._times[0])
-        blanks = tuple(zeros_like(call.out) for call in calls)
-        outlines = tuple(outline((call.args, call.kwargs)) for call in calls)
-        pairs = zip(self._explanation.calls, calls, strict=True)
-        shapes = tuple(shapes_in(rule, call.args, call.kwargs) for rule, call in pairs)
-        return Understood(self._explanation, blanks, outlines, shapes, first, len(self._times), len(times))
+        first = times.index(self._times[0])
+        return Understood(tuple(replace(stage, first=first + stage.first) for stage in self._stages), len(times))
 
     def beginning(self, nets: frozenset[str]) -> Iteration:
         """The first iteration with its calls of these networks."""
@@ -121,17 +157,35 @@ class Watch:
         self.why, self.iterations, self._calls = why, [], []
 
     def _see(self, iteration: Iteration) -> None:
-        if self._explanation is not None:
+        # Of the first stage, before which others are called, the first two are compared where it is explained.
+        comparable = len(self.iterations) > 1 or self._explanation is not None or bool(self._stages)
+        if comparable and _form(iteration) != _form(self.iterations[-1]):
+            self._end_stage(len(self._times) - 1)
+        elif self._explanation is not None:
             if not agrees(self._explanation, self.iterations[0], iteration):
                 self._leave(f"step {len(self._times)} is not made as those before")
             return
-        self.iterations.append(iteration)
+        if self.why is None:
+            self.iterations.append(iteration)
         if len(self.iterations) == _EXPLAINED:
             self._explain()
 
+    def _end_stage(self, end: int) -> None:
+        """Before step `end`, of those that were seen."""
+        if self._explanation is None:
+            self._explain()
+        if self._explanation is not None:
+            start = self._stages[-1].last if self._stages else 0
+            self._stages.append(Stage.of(self._explanation, self.iterations[0].calls, start, end - start))
+            self._explanation, self.iterations = None, []
+
     def _explain(self) -> None:
-        # Before the first step others are called as well, as those that encode prompts.
-        self.iterations[0] = self.beginning(frozenset(call.net for call in self.iterations[1].calls))
+        if len(self.iterations) < 2 or (self.iterations[0].calls and not self.iterations[1].calls):
+            self._leave("its calls of networks change")
+            return
+        if not self._stages:
+            # Before the first step others are called as well, as those that encode prompts.
+            self.iterations[0] = self.beginning(frozenset(call.net for call in self.iterations[1].calls))
         try:
             self._explanation = explained(self.iterations, self.iterations)
         except NotExplainedError as error:
@@ -144,6 +198,11 @@ class Watch:
             self._leave("its timesteps are not the scheduler's")
         elif made != (len(times) - first if steps is None else steps):
             self._leave("it ended before its last step")
+
+
+def _form(iteration: Iteration) -> list[tuple[str, list[torch.Size]]]:
+    """Equal for iterations of one stage."""
+    return [(call.net, [value.shape for value in tensors_of((call.args, call.kwargs))]) for call in iteration.calls]
 
 
 def agrees(explanation: Explanation, first: Iteration, now: Iteration) -> bool:

@@ -13,10 +13,11 @@ from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.pipelines.standin import parameters_of
 
 STEPS = 4
+# So that each expert makes more than one of them.
+MORE_STEPS = {"wan22": 8}
 # What is left in its own loop, and why.
 LEFT = {
     "dit": "its output is no sum of the denoiser's answers",
-    "wan22": "its calls of networks change",
     "sd_inpaint_plain": "it changes the state between two steps",
 }
 # Their schedulers have no fast version.
@@ -43,6 +44,7 @@ class Pair:
         accelerate(self.fast)
         self.raw = "output_type" in parameters_of(self.plain)
         self.rows = 1 if name in ONE_AT_A_TIME else 2
+        self.steps = MORE_STEPS.get(name, STEPS)
         self.calls = Calls(self.plain, prompts_of(name), call_of(name))
         nets = [net for net in self.plain.components.values() if isinstance(net, torch.nn.Module)]
         self.made = []
@@ -60,7 +62,7 @@ class Pair:
     def drawn(self, pipe, number, seed, **how):
         """Latents where there are any: what decoding rounds hides differences."""
         calls = replace(self.calls, pipe=pipe, **how)
-        given = calls.of(number, self.rows, seeds_of(seed, range(self.rows)), STEPS)
+        given = calls.of(number, self.rows, seeds_of(seed, range(self.rows)), self.steps)
         self.made.clear()
         return arrays(pipe(**given | ({"output_type": "latent"} if self.raw else {}))), len(self.made)
 

@@ -77,7 +77,7 @@ class Kinds:
     def put(self, kind: Kind, understood: Understood, parts: tuple[Any, ...]) -> None:
         """Remember. A scale that an argument tells is taken from there, digit by digit."""
         references = tuple(weakref.ref(part) for part in parts)
-        scale, name = understood.explanation.scale, None
+        scale, name = understood.scale, None
         same = [c for c in _without_a_scale(kind) if scale is not None and abs(c[1] - scale) <= 1e-3 * abs(scale)]
         if len(same) == 1:
             name, value, other = same[0]

@@ -10,10 +10,14 @@ from pgraft_fast.pipelines.bars import Bar, NoBar
 
 
 class Progress:
-    """A pipeline's `progress_bar`, whose bar goes on counting after the loop has been taken over, when `over()`."""
+    """A pipeline's `progress_bar`. Where the loop `is_taken_over()`, its steps are counted by `ends`; where it
+    `is_over()`, it has nothing left to do.
+    """
 
-    def __init__(self, pipe: Any, over: Callable[[], bool], shown: bool = True) -> None:
-        self._pipe, self._over, self._shown = pipe, over, shown
+    def __init__(
+        self, pipe: Any, is_taken_over: Callable[[], bool], is_over: Callable[[], bool], shown: bool = True
+    ) -> None:
+        self._pipe, self._is_taken_over, self._is_over, self._shown = pipe, is_taken_over, is_over, shown
         self._bar: Any = None
 
     def __call__(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
@@ -23,7 +27,7 @@ class Progress:
             return NoBar() if iterable is None else self._rounds(list(iterable), NoBar())
         if iterable is None:
             self._bar = progress_bar(total=total)
-            return Bar(self._bar, self._over)
+            return Bar(self._bar, self._is_taken_over)
         rounds = list(iterable)
         self._bar = progress_bar(total=len(rounds))
         return self._rounds(rounds, self._bar)
@@ -45,6 +49,7 @@ class Progress:
         with bar:
             for value in rounds:
                 yield value
-                if self._over():
+                if self._is_over():
                     return
-                bar.update()
+                if not self._is_taken_over():
+                    bar.update()

@@ -5,13 +5,13 @@ itself, in which networks and the scheduler are views of our own, so that other 
 same parts see nothing of it, and nothing has to be undone.
 - A call of a kind that is not known runs in the pipeline's own loop and is watched, see `pipelines.watched.Watch`.
 - In a call of a known kind the networks' first calls show their arguments, and all steps are made by a `Trajectory`;
-  the pipeline's loop then has nothing left to do.
+  the pipeline's loop then has nothing left to do. Where later steps are made by other networks, or in another number of
+  calls, this is so for each such stage.
 - Where only the scale of guidance is another one, the first step is made by the pipeline and compared.
 A call that differs from what was understood runs again from its start, in the pipeline's own loop, from the same random
 state.
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -20,26 +20,22 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from pgraft_fast.pipelines.accelerated.kinds import Like, OtherKindError, modules_of
+from pgraft_fast.pipelines.accelerated.beginning import Beginning, is_watched, tell
+from pgraft_fast.pipelines.accelerated.kinds import modules_of
 from pgraft_fast.pipelines.accelerated.progress import Progress
 from pgraft_fast.pipelines.accelerated.requests import Arguments
 from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
 from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
 from pgraft_fast.pipelines.adapters.callback import PGraftCallback
 from pgraft_fast.pipelines.around import IN_CALL
-from pgraft_fast.pipelines.denoisers import denoiser_of
 from pgraft_fast.pipelines.explain import NotExplainedError
 from pgraft_fast.pipelines.standin import scaled
 from pgraft_fast.pipelines.trees import fresh
 from pgraft_fast.pipelines.views import like, target_of, view
-from pgraft_fast.pipelines.watched import Understood, Watch, agrees
-from pgraft_fast.schedulers.fused import FusedScheduler
+from pgraft_fast.pipelines.watched import Stage, Understood, Watch, agrees
 
 if TYPE_CHECKING:
     from pgraft_fast.pipelines.accelerated.accelerate import State
-
-_LOG = logging.getLogger(__name__)
-_CALLBACKS = ("callback", "callback_on_step_end")
 
 
 class NotAsUnderstoodError(Exception):
@@ -56,20 +52,21 @@ class Session:
     def __init__(
         self, pipe: Any, state: "State", bound: dict[str, Any], rehearsed: tuple[Understood, Tensor] | None = None
     ) -> None:
-        self._pipe, self._runner, self._bound, self._known = pipe, state.runner, bound, state.known
+        self._pipe, self._runner = pipe, state.runner
         self._scheduler = target_of(pipe.scheduler)
         self._can_interrupt = hasattr(type(pipe), "interrupt")
         callback = bound.get("callback_on_step_end")
         self._handover = callback if isinstance(callback, PGraftCallback) else None
         self._rehearsed = rehearsed
-        self.watch: Watch | None = None
-        self._understood: Understood | None = None
-        self._like: Like | None = None
-        self._mode = self._begun()
+        known = Beginning("known", understood=rehearsed[0]) if rehearsed else None
+        beginning = known or Beginning.of(pipe, bound, state.known)
+        self._mode: str = beginning.mode
+        self._understood, self._like = beginning.understood, beginning.like
+        self.watch = Watch() if self._mode == "watched" else None
         self._arguments: list[Arguments] = []
         self._final: Any = None
-        self._progress = Progress(pipe, lambda: self._mode == "over", shown=rehearsed is None)
-        self._rounds_left = 0
+        self._progress = Progress(pipe, self._is_taken_over, self._is_over, shown=rehearsed is None)
+        self._stage, self._rounds_left = 0, 0
         self._undo = ExitStack()
         self.pipe, self._members = pipe, dict[str, Any]()
         if self._mode != "plain":
@@ -85,47 +82,15 @@ class Session:
             self.pipe = view(pipe, self._members)
             self._members.pop("interrupt", None)
 
-    def _begun(self) -> str:
-        """How the call begins: "plain", "watched" or "known"."""
-        if self._rehearsed is not None:
-            self._understood = self._rehearsed[0]
-            return "known"
-        if not self._can_take_over():
-            return "plain"
-        try:
-            self._like = Like(self._known, target_of(self._pipe), self._scheduler, self._bound)
-        except OtherKindError as error:
-            if self._known.is_new(str(error)):
-                self._tell(f"an argument is {error}, of which nothing is known")
-            return "plain"
-        if self._like.is_left:
-            return "plain"
-        self._understood = self._like.understood
-        if self._understood is not None and not any(is_watched(net) for net in self._nets().values()):
-            return "known"
-        self._understood, self.watch = self._like.scaled(), Watch()
-        return "watched"
-
-    def _can_take_over(self) -> bool:
-        """Whether nothing in the arguments, the scheduler or the denoiser asks for the pipeline's own loop."""
-        if not isinstance(self._scheduler, FusedScheduler) or self._scheduler.is_replaced():
-            return False
-        if is_watched(denoiser_of(self._pipe)):
-            return False
-        callbacks = [name for name in _CALLBACKS if self._bound.get(name) is not None]
-        return callbacks == [] or (callbacks == ["callback_on_step_end"] and self._handover is not None)
-
     def _nets(self) -> dict[str, Any]:
         assert self._understood is not None
         return {name: getattr(self._pipe, name) for name in self._understood.nets}
 
     def _networks(self) -> dict[str, Any]:
-        """Views of networks: of all, or of those that are called in the loop."""
-        if self._mode == "known":
-            nets = self._nets()
-            return {name: view(net, {"__call__": self._on_call(name, net)}) for name, net in nets.items()}
-        nets = modules_of(target_of(self._pipe))
-        return {name: view(net, {"__call__": self._watched(name, net)}) for name, net in nets.items()}
+        """Views of all networks: of those that an understood loop does not call it is seen that it does not."""
+        nets = {name: getattr(self._pipe, name) for name in modules_of(target_of(self._pipe))}
+        call = self._on_call if self._mode == "known" else self._watched
+        return {name: view(net, {"__call__": call(name, net)}) for name, net in nets.items()}
 
     def __enter__(self) -> "Session":
         return self
@@ -154,11 +119,8 @@ class Session:
     def leave(self, why: str) -> None:
         """Calls of this kind are left to the pipeline from now on."""
         assert self._like is not None
-        self._tell(why)
+        tell(self._pipe, why)
         self._like.leave()
-
-    def _tell(self, why: str) -> None:
-        _LOG.info("%s: such calls run in its own loop: %s", type(self._pipe).__name__, why)
 
     def _leave(self) -> None:
         """The rest of the call is the pipeline's own; what it holds in variables goes on through us."""
@@ -188,16 +150,20 @@ class Session:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             understood = self._understood
-            if self._mode not in ("known", "over") or understood is None or name not in understood.nets:
+            if self._mode not in ("known", "over") or understood is None:
                 return net(*args, **kwargs)
-            place, rules = len(self._arguments), understood.explanation.calls
+            stage = understood.stages[self._stage]
+            if name not in stage.nets and not self._is_taken_over():
+                # Before the loop.
+                return net(*args, **kwargs)
+            place, rules = len(self._arguments), stage.explanation.calls
             if place == len(rules) or rules[place].net != name:
                 raise NotAsUnderstoodError
-            if self._mode == "known" and (torch.is_grad_enabled() or not understood.is_like(place, args, kwargs)):
+            if self._mode == "known" and (torch.is_grad_enabled() or not stage.is_like(place, args, kwargs)):
                 raise NotAsUnderstoodError
             # Some pipelines go on with the same lists and dicts.
             self._arguments.append((fresh(args), fresh(kwargs)))
-            return understood.blanks[place]
+            return stage.blanks[place]
 
         return call
 
@@ -207,7 +173,7 @@ class Session:
             self._arguments = []
             self._rounds_left -= 1
             if self._rounds_left <= 0:
-                self._give_back()
+                self._end_stage()
             return _as_asked(self._final, as_dict)
         if self._mode == "known":
             x = self._known_step(sample, timestep, args, kwargs)
@@ -221,25 +187,47 @@ class Session:
                 return done
             x = self._final
         self._final = x
-        if self._can_interrupt:
+        if self._can_interrupt and (self._is_last_stage() or getattr(target_of(self._pipe), "interrupt", False)):
             # The loops that know `interrupt` skip their remaining rounds.
             self._members["interrupt"] = True
             self._give_back()
         return _as_asked(x, as_dict)
 
+    def _is_last_stage(self) -> bool:
+        return self._understood is None or self._stage == len(self._understood.stages) - 1
+
+    def _is_taken_over(self) -> bool:
+        return self._mode == "over" or self._stage > 0
+
+    def _is_over(self) -> bool:
+        """Asked after a round by what counts them, which then makes no other one."""
+        over = self._mode == "over" and self._is_last_stage()
+        if over:
+            self._give_back()
+        return over
+
+    def _end_stage(self) -> None:
+        """After the last round of a loop that has nothing to do."""
+        if self._is_last_stage():
+            self._give_back()
+        else:
+            self._mode, self._stage = "known", self._stage + 1
+
     def _known_step(self, x: Tensor, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """All steps, in the place of the first."""
         understood, timesteps = self._understood, self._scheduler.timesteps
         assert understood is not None
-        if args or len(self._arguments) != len(understood.explanation.calls) or len(timesteps) != understood.total:
+        stage = understood.stages[self._stage]
+        if args or len(self._arguments) != len(stage.explanation.calls) or len(timesteps) != understood.total:
             raise NotAsUnderstoodError
-        self._mode, self._rounds_left = "over", understood.steps - 1
+        self._mode, self._rounds_left = "over", stage.steps - 1
+        if self._handover is not None and self._stage == 0:
+            # The pipeline calls it once more, after its first step.
+            self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
         if self._rehearsed is not None:
             self._arguments = []
-            if self._handover is not None:
-                self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
             return self._rehearsed[1].clone()
-        return self._take_over(self._trajectory(understood, kwargs), x, understood.first)
+        return self._take_over(self._trajectory(stage, kwargs), x, stage.first)
 
     def _watched_step(self, out: Tensor, timestep: Any, x: Tensor, kwargs: dict[str, Any]) -> Any:
         """A step of the pipeline's own; after the first one all others, where the loop is another's but for a scale."""
@@ -255,42 +243,41 @@ class Session:
             self._understood = None
             return done
         first, self._understood = watch.beginning(understood.nets), None
-        if len(self._scheduler.timesteps) == understood.total and agrees(understood.explanation, first, first):
+        same_steps = len(self._scheduler.timesteps) == understood.total
+        if same_steps and agrees(understood.stages[0].explanation, first, first):
             self._understood = understood
             self._arguments = [(call.args, call.kwargs) for call in first.calls]
             self.remember(understood)
-            self._mode, self._rounds_left = "over", understood.steps - 1
-            trajectory = self._trajectory(understood, kwargs)
-            self._final = after if trajectory.ends() else self._take_over(trajectory, after, understood.first + 1)
+            (stage,) = understood.stages
+            self._mode, self._rounds_left = "over", stage.steps - 1
+            trajectory = self._trajectory(stage, kwargs)
+            if self._handover is not None:
+                self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
+            self._final = after if trajectory.ends() else self._take_over(trajectory, after, stage.first + 1)
         return done
 
     def _take_over(self, trajectory: Trajectory, x: Tensor, first: int) -> Tensor:
         trajectory.arguments, self._arguments = self._arguments, []
-        if self._handover is None:
+        if self._handover is None or self._understood is None:
             return self._runner.run(trajectory, x, first, trajectory.last)
         pipe, handover = target_of(self._pipe), self._handover
-        # The pipeline calls it once more, after its first step.
-        self._undo.enter_context(handover.inside(pipe))
-        step = max(handover.step_of(pipe), trajectory.first + 1)
+        step = max(handover.step_of(pipe), self._understood.stages[0].first + 1)
+        if step < first or (step >= trajectory.last and not self._is_last_stage()):
+            # In a stage before this one, or after it.
+            return self._runner.run(trajectory, x, first, trajectory.last)
         return self._runner.run_handover(trajectory, x, first, step, lambda: handover.switch(pipe, False))
 
-    def _trajectory(self, understood: Understood, kwargs: dict[str, Any]) -> Trajectory:
+    def _trajectory(self, stage: Stage, kwargs: dict[str, Any]) -> Trajectory:
         return Trajectory(
             scheduler=self._scheduler,
-            nets={name: target_of(net) for name, net in self._nets().items()},
-            explanation=understood.explanation,
+            nets={name: target_of(net) for name, net in self._nets().items() if name in stage.nets},
+            explanation=stage.explanation,
             arguments=self._arguments,
             options={name: value for name, value in kwargs.items() if name != "return_dict"},
-            first=understood.first,
-            last=understood.first + understood.steps,
+            first=stage.first,
+            last=stage.last,
             ends=self._progress.ends(target_of(self._pipe) if self._can_interrupt else None),
         )
-
-
-def is_watched(net: Any) -> bool:
-    """Whether somebody else sees or keeps what goes through it: hooks see the arguments as the pipeline gives them."""
-    hooked = getattr(net, "_forward_hooks", None) or getattr(net, "_forward_pre_hooks", None)
-    return bool(hooked) or bool(getattr(net, "is_cache_enabled", False))
 
 
 def _as_asked(x: Tensor, as_dict: bool) -> Any:
