@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from every_pipeline import build, call_of, prompts_of
 from toy_pipeline import Habits, ToyPipeline, toy
 
-from pgraft_fast import accelerate
+from pgraft_fast import PGraftCallback, accelerate
 from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
+from pgraft_fast.pipelines.calls import Calls
 
 STEPS = 8
 
@@ -152,3 +154,54 @@ def test_the_bar_counts_each_step_once():
         pipe.progress_bar = lambda iterable=None, total=None, bar=bar: bar
         drawn(pipe, "a cube", seed)
         assert bar.made in (0, STEPS)
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.1, 0.5, 0.9, 0.95])
+def test_a_handover_in_any_stage(cut, monkeypatch):
+    """Wan 2.2 with a LoRA on its first expert: within its steps, at the boundary and in the second expert's."""
+    peft = pytest.importorskip("peft")
+    pipes = []
+    for _ in range(2):
+        pipe = build("wan22")
+        torch.manual_seed(1)
+        targets = peft.LoraConfig(target_modules=["to_q", "to_v"], r=4, lora_alpha=40, init_lora_weights=False)
+        pipe.transformer.add_adapter(targets)
+        pipes.append(pipe)
+    plain, pipe = pipes[0], accelerate(pipes[1])
+    offs, switch = [], PGraftCallback.switch
+    monkeypatch.setattr(PGraftCallback, "switch", lambda self, pipe, on: (offs.append(not on), switch(self, pipe, on)))
+    for number, seed in ((0, 1), (1, 2), (0, 3)):
+        latents, times_off = [], []
+        for one in (plain, pipe):
+            arguments = Calls(one, prompts_of("wan22"), call_of("wan22")).of(number, 1, [seed], STEPS)
+            arguments |= {"output_type": "latent", "callback_on_step_end": PGraftCallback(cut)}
+            latents.append(one(**arguments).frames)
+            times_off.append(sum(offs))
+            offs.clear()
+        assert float((latents[0] - latents[1]).abs().max()) <= 1e-5 * float(latents[0].abs().max())
+        assert times_off[0] == times_off[1]
+    assert len(pipe._pgraft_fast.known) == 1
+
+
+def test_an_interrupt_within_a_stage():
+    """The second expert is then not asked, and the call is not remembered."""
+    pipe = accelerate(build("wan22"))
+    arguments = Calls(pipe, prompts_of("wan22"), call_of("wan22")).of(0, 1, [1], STEPS) | {"output_type": "latent"}
+    pipe(**arguments)
+    called, forward = [], pipe.transformer_2.forward
+    pipe.transformer_2.forward = lambda *args, **kwargs: (called.append(1), forward(*args, **kwargs))[1]
+    first = pipe.transformer.forward
+
+    def interrupting(*args, **kwargs):
+        pipe._interrupt = True
+        return first(*args, **kwargs)
+
+    pipe(**arguments)
+    assert called
+    called.clear()
+    pipe.transformer.forward = interrupting
+    pipe(**arguments)
+    assert not called
+    pipe.transformer.forward = first
+    pipe(**arguments)
+    assert called
