@@ -8,6 +8,8 @@ from pipelines import build
 
 import pgraft_fast as pf
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent.parent / "examples"
 SMALL = {"steps": 4, "prompts": 2, "evaluate": 4, "epochs": 1, "batch_size": 2, "lora": pf.Lora(rank=2)}
 

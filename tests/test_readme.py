@@ -105,6 +105,7 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_commands_of_the_text_to_image_run(folder):
     assert (folder / "my.safetensors").exists() and (folder / "runs/my/adapter").is_dir()
     assert list((folder / "runs/my").glob("evaluation-prompts-*/report/index.html"))

@@ -21,6 +21,7 @@ def test_megabytes():
     assert megabytes(12_345_678) == "12.3 MB" and megabytes(0) == "0.0 MB" and megabytes(2**30) == "1,073.7 MB"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
 def test_the_peak_is_in_bytes():
     """A process that fills 300,000,000 bytes more than ever before (its parent's count, too) has had them."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from repeats import repeats
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton.compiler")
 
 SCRIPT = Path(__file__).with_name("compile_all.py")

@@ -18,6 +18,8 @@ from pgraft_fast.pipelines.adapters.callback import _logsnr_of_steps
 from pgraft_fast.pipelines.adapters.files import read_adapter
 from pgraft_fast.pipelines.media import differ, media_of
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("sd", "flux", "wan", "audioldm2", "dit")
 # The last one is no class of diffusers, and its denoiser has no usual name.
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.faults) for name in SERVED] + ["toy"]
