@@ -25,7 +25,7 @@ coverage: $(READY)
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-faults: $(READY)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -n 2 -m faults
 
 test-gpu: $(READY)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/gpu

@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-# Test processes side by side, and what they start, take one thread each; read when torch is loaded.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+# Models of tests are so small that a second thread only waits for the first, on a busy machine ten times as long as
+# they both work. Read when torch is loaded, here and in what tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from pgraft_fast.waiting import wait_passively  # noqa: E402
+from pgraft_fast.waiting import wait_passively
 
 wait_passively()
 
@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 hypothesis.settings.register_profile("project", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("project")
-torch.set_num_threads(THREADS)
+torch.set_num_threads(1)
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _ARGUMENTS = [
@@ -39,9 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """Tests draw from the global generator, the same numbers in any order of tests."""
+def _as_at_the_start() -> None:
+    """Tests draw from the global generator, the same numbers in any order of tests, and take one thread, also after a
+    command that set another number in this process.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """Shared settings of the tests of pipelines."""
 
 import gc
-from collections.abc import Iterator
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,15 +10,6 @@ def _kept_libraries() -> None:
     """Half of the time of building a pipeline goes to looking through what the libraries hold for ever."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """In models this small a second thread only waits for the first."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
