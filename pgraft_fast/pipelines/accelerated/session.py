@@ -82,10 +82,6 @@ class Session:
             self.pipe = view(pipe, self._members)
             self._members.pop("interrupt", None)
 
-    def _nets(self) -> dict[str, Any]:
-        assert self._understood is not None
-        return {name: getattr(self._pipe, name) for name in self._understood.nets}
-
     def _networks(self) -> dict[str, Any]:
         """Views of all networks: of those that an understood loop does not call it is seen that it does not."""
         nets = {name: getattr(self._pipe, name) for name in modules_of(target_of(self._pipe))}
@@ -206,6 +202,13 @@ class Session:
             self._give_back()
         return over
 
+    def _begin_stage(self, stage: Stage) -> None:
+        """Its steps are ours, and its rounds have nothing to do."""
+        self._mode, self._rounds_left = "over", stage.steps - 1
+        if self._handover is not None and self._stage == 0:
+            # The pipeline calls it once more, after its first step.
+            self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
+
     def _end_stage(self) -> None:
         """After the last round of a loop that has nothing to do."""
         if self._is_last_stage():
@@ -220,10 +223,7 @@ class Session:
         stage = understood.stages[self._stage]
         if args or len(self._arguments) != len(stage.explanation.calls) or len(timesteps) != understood.total:
             raise NotAsUnderstoodError
-        self._mode, self._rounds_left = "over", stage.steps - 1
-        if self._handover is not None and self._stage == 0:
-            # The pipeline calls it once more, after its first step.
-            self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
+        self._begin_stage(stage)
         if self._rehearsed is not None:
             self._arguments = []
             return self._rehearsed[1].clone()
@@ -249,10 +249,8 @@ class Session:
             self._arguments = [(call.args, call.kwargs) for call in first.calls]
             self.remember(understood)
             (stage,) = understood.stages
-            self._mode, self._rounds_left = "over", stage.steps - 1
+            self._begin_stage(stage)
             trajectory = self._trajectory(stage, kwargs)
-            if self._handover is not None:
-                self._undo.enter_context(self._handover.inside(target_of(self._pipe)))
             self._final = after if trajectory.ends() else self._take_over(trajectory, after, stage.first + 1)
         return done
 
@@ -270,7 +268,7 @@ class Session:
     def _trajectory(self, stage: Stage, kwargs: dict[str, Any]) -> Trajectory:
         return Trajectory(
             scheduler=self._scheduler,
-            nets={name: target_of(net) for name, net in self._nets().items() if name in stage.nets},
+            nets={name: target_of(getattr(self._pipe, name)) for name in stage.nets},
             explanation=stage.explanation,
             arguments=self._arguments,
             options={name: value for name, value in kwargs.items() if name != "return_dict"},
