@@ -114,8 +114,12 @@ class Watch:
 
         return call
 
-    def step(self, seen: Tensor, timestep: Any, sample: Any, out: Any, options: Any, after: Any) -> None:
-        """scheduler.step(out, timestep, sample, **options) gave `after`. seen: sample as the denoiser sees it."""
+    def step(
+        self, seen: Tensor, timestep: Any, sample: Any, out: Any, options: Any, after: Any, alone: bool = True
+    ) -> None:
+        """scheduler.step(out, timestep, sample, **options) gave `after`. seen: sample as the denoiser sees it. alone:
+        whether a scheduler that nobody touched since the first step gives the same.
+        """
         if self.why is not None:
             return
         calls, self._calls = tuple(self._calls), []
@@ -125,6 +129,8 @@ class Watch:
             self._leave("its output has another shape than the state")
         elif self.final is not None and not same(self.final, sample):
             self._leave("it changes the state between two steps")
+        elif not alone:
+            self._leave("it changes its scheduler between two steps")
         elif self._times and not same(self._options, options):
             self._leave("options of its steps change")
         else:
@@ -141,11 +147,9 @@ class Watch:
             self._leave("a single step says nothing of its loop")
         if self.why is None:
             self._end_stage(len(self._times))
-        if self.why is None:
-            self._place(list(times), steps)
+        first = 0 if self.why is not None else self._place(list(times), steps)
         if self.why is not None:
             raise NotExplainedError(self.why)
-        first = times.index(self._times[0])
         return Understood(tuple(replace(stage, first=first + stage.first) for stage in self._stages), len(times))
 
     def beginning(self, nets: frozenset[str]) -> Iteration:
@@ -192,12 +196,15 @@ class Watch:
             self._leave(str(error))
         self.iterations = self.iterations[:1]
 
-    def _place(self, times: list[float], steps: int | None) -> None:
-        first, made = times.index(self._times[0]) if self._times[0] in times else 0, len(self._times)
-        if times[first : first + made] != self._times:
+    def _place(self, times: list[float], steps: int | None) -> int:
+        """Of the first step; some schedulers have a time twice."""
+        made = len(self._times)
+        places = [first for first in range(len(times)) if times[first : first + made] == self._times]
+        if not places:
             self._leave("its timesteps are not the scheduler's")
-        elif made != (len(times) - first if steps is None else steps):
+        elif made != (len(times) - places[-1] if steps is None else steps):
             self._leave("it ended before its last step")
+        return places[-1] if places else 0
 
 
 def _form(iteration: Iteration) -> list[tuple[str, list[torch.Size]]]:

@@ -136,6 +136,7 @@ class FusedScheduler:
     _kept: Kept
 
     # The only ones for which diffusers' class has a formula; it raises for others.
+    captures: ClassVar[bool] = True
     _predictions: tuple[str | None, ...] = ("epsilon", "sample", "v_prediction")
     _sigmas_on_device = False
     _original: ClassVar[Any]
@@ -183,6 +184,11 @@ class FusedScheduler:
         vars(scheduler).setdefault("__module__", cls._original.__module__)
         object.__setattr__(twin, "__dict__", vars(scheduler))
         return twin
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Of the scheduler, by name."""
+        return vars(self)
 
     def is_replaced(self) -> bool:
         """Whether a method, `step` among them, is somebody else's: the fused loop does not stand for that."""

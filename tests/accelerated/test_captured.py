@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from pgraft_fast import accelerate
-from pgraft_fast.pipelines.accelerated.trajectory import _HOST_STATE, function_of
+from pgraft_fast.pipelines.accelerated.trajectory import function_of
 from pgraft_fast.pipelines.calls import Calls, seeds_of
 from pgraft_fast.schedulers.fused import version
 
@@ -37,8 +37,8 @@ def trajectory_of(pipe, name):
     found, own = [], pipe._pgraft_fast.runner.run
 
     def run(trajectory, x, first, last):
-        counters = {key: copy.copy(value) for key, value in vars(trajectory.scheduler).items() if key in _HOST_STATE}
-        found.append((copy.copy(trajectory), x, counters))
+        before = {k: v.copy() if isinstance(v, list) else v for k, v in trajectory.scheduler.attributes.items()}
+        found.append((copy.copy(trajectory), x, before))
         return own(trajectory, x, first, last)
 
     pipe._pgraft_fast.runner.run = run
@@ -46,8 +46,8 @@ def trajectory_of(pipe, name):
     for number in (0, 1):
         given = calls.of(number, 2, seeds_of(0, (1, 2)), 6)
         pipe(**{key: value for key, value in given.items() if key != "generator"})
-    ((trajectory, x, counters),) = found
-    vars(trajectory.scheduler).update(counters)
+    ((trajectory, x, before),) = found
+    trajectory.scheduler.attributes.update(before)
     return trajectory, x
 
 

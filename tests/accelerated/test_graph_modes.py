@@ -50,6 +50,18 @@ def test_the_same_pictures(name, mode):
     assert len(graphs) == 1 and taken_over(pipe)
 
 
+@pytest.mark.parametrize("kind", ["UniPCMultistep", "EulerAncestralDiscrete"])
+def test_a_scheduler_without_a_fast_version(kind):
+    """Its steps are not captured, the network's calls are."""
+    pipe = build("sd")
+    pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(pipe.scheduler.config)
+    want = [draw(pipe, "sd", seed) for seed in range(3)]
+    graphs = with_graphs(pipe)
+    for seed in range(3):
+        assert off(draw(pipe, "sd", seed), want[seed]) < 1e-4
+    assert len(graphs) == 1 and taken_over(pipe)
+
+
 @pytest.mark.parametrize("solver", ["dpm 3", "dpm sde", *repeats("euler")])
 def test_kinds_of_calls_one_after_the_other(solver):
     pipe = build("sd")

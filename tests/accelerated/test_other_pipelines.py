@@ -77,9 +77,8 @@ def test_a_scheduler_without_a_fast_version(name, caplog):
     with caplog.at_level("INFO", logger="pgraft_fast"):
         accelerate(pipe)
         for _ in range(2):
-            assert off(call(pipe, "sd", num_inference_steps=6), want) == 0.0
-    assert pipe.scheduler is own
-    assert [record.message.split(";")[0] for record in caplog.records] == [f"{name} has no fast version and stays"]
+            assert off(call(pipe, "sd", num_inference_steps=6), want) < 2e-5
+    assert pipe.scheduler is own and not caplog.records and len(pipe._pgraft_fast.known)
 
 
 class DDIMScheduler(diffusers.DDIMScheduler):

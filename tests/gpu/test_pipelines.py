@@ -9,6 +9,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 from contextlib import contextmanager  # noqa: E402
 
+import diffusers  # noqa: E402
 import every_pipeline  # noqa: E402
 from pipelines import NAMES, build, call_arguments  # noqa: E402
 
@@ -85,6 +86,19 @@ def test_other_ways_to_call_a_denoiser(name, mode):
         for mine, theirs in zip(drawn(seed), want[seed], strict=True):
             assert np.abs(mine.astype(np.float64) - theirs).max() <= 1
     assert len(pipe._pgraft_fast.known) and len(pipe._pgraft_fast.runner._graphs)
+
+
+@pytest.mark.parametrize("kind", ["UniPCMultistep", "EulerAncestralDiscrete", "PNDM"])
+@pytest.mark.parametrize("mode", ["auto", "step_graph", "trajectory_graph"])
+def test_a_scheduler_without_a_fast_version(kind, mode):
+    """Its own steps, between graphs of the network."""
+    pipe = build("sd").to("cuda")
+    pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(pipe.scheduler.config)
+    want = [picture(pipe, "sd", seed) for seed in range(3)]
+    accelerate(pipe, mode=mode)
+    for seed in range(3):
+        assert np.abs(picture(pipe, "sd", seed) - want[seed]).max() < 1 / 255
+    assert len(pipe._pgraft_fast.known)
 
 
 def test_noise_and_other_prompts_in_a_graph():

@@ -20,8 +20,6 @@ LEFT = {
     "dit": "its output is no sum of the denoiser's answers",
     "sd_inpaint_plain": "it changes the state between two steps",
 }
-# Their schedulers have no fast version.
-WITHOUT_A_SCHEDULER = ("stable_audio", "cogvideox")
 # Samples of a prompt that one call makes.
 ONE_AT_A_TIME = ("cogvideox", "animatediff")
 EVERY = [*CASES, *(name for name in NAMES if name not in SERVED)]
@@ -92,9 +90,7 @@ def test_what_it_draws(name, caplog):
                 assert plain == fast
     own = [record.message for record in caplog.records if record.name.startswith("pgraft_fast")]
     lines = [message.partition(" (off")[0] for message in own]
-    if name in WITHOUT_A_SCHEDULER:
-        assert len(lines) == 1 and "has no fast version and stays" in lines[0]
-    elif name in LEFT:
+    if name in LEFT:
         assert lines[0].endswith(f": such calls run in its own loop: {LEFT[name]}")
         assert set(lines) == {lines[0]}
     else:

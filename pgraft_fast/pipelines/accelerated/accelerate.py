@@ -64,10 +64,11 @@ class State:
 def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_memory_gb: float | None = None) -> Any:
     """Make a diffusers pipeline sample faster; its calls, arguments and pictures stay the same. Returns the pipeline.
 
-    The scheduler becomes the fast one of the same class and configuration. The first call of a kind runs in the
-    pipeline's own loop and is watched; calls of that kind, with other prompts and noise, then run outside of the
-    pipeline, on CUDA as captured graphs. What a call does not explain at every step stays in the pipeline's own loop,
-    with one log line that says what was seen; so do calls with callbacks (but PGraftCallback).
+    The scheduler becomes the fast one of the same class and configuration, where there is one; others of diffusers make
+    their own steps. The first call of a kind runs in the pipeline's own loop and is watched; calls of that kind, with
+    other prompts and noise, then run outside of the pipeline, on CUDA as captured graphs. What a call does not explain
+    at every step stays in the pipeline's own loop, with one log line that says what was seen; so do calls with
+    callbacks (but PGraftCallback).
     mode: "auto", "eager", "compile", "step_graph", "trajectory_graph", "compile_trajectory_graph"; see
     `pipelines.accelerated.runner.Runner`. attention: "keep", "sdpa", "xformers" or "auto", the faster of the two.
     graph_memory_gb: limit of the memory that graphs keep, in GB of 10^9 bytes.
@@ -116,15 +117,14 @@ def restore(pipe: Any) -> Any:
 def _fast(scheduler: Any) -> Any:
     """The scheduler of ours that stands for this one, with the same attributes; None where there is none."""
     from pgraft_fast import schedulers
+    from pgraft_fast.pipelines.accelerated.steps import steps_of
 
     known = {cls._original: cls for cls in (getattr(schedulers, name) for name in schedulers.__all__)}
     cls = known.get(type(scheduler))
-    if cls is not None:
-        return cls.twin_of(scheduler)
-    if not isinstance(scheduler, tuple(known.values())):
-        names = ", ".join(original.__name__ for original in known)
-        _LOG.info("%s has no fast version and stays; known: %s", type(scheduler).__name__, names)
-    return None
+    if cls is None and steps_of(scheduler) is None:
+        why = "its step is not that of a scheduler of diffusers"
+        _LOG.info("%s: calls run in the pipeline's own loop: %s", type(scheduler).__name__, why)
+    return None if cls is None else cls.twin_of(scheduler)
 
 
 def _around(pipe: Any, call: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:

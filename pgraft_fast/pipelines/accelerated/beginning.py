@@ -9,7 +9,6 @@ from pgraft_fast.pipelines.adapters.callback import PGraftCallback
 from pgraft_fast.pipelines.denoisers import denoiser_of
 from pgraft_fast.pipelines.views import target_of
 from pgraft_fast.pipelines.watched import Understood
-from pgraft_fast.schedulers.fused import FusedScheduler
 
 _LOG = logging.getLogger(__name__)
 _CALLBACKS = ("callback", "callback_on_step_end")
@@ -26,10 +25,10 @@ class Beginning:
     understood: Understood | None = None
 
     @classmethod
-    def of(cls, pipe: Any, bound: dict[str, Any], known: Kinds) -> "Beginning":
-        """Of a call of the pipeline with these arguments, by their names."""
+    def of(cls, pipe: Any, steps: Any, bound: dict[str, Any], known: Kinds) -> "Beginning":
+        """Of a call of the pipeline with these arguments, by their names. steps: see `steps.steps_of`."""
         scheduler = target_of(pipe.scheduler)
-        if not _can_take_over(pipe, scheduler, bound):
+        if steps is None or not _can_take_over(pipe, bound):
             return cls("plain")
         try:
             like = Like(known, target_of(pipe), scheduler, bound)
@@ -56,9 +55,9 @@ def is_watched(net: Any) -> bool:
     return bool(hooked) or bool(getattr(net, "is_cache_enabled", False))
 
 
-def _can_take_over(pipe: Any, scheduler: Any, bound: dict[str, Any]) -> bool:
-    """Whether nothing in the arguments, the scheduler or the denoiser asks for the pipeline's own loop."""
-    if not isinstance(scheduler, FusedScheduler) or scheduler.is_replaced() or is_watched(denoiser_of(pipe)):
+def _can_take_over(pipe: Any, bound: dict[str, Any]) -> bool:
+    """Whether nothing in the arguments or the denoiser asks for the pipeline's own loop."""
+    if is_watched(denoiser_of(pipe)):
         return False
     callbacks = tuple(name for name in _CALLBACKS if bound.get(name) is not None)
     return not callbacks or (callbacks == _CALLBACKS[1:] and isinstance(bound[callbacks[0]], PGraftCallback))

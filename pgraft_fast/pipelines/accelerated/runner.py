@@ -99,7 +99,9 @@ class Runner:
             return run
 
         try:
-            return choose(what, {mode: way(mode) for mode in self._modes}, x.device)
+            # Where it cannot be captured, the graph of all steps is that of each step.
+            modes = [mode for mode in self._modes if mode != "trajectory_graph" or _can_capture(trajectory)]
+            return choose(what, {mode: way(mode) for mode in modes}, x.device)
         finally:
             trajectory.options = options
             torch.cuda.set_rng_state(default, x.device)
@@ -111,7 +113,7 @@ class Runner:
         if mode.startswith("compile"):
             nets = {name: self._compile(net) for name, net in nets.items()}
         functions: Functions = {name: function_of(net) for name, net in nets.items()}
-        if mode.endswith("trajectory_graph") and _can_capture(trajectory.options):
+        if mode.endswith("trajectory_graph") and _can_capture(trajectory):
             done = self._replay(mode, trajectory, x, first, last, functions)
             if done is not None:
                 return done
@@ -236,9 +238,10 @@ def _clones(generator: Any) -> Any:
     return None if generator is None else clone_generator(generator)
 
 
-def _can_capture(options: dict[str, Any]) -> bool:
-    """Noise that a generator of the host draws cannot be drawn inside of a graph."""
-    return all(generator.device.type == "cuda" for generator in listed(options.get("generator")))
+def _can_capture(trajectory: Trajectory) -> bool:
+    """Noise that a generator of the host draws cannot be drawn inside of a graph, nor are all steps made there."""
+    generators = listed(trajectory.options.get("generator"))
+    return trajectory.scheduler.captures and all(generator.device.type == "cuda" for generator in generators)
 
 
 def _set_counters(scheduler: Any, steps: int, history: list[Tensor]) -> None:

@@ -25,6 +25,7 @@ from pgraft_fast.pipelines.accelerated.kinds import modules_of
 from pgraft_fast.pipelines.accelerated.progress import Progress
 from pgraft_fast.pipelines.accelerated.requests import Arguments
 from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
+from pgraft_fast.pipelines.accelerated.steps import Untouched, after_step, steps_of
 from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
 from pgraft_fast.pipelines.adapters.callback import PGraftCallback
 from pgraft_fast.pipelines.around import IN_CALL
@@ -54,12 +55,14 @@ class Session:
     ) -> None:
         self._pipe, self._runner = pipe, state.runner
         self._scheduler = target_of(pipe.scheduler)
+        self._steps = steps_of(self._scheduler)
+        self._untouched: Untouched | None = None
         self._can_interrupt = hasattr(type(pipe), "interrupt")
         callback = bound.get("callback_on_step_end")
         self._handover = callback if isinstance(callback, PGraftCallback) else None
         self._rehearsed = rehearsed
         known = Beginning("known", understood=rehearsed[0]) if rehearsed else None
-        beginning = known or Beginning.of(pipe, bound, state.known)
+        beginning = known or Beginning.of(pipe, self._steps, bound, state.known)
         self._mode: str = beginning.mode
         self._understood, self._like = beginning.understood, beginning.like
         self.watch = Watch() if self._mode == "watched" else None
@@ -72,7 +75,7 @@ class Session:
         if self._mode != "plain":
             self._members = {
                 IN_CALL: True,
-                "scheduler": view(pipe.scheduler, {"step": like(self._scheduler.step, self._on_step)}),
+                "scheduler": view(pipe.scheduler, self._scheduler_members()),
                 "progress_bar": self._progress,
                 **self._networks(),
                 **shortcuts(target_of(pipe), state.device),
@@ -81,6 +84,13 @@ class Session:
                 self._members["interrupt"] = None
             self.pipe = view(pipe, self._members)
             self._members.pop("interrupt", None)
+
+    def _scheduler_members(self) -> dict[str, Any]:
+        scheduler = self._scheduler
+        members: dict[str, Any] = {"step": like(scheduler.step, self._on_step)}
+        if hasattr(scheduler, "scale_model_input"):
+            members["scale_model_input"] = like(scheduler.scale_model_input, self._on_scale)
+        return members
 
     def _networks(self) -> dict[str, Any]:
         """Views of all networks: of those that an understood loop does not call it is seen that it does not."""
@@ -101,7 +111,7 @@ class Session:
             return None
         steps = getattr(pipe, "_num_timesteps", None) if hasattr(type(pipe), "num_timesteps") else None
         try:
-            understood = watch.understood(self._scheduler.times().values, steps)
+            understood = watch.understood(self._steps.times().values, steps)
         except NotExplainedError as error:
             self.leave(str(error))
             return None
@@ -162,6 +172,10 @@ class Session:
             return stage.blanks[place]
 
         return call
+
+    def _on_scale(self, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # A round that has nothing to do leaves the scheduler as it is after the last step.
+        return sample if self._mode == "over" else self._scheduler.scale_model_input(sample, *args, **kwargs)
 
     def _on_step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         as_dict = kwargs.get("return_dict", True)
@@ -235,10 +249,14 @@ class Session:
         assert watch is not None
         self._runner.check(x.device)
         seen = scaled(self._scheduler, x, timestep)
-        done = self._scheduler.step(out, timestep, x, **kwargs)
+        if self._untouched is None:
+            self._untouched = Untouched(self._scheduler)
+        if watch.why is not None:
+            return self._scheduler.step(out, timestep, x, **kwargs)
+        done, alone = self._untouched.step(out, timestep, x, kwargs)
         options = {name: value for name, value in kwargs.items() if name != "return_dict"}
-        after = done.prev_sample if kwargs.get("return_dict", True) else done[0]
-        watch.step(seen, timestep, x, out, options, after)
+        after = after_step(done)
+        watch.step(seen, timestep, x, out, options, after, alone)
         if understood is None or len(watch.iterations) != 1:
             self._understood = None
             return done
@@ -267,7 +285,7 @@ class Session:
 
     def _trajectory(self, stage: Stage, kwargs: dict[str, Any]) -> Trajectory:
         return Trajectory(
-            scheduler=self._scheduler,
+            scheduler=self._steps,
             nets={name: target_of(getattr(self._pipe, name)) for name in stage.nets},
             explanation=stage.explanation,
             arguments=self._arguments,

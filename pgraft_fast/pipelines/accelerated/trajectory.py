@@ -1,6 +1,5 @@
 """The denoising loop of a pipeline, outside of the pipeline: networks, guidance and solver step, nothing else."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from pgraft_fast.pipelines.accelerated.requests import Arguments, Request, States
 from pgraft_fast.pipelines.rules import Explanation, Whole, answer_of, tensors_of
+from pgraft_fast.pipelines.standin import scaled
 from pgraft_fast.sampling.guidance import Guide
 from pgraft_fast.schedulers.fused import upload
 from pgraft_fast.schedulers.plan import StepPlan
-
-_HOST_STATE = ("_step_index", "lower_order_nums", "model_outputs", "is_scale_input_called")
 
 # What a call of each network does.
 Functions = Mapping[str, Callable[..., Any]]
@@ -26,8 +24,9 @@ Functions = Mapping[str, Callable[..., Any]]
 class Trajectory:
     """What one call of a pipeline does between its first noise and its last state.
 
-    nets: by name. arguments: of each call in the first iteration; states and times in them are replaced at each
-    step. options: of scheduler.step. first, last: steps of the scheduler. times: its timesteps on the states' device.
+    scheduler: see `steps.steps_of`. nets: by name. arguments: of each call in the first iteration; states and times in
+    them are replaced at each step. options: of scheduler.step. first, last: steps of the scheduler. times: its
+    timesteps on the states' device.
     """
 
     scheduler: Any
@@ -66,8 +65,8 @@ class Trajectory:
         self, x: Tensor, own: Sequence[Tensor], requests: Sequence[Request], functions: Functions
     ) -> Tensor:
         for place, t in enumerate(own):
-            scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
-            x = self._advance(*self._split(self._answers(place, States(scaled), requests, functions), x), t, x)
+            seen = scaled(self.scheduler, x, t)
+            x = self._advance(*self._split(self._answers(place, States(seen), requests, functions), x), t, x)
             if self.ends():
                 break
         return x
@@ -160,15 +159,17 @@ class Trajectory:
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
-        """The scheduler's counters are as before afterwards."""
-        held = {name: copy.copy(getattr(self.scheduler, name)) for name in _HOST_STATE if hasattr(self.scheduler, name)}
+        """The scheduler's attributes are as before afterwards."""
+        attributes = self.scheduler.attributes
+        held = {name: value.copy() if type(value) in (list, dict) else value for name, value in attributes.items()}
         ends, self.ends = self.ends, lambda: False
         try:
             yield
         finally:
             self.ends = ends
-            for name, value in held.items():
-                setattr(self.scheduler, name, value)
+            for name in attributes.keys() - held.keys():
+                del attributes[name]
+            attributes.update(held)
 
 
 def function_of(module: Any) -> Any:
