@@ -23,9 +23,9 @@ class DirectSteps:
     """Steps without history, each from the state that the one before made: `step(row, x, out)` -> x_s.
 
     x: (B, ...), the first state. out: like the model's outputs, (B, ...), or (2 B, ...) with out_null before out.
-    table: (S, 8) float32. options: those of `solver_step`. twice: x_in, the next model input, is x_s twice, (2 B, ...).
-    Each state has memory of its own: who keeps one finds it unchanged. The caller asks `serve` first; rows that draw
-    noise need `noise`.
+    table: (S, 8) float32. expected: steps, for which memory is laid out. options: those of `solver_step`. twice: x_in,
+    the next model input, is x_s twice, (2 B, ...). Each state has memory of its own: who keeps one finds it unchanged.
+    The caller asks `serve` first; rows that draw noise need `noise`.
     """
 
     def __init__(
@@ -34,6 +34,7 @@ class DirectSteps:
         x: Tensor,
         out: Tensor,
         *,
+        expected: int,
         twice: bool = False,
         guidance: float = 1.0,
         guidance_rescale: float = 0.0,
@@ -53,7 +54,7 @@ class DirectSteps:
             size=x.numel() // max(1, batch), guidance=guidance, rescale=guidance_rescale, clip=clip or 0.0,
             ratio=dynamic_ratio or 0.0, limit=dynamic_limit,
         )  # fmt: skip
-        self._place, self._twice = ctypes.addressof(self._block), twice
+        self._place, self._twice, self._expected = ctypes.addressof(self._block), twice, expected
         self._targets = self._memory()
 
     @staticmethod
@@ -90,8 +91,10 @@ class DirectSteps:
         """Address, state and model input of each step to come."""
         batch, *shape = self.x.shape
         size = (1 + self._twice) * self.x.nbytes
-        count = max(1, _BLOCK // max(1, size))
+        most, left = max(1, _BLOCK // max(1, size)), self._expected
         while True:
+            count = max(1, min(left, most))
+            left -= count
             memory = torch.empty((count, (1 + self._twice) * batch, *shape), dtype=self.x.dtype)
             inputs = memory.unbind()
             states = memory[:, :batch].unbind() if self._twice else inputs

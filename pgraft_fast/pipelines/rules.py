@@ -118,6 +118,19 @@ class CallRule:
     part: Part | None
     empties: bool = False
 
+    @cached_property
+    def places(self) -> tuple[tuple[int, Any, Any], ...]:
+        """Of its arguments: 0 and the place in the list, or 1 and the name; the rule."""
+        return (
+            *((0, place, part) for place, part in enumerate(self.args)),
+            *((1, *pair) for pair in self.kwargs.items()),
+        )
+
+    @cached_property
+    def changing(self) -> tuple[tuple[int, Any, Any], ...]:
+        """Those of `places` that are not the same at every step."""
+        return tuple(place for place in self.places if _changes(place[-1]))
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -222,9 +235,15 @@ def values_of(rule: Any, value: Any) -> Iterator[tuple[Any, Any]]:
 
 def shapes_in(rule: CallRule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
     """Of the arguments of a call that hold states and times: shapes, and lengths of lists."""
-    pairs = pairs_of((rule.args, rule.kwargs), (args, kwargs))
+    sides: tuple[Any, Any] = (args, kwargs)
     return [
         len(value) if isinstance(leaf, Listed) else value.shape
-        for leaf, value in pairs
+        for side, key, part in rule.changing
+        for leaf, value in pairs_of(part, sides[side][key])
         if isinstance(leaf, (Whole, Time)) or (isinstance(leaf, Listed) and leaf.state)
     ]
+
+
+def _changes(rule: Any) -> bool:
+    leaves = leaves_of(rule)
+    return not all(isinstance(leaf, Constant) or (isinstance(leaf, Listed) and not leaf.state) for leaf in leaves)

@@ -75,7 +75,9 @@ class Stepper:
         if place == 0 and self._alone and out_null is None:
             table, _ = plan.rows.on(x)
             if DirectSteps.serve(x, out, table):
-                self._pointers = DirectSteps(table, x, out, twice=self._twice, **self._options)
+                self._pointers = DirectSteps(
+                    table, x, out, expected=len(plan.steps), twice=self._twice, **self._options
+                )
         pointers = self._pointers
         if pointers is not None and planned.churn == 0.0:
             x_s = pointers.step(planned.row, x, out, noise)

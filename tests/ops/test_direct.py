@@ -39,7 +39,7 @@ def test_chains_of_steps(shape, dtypes, options, guided, rows):
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(row)) if TABLE[row, 5] else None
         if steps is None:
             assert DirectSteps.serve(x, out, TABLE)
-            steps = DirectSteps(TABLE, x, out, twice=guided, **options)
+            steps = DirectSteps(TABLE, x, out, expected=4, twice=guided, **options)
         moved = steps.step(row, steps.x, out, noise)
         null, out = out.chunk(2) if guided else (None, out)
         wanted = solver_step(wanted, out, TABLE, torch.tensor(row), out_null=null, noise=noise, **options).x_s
@@ -50,9 +50,20 @@ def test_chains_of_steps(shape, dtypes, options, guided, rows):
     assert all(torch.equal(moved, wanted) for moved, wanted in kept)
 
 
+@pytest.mark.parametrize("expected", [1, 3, 50])
+@pytest.mark.parametrize("twice", [False, True])
+def test_memory_is_laid_out_for_the_steps_to_come(expected, twice):
+    """And for those after them, one by one."""
+    x = torch.ones(2, 6, 4)
+    steps, each = DirectSteps(TABLE, x, x, expected=expected, twice=twice), (1 + twice) * x.nbytes
+    for place in range(expected + 2):
+        x = steps.step(0, x, x)
+        assert x.untyped_storage().nbytes() == (expected * each if place < expected else each)
+
+
 def test_what_is_not_like_the_first_is_refused():
     x = torch.ones(2, 6, 4)
-    steps = DirectSteps(TABLE, x, x)
+    steps = DirectSteps(TABLE, x, x, expected=2)
     refused = [
         (x.clone(), x), (x, x[:1]), (x, x.double()), (x, x.to(torch.bfloat16)), (x, torch.nn.Parameter(x)),
         (x, torch.ones(2, 4, 6).transpose(1, 2)), (x, torch.ones(2, 6, 4, device="meta")),

@@ -216,6 +216,41 @@ def test_numbers_in_tensors_are_told_apart():
         check(pipe, plain, [("a cube", 1, {"guidance_scale": torch.tensor(scale)})])
 
 
+class Hinted(ToyNet):
+    """Takes another network's answer."""
+
+    def forward(self, state, time, label, hint):
+        return (super().forward(state, time, label)[0] + 0.3 * hint.flip(-1),)
+
+
+class Chained(ToyPipeline):
+    """Its first network answers in the shape of the states, and is not what `scheduler.step` gets."""
+
+    def __init__(self, net, second, scheduler):
+        super().__init__(net, scheduler)
+        self.register_modules(second=second)
+
+    def _guided(self, x, t, label):
+        hint = self.second(x, t, label)[0]
+        if self._guidance <= 1.0:
+            return self.net(x, t, label, hint)[0]
+        answers = [self.net(x, t, own, hint)[0] for own in (0.0 * label, label)]
+        return self._combined(*answers)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "flow", "dpm"])
+def test_a_network_whose_answer_another_one_takes(scheduler):
+    base, second = toy(scheduler=scheduler), toy(seed=1).net
+    plain, pipe = (Chained(Hinted(), second, copy.deepcopy(base.scheduler)) for _ in range(2))
+    for one in (plain, pipe):
+        one.set_progress_bar_config(disable=True)
+        one.net.load_state_dict(base.net.state_dict())
+    accelerate(pipe)
+    for scale in (1.0, 3.0):
+        check(pipe, plain, [(words, seed, {"guidance_scale": scale}) for seed, words in enumerate(("a", "bb", "ccc"))])
+    assert len(pipe._pgraft_fast.known) == 3
+
+
 class Greedy(ToyNet):
     """Takes what it uses out of its arguments, or writes into them."""
 

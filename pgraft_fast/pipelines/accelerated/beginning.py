@@ -52,7 +52,9 @@ def tell(pipe: Any, why: str) -> None:
 def is_watched(net: Any) -> bool:
     """Whether somebody else sees or keeps what goes through it: hooks see the arguments as the pipeline gives them."""
     hooked = getattr(net, "_forward_hooks", None) or getattr(net, "_forward_pre_hooks", None)
-    return bool(hooked) or bool(getattr(net, "is_cache_enabled", False))
+    # Asked of the class first: a module looks long for what it does not have.
+    net = vars(net).get("_modules", {}).get("_orig_mod", net)
+    return bool(hooked) or (hasattr(type(net), "is_cache_enabled") and bool(net.is_cache_enabled))
 
 
 def _can_take_over(pipe: Any, bound: dict[str, Any]) -> bool:

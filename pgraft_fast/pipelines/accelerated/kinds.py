@@ -36,7 +36,8 @@ def kind_of(arguments: dict[str, Any]) -> Kind:
 
     Raises OtherKindError for objects that are none of these.
     """
-    return tuple((name, _form(value, _content(name))) for name, value in arguments.items())
+    given = arguments.items()
+    return tuple([(name, None if value is None else _form(value, _content(name))) for name, value in given])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.pipelines.arguments import Wanted, built
-from pgraft_fast.pipelines.rules import Answer, CallRule, Constant, Listed, Time, Whole, leaves_of, values_of
+from pgraft_fast.pipelines.rules import Answer, CallRule, Time, Whole, leaves_of, values_of
 from pgraft_fast.pipelines.trees import fresh
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -44,15 +44,13 @@ class Request:
         args, kwargs = list(arguments[0]), dict(arguments[1])
         if "return_dict" in kwargs:
             kwargs["return_dict"] = False
-        places: list[tuple[int, Any, Any]] = [(0, place, part) for place, part in enumerate(rule.args)]
-        places += [(1, name, part) for name, part in rule.kwargs.items()]
         sides: tuple[Any, Any] = arguments
-        changing = [(side, key, part) for side, key, part in places if _changes(part)]
+        changing = rule.changing
         timed = [(side, key, _times(part, times)) for side, key, part in changing if isinstance(part, Time)]
         # Arguments of each step, in which states are put.
         self.prepared: list[tuple[list[Any], dict[str, Any]]] = []
-        held = places if rule.empties else []
-        own = {side for side, _, _ in changing + held}
+        held = rule.places if rule.empties else ()
+        own = {side for side, _, _ in (*changing, *held)}
         for place in range(len(times)):
             made: tuple[Any, Any] = args.copy() if 0 in own else args, kwargs.copy() if 1 in own else kwargs
             for side, key, _ in held:
@@ -74,11 +72,6 @@ class Request:
 
 
 _Maker = Callable[[int, States, Sequence[list[Tensor]]], Any]
-
-
-def _changes(rule: Any) -> bool:
-    leaves = leaves_of(rule)
-    return not all(isinstance(leaf, Constant) or (isinstance(leaf, Listed) and not leaf.state) for leaf in leaves)
 
 
 def _maker(rule: Any, value: Any, times: Tensor) -> _Maker:

@@ -72,6 +72,7 @@ class Session:
         self._stage, self._rounds_left = 0, 0
         self._undo = ExitStack()
         self.pipe, self._members = pipe, dict[str, Any]()
+        self._nets = tuple(modules_of(target_of(pipe)))
         if self._mode != "plain":
             self._members = {
                 IN_CALL: True,
@@ -94,7 +95,7 @@ class Session:
 
     def _networks(self) -> dict[str, Any]:
         """Views of all networks: of those that an understood loop does not call it is seen that it does not."""
-        nets = {name: getattr(self._pipe, name) for name in modules_of(target_of(self._pipe))}
+        nets = {name: getattr(self._pipe, name) for name in self._nets}
         call = self._on_call if self._mode == "known" else self._watched
         return {name: view(net, {"__call__": call(name, net)}) for name, net in nets.items()}
 
@@ -135,7 +136,7 @@ class Session:
 
     def _give_back(self) -> None:
         """The pipeline has its own parts again: what it does with them after its loop, as offloading them, stays."""
-        for name in (*modules_of(target_of(self._pipe)), "scheduler"):
+        for name in (*self._nets, "scheduler"):
             self._members.pop(name, None)
 
     def _watched(self, name: str, net: Any) -> Callable[..., Any]:

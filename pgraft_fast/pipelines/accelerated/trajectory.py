@@ -43,7 +43,6 @@ class Trajectory:
         """States at step `last` from those at step `first`. ends() after each step, if true, ends it."""
         # The scheduler knows its own timesteps; the model wants them on its device.
         timesteps = self.scheduler.timesteps
-        own = timesteps.narrow(0, first, last - first).unbind()
         if self.times is None or self.times.device != x.device:
             self.times = upload(timesteps, x.device)
         times = self.times.narrow(0, first, last - first)
@@ -53,7 +52,7 @@ class Trajectory:
         with torch.no_grad():
             # A plan is for one dtype.
             if plan is None or self.explanation.dtype is not x.dtype:
-                return self._one_by_one(x, own, requests, functions)
+                return self._one_by_one(x, timesteps[first:last].unbind(), requests, functions)
             return self._planned(plan, x, requests, functions)
 
     @property
@@ -80,44 +79,66 @@ class Trajectory:
         return (1.0, 0.0) if made.scale is None else (made.scale, made.rescale)
 
     def _planned(self, plan: StepPlan, x: Tensor, requests: Sequence[Request], functions: Functions) -> Tensor:
-        """The loop without the scheduler; what a step writes is the next model input, where nothing is in between.
+        """The loop without the scheduler."""
+        single = requests[0] if len(requests) == 1 else None
+        if single is not None and single.state is not None:
+            x, made = self._in_one_call(plan, x, single, single.state, functions[single.net])
+        else:
+            x, made = self._in_several(plan, x, requests, functions)
+        plan.steps = plan.steps[:made]
+        self.scheduler.planned_done(plan)
+        return x
+
+    def _in_several(
+        self, plan: StepPlan, x: Tensor, requests: Sequence[Request], functions: Functions
+    ) -> tuple[Tensor, int]:
+        """(the last state, steps made) of any loop."""
+        stepper, made = plan.bind(*self._guidance(), self.options.get("generator")), 0
+        for place, planned in enumerate(plan.steps):
+            seen = x / planned.scale if plan.scaled else x
+            answers = self._answers(place, States(seen), requests, functions)
+            x, made = stepper(place, x, *self._split(answers, x)), place + 1
+            if self.ends():
+                break
+        return x, made
+
+    def _in_one_call(
+        self, plan: StepPlan, x: Tensor, request: Request, state: tuple[int, Any, Whole], function: Callable[..., Any]
+    ) -> tuple[Tensor, int]:
+        """As `_in_several`; what a step writes is the next model input, where nothing is in between.
 
         A model call leaves no cache warm: each function that the loop touches costs a microsecond or two.
         """
-        single = requests[0] if len(requests) == 1 else None
-        alone = None if single is None or single.state is None else (single.prepared, *single.state)
-        doubled = alone is not None and self._writes_twice(alone[-1], x) and not plan.scaled
+        side, key, rule = state
+        doubled = self._writes_twice(rule, x) and not plan.scaled
         stepper = plan.bind(*self._guidance(), self.options.get("generator"), twice=doubled)
-        rows, ends, function = [step.row for step in plan.steps], self.ends, functions[requests[0].net]
-        halves, plain, direct = False, False, None
-        x_in, place = None, 0
-        for place in range(len(rows)):
-            seen = x / plan.steps[place].scale if plan.scaled else x
-            if alone is None:
-                answers = self._answers(place, States(seen), requests, functions)
-            else:
-                prepared, side, key, rule = alone
-                arguments: Any = prepared[place]
-                arguments[side][key] = rule.laid(seen) if x_in is None else x_in
-                answers = [answer_of(function(*arguments[0], **arguments[1]))]
-            moved: Tensor | None = None if direct is None else direct.step(rows[place], x, answers[0])
+        prepared, ends, scaled_down = request.prepared, self.ends, plan.scaled
+        halves, plain, direct, x_in, made = False, False, None, None, 0
+        for place, planned in enumerate(plan.steps):
+            arguments: Any = prepared[place]
+            if x_in is None:
+                x_in = rule.laid(x / planned.scale if scaled_down else x)
+            arguments[side][key] = x_in
+            answer = function(*arguments[0], **arguments[1])
+            if type(answer) is not Tensor:
+                answer = answer_of(answer)
+            moved: Tensor | None = None if direct is None else direct.step(planned.row, x, answer)
             if direct is None or moved is None:
                 if place == 0:
-                    halves, plain = self._is_halves(answers[0], x), self._is_plain(answers[0], x)
+                    halves, plain = self._is_halves(answer, x), self._is_plain(answer, x)
                 if halves:
-                    x = stepper(place, x, answers[0], halves=True)
+                    x = stepper(place, x, answer, halves=True)
                 else:
-                    x = stepper(place, x, *((answers[0], None) if plain else self._split(answers, x)))
+                    x = stepper(place, x, *((answer, None) if plain else self._split([answer], x)))
                 if place == 0 and (halves or plain):
                     direct = stepper.direct
                 x_in = stepper.doubled if doubled else None
             else:
                 x, x_in = moved, direct.x_in if doubled else None
+            made = place + 1
             if ends():
                 break
-        plan.steps = plan.steps[: place + 1]
-        self.scheduler.planned_done(plan)
-        return x
+        return x, made
 
     def _answers(self, place: int, states: States, requests: Sequence[Request], functions: Functions) -> list[Any]:
         answers: list[Any] = []
