@@ -89,17 +89,20 @@ class Understood:
 class Watch:
     """of(name, network): what a call of the network does; `step` after each step, `understood` after the call.
 
-    Nothing of what the pipeline does is changed. final: the state after the last step. Arguments are copied before each
-    call, since some loops write into their tensors.
+    Nothing of what the pipeline does is changed. final: the state after the last step. first: once it is explained, the
+    first iteration and the state after it. Arguments are copied before each call, since some loops write into their
+    tensors.
     """
 
     def __init__(self) -> None:
         self.why: str | None = None
+        self.first: tuple[Iteration, Tensor] | None = None
         self.iterations: list[Iteration] = []
         self.final: Tensor | None = None
         self._calls: list[NetCall] = []
         self._times: list[float] = []
         self._options: Any = None
+        self._after: Tensor | None = None
         self._explanation: Explanation | None = None
         self._stages: list[Stage] = []
 
@@ -135,6 +138,7 @@ class Watch:
             self._leave("options of its steps change")
         else:
             self._options, self.final = options, after.detach().clone()
+            self._after = self.final if self._after is None else self._after
             self._times.append(float(timestep))
             self._see(Iteration(seen.detach().clone(), timestep.reshape(()), calls, out.detach().clone()))
 
@@ -179,6 +183,8 @@ class Watch:
         if self._explanation is None:
             self._explain()
         if self._explanation is not None:
+            if self.first is None and self._after is not None:
+                self.first = self.iterations[0], self._after
             start = self._stages[-1].last if self._stages else 0
             self._stages.append(Stage.of(self._explanation, self.iterations[0].calls, start, end - start))
             self._explanation, self.iterations = None, []

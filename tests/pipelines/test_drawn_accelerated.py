@@ -13,6 +13,7 @@ from diffusers import ImagePipelineOutput
 from toy_pipeline import SCHEDULERS, Habits, ToyNet, ToyPipeline, toy
 
 from pgraft_fast import accelerate
+from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
 
 # What cannot be explained, and why.
 WHY = {
@@ -249,6 +250,18 @@ def test_a_network_whose_answer_another_one_takes(scheduler):
     for scale in (1.0, 3.0):
         check(pipe, plain, [(words, seed, {"guidance_scale": scale}) for seed, words in enumerate(("a", "bb", "ccc"))])
     assert len(pipe._pgraft_fast.known) == 3
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_step_that_would_be_another_one(scheduler, monkeypatch, caplog):
+    """Whatever is wrong in a loop of ours is seen before it draws a picture."""
+    monkeypatch.setattr(Trajectory, "_guidance", lambda self: (2.0 * self.explanation.scale, 0.0))
+    plain, pipe = (toy(scheduler=scheduler) for _ in range(2))
+    with caplog.at_level("INFO", logger="pgraft_fast"):
+        accelerate(pipe)
+        check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
+    line = "ToyPipeline: such calls run in its own loop: outside of it a step is another one"
+    assert [record.message for record in caplog.records] == [line]
 
 
 class Greedy(ToyNet):

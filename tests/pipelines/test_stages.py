@@ -8,7 +8,7 @@ from every_pipeline import build, call_of, prompts_of
 from toy_pipeline import Habits, ToyPipeline, toy
 
 from pgraft_fast import PGraftCallback, accelerate
-from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
+from pgraft_fast.pipelines.accelerated.runner import Runner
 from pgraft_fast.pipelines.calls import Calls
 
 STEPS = 8
@@ -105,8 +105,8 @@ CALLS = [("a cube", 1, {}), ("two cubes", 2, {}), ("a ball", 3, {"num_images_per
 )
 def test_each_stage_is_explained(plan, stages, scheduler, caplog, monkeypatch):
     plain, pipe, called = pair(scheduler=scheduler, plan=plan)
-    runs, run = [], Trajectory.run
-    monkeypatch.setattr(Trajectory, "run", lambda self, x, *args: (runs.append(args[:2]), run(self, x, *args))[1])
+    runs, run = [], Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, of, x, *steps: (runs.append(steps), run(self, of, x, *steps))[1])
     with caplog.at_level("INFO", logger="pgraft_fast"):
         assert list(check(plain, pipe, called, CALLS)) == [True] * 4
     assert not caplog.records

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 # Of results, as a share of the largest value: kernels that are chosen otherwise the second time.
-_ALLOWED = 1e-3
+ALLOWED = 1e-3
 
 
 class Randomness:
@@ -27,9 +27,10 @@ class Randomness:
         torch.set_rng_state(self._host)
         torch.cuda.set_rng_state_all(self._devices)
 
-    def rehearse(self, call: Callable[[], Any], wanted: Any) -> str | None:
+    def rehearse(self, call: Callable[[], Any], wanted: Any, allowed: float = ALLOWED) -> str | None:
         """From the states of here: why call() returns something else than wanted; None where it does not.
 
+        allowed: difference, as a share of the largest value.
         Generators are afterwards as they were before this.
         """
         after = Randomness(self._own)
@@ -40,7 +41,7 @@ class Randomness:
             return f"without it the pipeline raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         finally:
             after.put_back()
-        return None if _equal(result, wanted) else "its result depends on more than the last state"
+        return None if _equal(result, wanted, allowed) else "its result depends on more than the last state"
 
 
 def listed(generator: Any) -> list[torch.Generator]:
@@ -50,9 +51,9 @@ def listed(generator: Any) -> list[torch.Generator]:
     return list(generator) if isinstance(generator, (list, tuple)) else [generator]
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: Any, b: Any, allowed: float) -> bool:
     mine, others = list(_leaves(a)), list(_leaves(b))
-    return len(mine) == len(others) and all(_close(x, y) for x, y in zip(mine, others, strict=True))
+    return len(mine) == len(others) and all(_close(x, y, allowed) for x, y in zip(mine, others, strict=True))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -72,10 +73,10 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _close(a: Any, b: Any) -> bool:
+def _close(a: Any, b: Any, allowed: float) -> bool:
     if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
         return type(a) is type(b) and (a == b or not isinstance(a, (bool, int, float, str)))
     if a.shape != b.shape or a.dtype.kind not in "fiub":
         return False
     size = max(1e-12, float(np.abs(b).max(initial=0.0)))
-    return bool(np.abs(a.astype(np.float64) - b).max(initial=0.0) <= _ALLOWED * size)
+    return bool(np.abs(a.astype(np.float64) - b).max(initial=0.0) <= allowed * size)

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from pgraft_fast.pipelines.accelerated.beginning import Beginning, is_watched, tell
@@ -25,8 +24,9 @@ from pgraft_fast.pipelines.accelerated.kinds import modules_of
 from pgraft_fast.pipelines.accelerated.progress import Progress
 from pgraft_fast.pipelines.accelerated.requests import Arguments
 from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
-from pgraft_fast.pipelines.accelerated.steps import Untouched, after_step, steps_of
+from pgraft_fast.pipelines.accelerated.steps import after_step, as_asked, steps_of
 from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
+from pgraft_fast.pipelines.accelerated.watched_steps import WatchedSteps
 from pgraft_fast.pipelines.adapters.callback import PGraftCallback
 from pgraft_fast.pipelines.around import IN_CALL
 from pgraft_fast.pipelines.explain import NotExplainedError
@@ -56,7 +56,7 @@ class Session:
         self._pipe, self._runner = pipe, state.runner
         self._scheduler = target_of(pipe.scheduler)
         self._steps = steps_of(self._scheduler)
-        self._untouched: Untouched | None = None
+        self._watched_steps: WatchedSteps | None = None
         self._can_interrupt = hasattr(type(pipe), "interrupt")
         callback = bound.get("callback_on_step_end")
         self._handover = callback if isinstance(callback, PGraftCallback) else None
@@ -87,8 +87,7 @@ class Session:
             self._members.pop("interrupt", None)
 
     def _scheduler_members(self) -> dict[str, Any]:
-        scheduler = self._scheduler
-        members: dict[str, Any] = {"step": like(scheduler.step, self._on_step)}
+        scheduler, members = self._scheduler, {"step": like(self._scheduler.step, self._on_step)}
         if hasattr(scheduler, "scale_model_input"):
             members["scale_model_input"] = like(scheduler.scale_model_input, self._on_scale)
         return members
@@ -115,6 +114,9 @@ class Session:
             understood = watch.understood(self._steps.times().values, steps)
         except NotExplainedError as error:
             self.leave(str(error))
+            return None
+        if self._watched_steps is None or self._watched_steps.differs(understood.stages[0], watch.first):
+            self.leave("outside of it a step is another one")
             return None
         return None if any(is_watched(getattr(pipe, name)) for name in understood.nets) else understood
 
@@ -185,7 +187,7 @@ class Session:
             self._rounds_left -= 1
             if self._rounds_left <= 0:
                 self._end_stage()
-            return _as_asked(self._final, as_dict)
+            return as_asked(self._final, as_dict)
         if self._mode == "known":
             x = self._known_step(sample, timestep, args, kwargs)
         else:
@@ -202,7 +204,7 @@ class Session:
             # The loops that know `interrupt` skip their remaining rounds.
             self._members["interrupt"] = True
             self._give_back()
-        return _as_asked(x, as_dict)
+        return as_asked(x, as_dict)
 
     def _is_last_stage(self) -> bool:
         return self._understood is None or self._stage == len(self._understood.stages) - 1
@@ -250,11 +252,11 @@ class Session:
         assert watch is not None
         self._runner.check(x.device)
         seen = scaled(self._scheduler, x, timestep)
-        if self._untouched is None:
-            self._untouched = Untouched(self._scheduler)
         if watch.why is not None:
             return self._scheduler.step(out, timestep, x, **kwargs)
-        done, alone = self._untouched.step(out, timestep, x, kwargs)
+        if self._watched_steps is None:
+            self._watched_steps = WatchedSteps(self._scheduler)
+        done, alone = self._watched_steps.step(out, timestep, x, kwargs)
         options = {name: value for name, value in kwargs.items() if name != "return_dict"}
         after = after_step(done)
         watch.step(seen, timestep, x, out, options, after, alone)
@@ -295,7 +297,3 @@ class Session:
             last=stage.last,
             ends=self._progress.ends(target_of(self._pipe) if self._can_interrupt else None),
         )
-
-
-def _as_asked(x: Tensor, as_dict: bool) -> Any:
-    return SchedulerOutput(prev_sample=x) if as_dict else (x,)

@@ -1,15 +1,13 @@
-"""Steps of a trajectory by a scheduler that has no fast version; the check that a scheduler alone makes all steps."""
+"""Steps of a trajectory by a scheduler that has no fast version."""
 
-import copy
 import functools
 import inspect
 from typing import Any
 
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from pgraft_fast.pipelines.accelerated.rehearsal import Randomness
 from pgraft_fast.pipelines.standin import scaled
-from pgraft_fast.pipelines.trees import same
 from pgraft_fast.sampling.guidance import Guide
 from pgraft_fast.schedulers.fused import FusedScheduler, Times
 from pgraft_fast.schedulers.methods import Methods
@@ -71,34 +69,14 @@ def steps_of(scheduler: Any) -> Any:
     return OwnSteps(scheduler) if OwnSteps.serves(scheduler) else None
 
 
-class Untouched:
-    """Whether a loop leaves its scheduler alone between the steps: a copy of it then makes the same steps.
-
-    The copy is one of before the first step. Random numbers are drawn twice and count once.
-    """
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler, self._copy = scheduler, copy.deepcopy(scheduler)
-
-    def step(self, out: Tensor, timestep: Any, x: Tensor, options: dict[str, Any]) -> tuple[Any, bool]:
-        """(what `scheduler.step` returns, whether the copy returns the same)."""
-        before = Randomness(options.get("generator"))
-        done = self._scheduler.step(out, timestep, x, **options)
-        after = Randomness(options.get("generator"))
-        before.put_back()
-        try:
-            copied = self._copy.step(out, timestep, x, **options)
-        except Exception:
-            # As where the loop has set it back to an earlier step.
-            return done, False
-        finally:
-            after.put_back()
-        return done, same(after_step(done), after_step(copied))
-
-
 def after_step(done: Any) -> Any:
     """The next state, of what `scheduler.step` returned."""
     return done[0] if isinstance(done, tuple) else done.prev_sample
+
+
+def as_asked(x: Tensor, as_dict: bool) -> Any:
+    """What `scheduler.step` returns for the next state x."""
+    return SchedulerOutput(prev_sample=x) if as_dict else (x,)
 
 
 @functools.cache
