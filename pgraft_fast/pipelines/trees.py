@@ -32,15 +32,18 @@ def copied(value: Any) -> Any:
     return fresh(value, lambda tensor: tensor.detach().clone())
 
 
+def output_like(value: Any, made: Callable[[Tensor], Tensor]) -> Any:
+    """An output of the same kind, with other tensors."""
+    if isinstance(value, Tensor):
+        return made(value)
+    if isinstance(value, dict):
+        return type(value)({name: output_like(part, made) for name, part in value.items()})
+    return type(value)(output_like(part, made) for part in value) if isinstance(value, (list, tuple)) else value
+
+
 def zeros_like(value: Any) -> Any:
     """An output of the same kind that holds zeros and no graph."""
-    if isinstance(value, Tensor):
-        return torch.zeros_like(value, requires_grad=False)
-    if isinstance(value, dict):
-        return type(value)({name: zeros_like(part) for name, part in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(zeros_like(part) for part in value)
-    return value
+    return output_like(value, lambda tensor: torch.zeros_like(tensor, requires_grad=False))
 
 
 def same(a: Any, b: Any) -> bool:

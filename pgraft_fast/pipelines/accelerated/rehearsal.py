@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgraft_fast.pipelines.explain import NotExplainedError
+
 # Of results, as a share of the largest value: kernels that are chosen otherwise the second time.
 ALLOWED = 1e-3
 
@@ -37,6 +39,8 @@ class Randomness:
         self.put_back()
         try:
             result = call()
+        except NotExplainedError as error:
+            return str(error)
         except Exception as error:
             return f"without it the pipeline raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         finally:

@@ -13,7 +13,7 @@ state.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pgraft_fast.pipelines.accelerated.beginning import Beginning, is_watched, tell
 from pgraft_fast.pipelines.accelerated.kinds import modules_of
+from pgraft_fast.pipelines.accelerated.probe import Probe
 from pgraft_fast.pipelines.accelerated.progress import Progress
 from pgraft_fast.pipelines.accelerated.requests import Arguments
 from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
@@ -43,7 +44,7 @@ class NotAsUnderstoodError(Exception):
     """The loop did something else than in the call before."""
 
 
-class Session:
+class Session(AbstractContextManager["Session"]):
     """One call of a pipeline: `with Session(...) as session`, then the call of `session.pipe`.
 
     pipe: the pipeline, or a view of it. bound: the call's arguments by their names. rehearsed: what is understood of
@@ -60,17 +61,17 @@ class Session:
         self._can_interrupt = hasattr(type(pipe), "interrupt")
         callback = bound.get("callback_on_step_end")
         self._handover = callback if isinstance(callback, PGraftCallback) else None
-        self._rehearsed = rehearsed
-        known = Beginning("known", understood=rehearsed[0]) if rehearsed else None
+        self._rehearsed, self._probe = rehearsed, Probe() if rehearsed else None
+        known = rehearsed and Beginning("known", understood=rehearsed[0])
         beginning = known or Beginning.of(pipe, self._steps, bound, state.known)
         self._mode: str = beginning.mode
         self._understood, self._like = beginning.understood, beginning.like
         self.watch = Watch() if self._mode == "watched" else None
         self._arguments: list[Arguments] = []
         self._final: Any = None
-        self._progress = Progress(pipe, self._is_taken_over, self._is_over, shown=rehearsed is None)
-        self._stage, self._rounds_left = 0, 0
-        self._undo = ExitStack()
+        ends = self._is_over if rehearsed is None else lambda: False
+        self._progress = Progress(pipe, self._is_taken_over, ends, shown=rehearsed is None)
+        self._stage, self._rounds_left, self._undo = 0, 0, ExitStack()
         self.pipe, self._members = pipe, dict[str, Any]()
         self._nets = tuple(modules_of(target_of(pipe)))
         if self._mode != "plain":
@@ -94,12 +95,8 @@ class Session:
 
     def _networks(self) -> dict[str, Any]:
         """Views of all networks: of those that an understood loop does not call it is seen that it does not."""
-        nets = {name: getattr(self._pipe, name) for name in self._nets}
         call = self._on_call if self._mode == "known" else self._watched
-        return {name: view(net, {"__call__": call(name, net)}) for name, net in nets.items()}
-
-    def __enter__(self) -> "Session":
-        return self
+        return {name: view(net := getattr(self._pipe, name), {"__call__": call(name, net)}) for name in self._nets}
 
     def __exit__(self, *error: object) -> None:
         self._undo.close()
@@ -112,11 +109,10 @@ class Session:
         steps = getattr(pipe, "_num_timesteps", None) if hasattr(type(pipe), "num_timesteps") else None
         try:
             understood = watch.understood(self._steps.times().values, steps)
+            assert self._watched_steps is not None
+            self._watched_steps.check(understood.stages[0], watch.first)
         except NotExplainedError as error:
             self.leave(str(error))
-            return None
-        if self._watched_steps is None or self._watched_steps.differs(understood.stages[0], watch.first):
-            self.leave("outside of it a step is another one")
             return None
         return None if any(is_watched(getattr(pipe, name)) for name in understood.nets) else understood
 
@@ -155,7 +151,7 @@ class Session:
         return call
 
     def _on_call(self, name: str, net: Any) -> Callable[..., Any]:
-        """Of a network, in a known loop: its arguments are kept, and zeros are returned."""
+        """Of a network, in a known loop: its arguments are kept; zeros are returned, or what probes a rehearsed one."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             understood = self._understood
@@ -172,7 +168,8 @@ class Session:
                 raise NotAsUnderstoodError
             # Some pipelines go on with the same lists and dicts.
             self._arguments.append((fresh(args), fresh(kwargs)))
-            return stage.blanks[place]
+            blank = stage.blanks[place]
+            return blank if self._probe is None else self._probe.answer(blank, place)
 
         return call
 
@@ -187,9 +184,9 @@ class Session:
             self._rounds_left -= 1
             if self._rounds_left <= 0:
                 self._end_stage()
-            return as_asked(self._final, as_dict)
+            return as_asked(self._state(), as_dict)
         if self._mode == "known":
-            x = self._known_step(sample, timestep, args, kwargs)
+            self._final = self._known_step(model_output, sample, args, kwargs)
         else:
             if self._mode == "watched" and (args or model_output.requires_grad):
                 self._leave()
@@ -198,13 +195,16 @@ class Session:
             done = self._watched_step(model_output, timestep, sample, kwargs)
             if self._mode == "watched":
                 return done
-            x = self._final
-        self._final = x
         if self._can_interrupt and (self._is_last_stage() or getattr(target_of(self._pipe), "interrupt", False)):
             # The loops that know `interrupt` skip their remaining rounds.
             self._members["interrupt"] = True
             self._give_back()
-        return as_asked(x, as_dict)
+        return as_asked(self._state(), as_dict)
+
+    def _state(self) -> Tensor:
+        """What the loop gets in its rounds: the last state; in a rehearsal another one until its last round."""
+        last = self._probe is None or self._rounds_left <= 0 or self._members.get("interrupt")
+        return self._final if last or self._probe is None else self._probe.state(self._final)
 
     def _is_last_stage(self) -> bool:
         return self._understood is None or self._stage == len(self._understood.stages) - 1
@@ -233,7 +233,7 @@ class Session:
         else:
             self._mode, self._stage = "known", self._stage + 1
 
-    def _known_step(self, x: Tensor, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _known_step(self, out: Tensor, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """All steps, in the place of the first."""
         understood, timesteps = self._understood, self._scheduler.timesteps
         assert understood is not None
@@ -241,7 +241,8 @@ class Session:
         if args or len(self._arguments) != len(stage.explanation.calls) or len(timesteps) != understood.total:
             raise NotAsUnderstoodError
         self._begin_stage(stage)
-        if self._rehearsed is not None:
+        if self._rehearsed is not None and self._probe is not None:
+            self._probe.check(stage.explanation, x, out)
             self._arguments = []
             return self._rehearsed[1].clone()
         return self._take_over(self._trajectory(stage, kwargs), x, stage.first)

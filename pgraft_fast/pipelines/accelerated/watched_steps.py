@@ -10,7 +10,7 @@ from torch import Tensor
 from pgraft_fast.pipelines.accelerated.rehearsal import ALLOWED, Randomness
 from pgraft_fast.pipelines.accelerated.steps import after_step, steps_of
 from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
-from pgraft_fast.pipelines.explain import Iteration
+from pgraft_fast.pipelines.explain import Iteration, NotExplainedError
 from pgraft_fast.pipelines.trees import fresh, same
 from pgraft_fast.pipelines.watched import Stage
 
@@ -46,13 +46,12 @@ class WatchedSteps:
             after.put_back()
         return done, same(after_step(done), after_step(copied))
 
-    def differs(self, stage: Stage, first: tuple[Iteration, Tensor] | None) -> bool:
-        """Whether a trajectory makes another state in the first step. stage: the first one; first: see `Watch`.
+    def check(self, stage: Stage, first: tuple[Iteration, Tensor] | None) -> None:
+        """Raises NotExplainedError where a trajectory makes another state in the first step.
 
-        No network is called: their answers are those of then.
+        stage: the first one; first: see `Watch`. No network is called: their answers are those of then.
         """
-        if self._first is None or first is None:
-            return True
+        assert self._first is not None and first is not None
         iteration, after = first
         x, options, randomness = self._first
         answers: defaultdict[str, list[Any]] = defaultdict(list)
@@ -66,7 +65,8 @@ class WatchedSteps:
         functions = {name: _answering(outs) for name, outs in answers.items()}
         step = lambda: trajectory.run(x, stage.first, stage.first + 1, functions)  # noqa: E731
         allowed = _ROUNDED if after.element_size() < torch.float32.itemsize else ALLOWED
-        return randomness.rehearse(step, after, allowed) is not None
+        if randomness.rehearse(step, after, allowed) is not None:
+            raise NotExplainedError("outside of it a step is another one")
 
 
 def _answering(outs: list[Any]) -> Any:
