@@ -15,7 +15,10 @@ _LEAST, _MOST, _MOST_IN_HALF = -1.0, 4.0, 2.0
 
 
 class Probe:
-    """`answer` in the place of each call of a network, then `check` of what the loop made of them."""
+    """`answer` in the place of each call of a network, then `check` of what the loop made of them.
+
+    A choice that the loop makes neither for real states nor for drawn ones is not seen.
+    """
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(0)
