@@ -260,6 +260,7 @@ SLEEPS = """
 import os, re, time, torch
 from pathlib import Path
 from pgraft_fast import threads
+from pgraft_fast.threads import watch
 def own():
     return {int(path.name) for path in Path("/proc/self/task").iterdir()}
 def sleeps(task):
@@ -277,7 +278,7 @@ def count():
 """
 BUSY = """
 queue, at_first = iter(range(10**9)), own()
-threads._queued = lambda: float(next(queue))
+watch._queued = lambda: float(next(queue))
 team = threads.Team(None, torch.device("cpu"))
 for _ in range(2):
     with team:
@@ -294,7 +295,7 @@ TELL = "from pgraft_fast.waiting import waiting; found = waiting(); print(found[
 COUNT = "with threads.Team(None, torch.device('cpu')): print(threading.active_count())\n"
 # What a user's process finds that never said how to wait, one after the other.
 PARTS = {
-    "asleep": SLEEPS + "own_queue = threads._queued\n" + BUSY + "threads._queued = own_queue\n",
+    "asleep": SLEEPS + "own_queue = watch._queued\n" + BUSY + "watch._queued = own_queue\n",
     "untouched": "import pgraft_fast.sampling\n" + TELL + "\nprint('GOMP_SPINCOUNT' in os.environ)\n",
     "watched": "import threading\n" + COUNT,
     "queued": (

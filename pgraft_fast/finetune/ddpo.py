@@ -20,8 +20,9 @@ from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
+from pgraft_fast.sampling.answers import answer_of
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
-from pgraft_fast.sampling.rollout import answer_of, rows_of
+from pgraft_fast.sampling.rollout import rows_of
 from pgraft_fast.threads import team_of
 
 _SMALLEST_SPREAD = 1e-6

@@ -78,6 +78,7 @@ class _Twin(nn.Module):
         self._pairs = list(zip(module.modules(), self.twin.modules(), strict=True))
         self.calls_a_sample = calls_of(module)
         self.initial_state = getattr(module, "initial_state", None)
+        self.thread_safe = getattr(module, "thread_safe", False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         original = self._original[0]

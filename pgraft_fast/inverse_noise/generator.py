@@ -117,14 +117,17 @@ def generate(
 
     model(x, t[, condition]) -> dx/dt. Arguments as in `invert`, whose inverse this is. Raises InputError.
     """
-    velocity, plan = Velocity(model, dtype), flow_steps(steps, solver, grid=grid, eta=eta)
-    parts = []
-    with team_of(model, min(batch_size, noise.shape[0]), noise.shape[1:], noise.device):
-        for low in range(0, noise.shape[0], batch_size):
-            rows = slice(low, low + batch_size)
-            condition_rows = None if condition is None else condition[rows]
-            parts.append(forward(plan, velocity, as_state(noise[rows]), condition_rows))
-    return torch.cat(parts)
+    plan = flow_steps(steps, solver, grid=grid, eta=eta)
+    team = team_of(model, min(batch_size, noise.shape[0]), noise.shape[1:], noise.device)
+
+    def part(rows: slice) -> Tensor:
+        velocity = Velocity(model, dtype, check=team.check)
+        return forward(plan, velocity, as_state(noise[rows]), None if condition is None else condition[rows])
+
+    samples = []
+    for low in range(0, noise.shape[0], batch_size):
+        samples += team.run(slice(low, min(low + batch_size, noise.shape[0])), part)
+    return torch.cat(samples)
 
 
 def forward(plan: list[FlowStep], velocity: Velocity, x: Tensor, condition: Tensor | None) -> Tensor:

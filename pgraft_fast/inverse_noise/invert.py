@@ -1,8 +1,10 @@
 """Data pushed back through the exact inverse of a flow's discrete generator."""
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,34 +88,57 @@ def invert(
     for name, count in (("max_iterations", max_iterations), ("batch_size", batch_size)):
         if count < 1:
             raise InputError(f"{name}={count}: at least 1")
-    plan, velocity = flow_steps(steps, solver, grid=grid, eta=eta), Velocity(model, dtype, check=check)
-    noise, converged, round_trip, rates, calls = [], [], [], [], 0
+    plan = flow_steps(steps, solver, grid=grid, eta=eta)
     team = team_of(model, min(batch_size, x_0.shape[0]), x_0.shape[1:], x_0.device)
-    for low in range(0, x_0.shape[0], batch_size):
-        rows = slice(low, low + batch_size)
+    caller = threading.get_ident()
+
+    def go_on() -> None:
+        team.check()
+        # What may raise is for the caller's own thread.
+        if threading.get_ident() == caller:
+            check()
+
+    def part(rows: slice) -> _Part:
+        velocity = Velocity(model, dtype, check=go_on)
         x, condition_rows = as_state(x_0[rows]), None if condition is None else condition[rows]
-        before = velocity.calls
-        with team:
-            y, fine, rate = _one_batch(plan, velocity, x, condition_rows, tolerance, max_iterations)
-            calls += velocity.calls - before
-            back = forward(plan, velocity, y, condition_rows)
+        y, fine, rates = _solved(plan, velocity, x, condition_rows, tolerance, max_iterations)
+        calls = velocity.calls
+        back = forward(plan, velocity, y, condition_rows)
         off = (back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
         fine = fine & (off <= round_trip_limit)
-        noise.append(torch.where(fine.view(-1, *[1] * (y.ndim - 1)), y, torch.full_like(y, float("nan"))))
-        converged.append(fine)
-        round_trip.append(off)
-        rates.append(rate)
-        on_batch(x.shape[0])
-    of_step = _largest(torch.cat(rates, dim=1), dim=1)
+        noise = torch.where(fine.view(-1, *[1] * (y.ndim - 1)), y, torch.full_like(y, float("nan")))
+        return _Part(noise, fine, off, rates, calls)
+
+    parts: list[_Part] = []
+    for low in range(0, x_0.shape[0], batch_size):
+        high = min(low + batch_size, x_0.shape[0])
+        parts += team.run(slice(low, high), part)
+        on_batch(high - low)
+    of_step = _largest(torch.cat([done.rates for done in parts], dim=1), dim=1)
     inversion = Inversion(
-        torch.cat(noise), torch.cat(converged), torch.cat(round_trip), calls, float(_largest(of_step, dim=0)), of_step
+        torch.cat([done.noise for done in parts]),
+        torch.cat([done.converged for done in parts]),
+        torch.cat([done.round_trip for done in parts]),
+        sum(done.calls for done in parts),
+        float(_largest(of_step, dim=0)),
+        of_step,
     )
     if not bool(inversion.converged.all()):
         _LOG.warning("%s", inversion.summary())
     return inversion
 
 
-def _one_batch(
+class _Part(NamedTuple):
+    """Of some rows, see `Inversion`. rates: (S, B) contraction."""
+
+    noise: Tensor
+    converged: Tensor
+    round_trip: Tensor
+    rates: Tensor
+    calls: int
+
+
+def _solved(
     plan: list[FlowStep], velocity: Velocity, x: Tensor, condition: Tensor | None, tolerance: float, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Noise, whether every step converged, (S, B) contraction. A sample that failed is not worked on any more."""

@@ -48,6 +48,7 @@ class _WithGuidance:
 
     def __init__(self, model: Model, scale: float, null_condition: Tensor) -> None:
         self.model, self._scale, self._null = model, scale, null_condition
+        self.thread_safe = getattr(model, "thread_safe", False)
 
     def __call__(self, x: Tensor, t: Tensor, condition: Tensor) -> Guided:
         # Kept where it is asked for: a CUDA graph must not copy it from the host.

@@ -11,8 +11,9 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import COLUMNS, solver_step, weighted_mse
 from pgraft_fast.ops.checks import over_samples, wide
+from pgraft_fast.sampling.answers import answer_of, first_states
 from pgraft_fast.sampling.guidance import Guided, Model, calls_of
-from pgraft_fast.sampling.rollout import answer_of, first_states, rows_of
+from pgraft_fast.sampling.rollout import rows_of
 from pgraft_fast.sampling.solvers import make_steps, make_table
 from pgraft_fast.threads import team_of
 
@@ -93,16 +94,17 @@ def record(
     wide_dtype = torch.float64 if dtype is torch.float64 else torch.float32
     log_prob = torch.empty((steps, ids.numel()), dtype=wide_dtype, device=ids.device)
     x_0 = torch.empty(kept.shape[1:], dtype=dtype, device=ids.device)
-    run = _Recording(model, rows.coefficients, rows.time, seed, float(schedule.sigma(grid[0])), dtype)
     # As in `rollout`, which gives the same bits.
     team = team_of(model, min(batch_size, ids.numel()), tuple(shape), ids.device)
+    run = _Recording(model, rows.coefficients, rows.time, seed, float(schedule.sigma(grid[0])), dtype, team.check)
+
+    def part(of: slice) -> int:
+        x_0[of], calls = run.batch(ids[of], None if condition is None else condition[of], kept[:, of], log_prob[:, of])
+        return calls
+
     total = 0
     for low in range(0, ids.numel(), batch_size):
-        part = slice(low, low + batch_size)
-        with team:
-            x_0[part], calls = run.batch(
-                ids[part], None if condition is None else condition[part], kept[:, part], log_prob[:, part]
-            )
+        calls = sum(team.run(slice(low, min(low + batch_size, ids.numel())), part))
         total += calls
         if on_batch is not None:
             on_batch(calls)
@@ -129,6 +131,7 @@ class _Recording:
     seed: int
     initial_scale: float
     dtype: torch.dtype
+    check: Callable[[], None]
 
     @torch.no_grad()
     def batch(self, ids: Tensor, condition: Tensor | None, kept: Tensor, log_prob: Tensor) -> tuple[Tensor, int]:
@@ -142,6 +145,7 @@ class _Recording:
         x = self._keep(kept[0], first)
         calls = 0
         for step in range(len(times)):
+            self.check()
             answer = answer_of(self.model, x, times[step].expand(x.shape[0]), condition)
             calls += x.shape[0] * (calls_of(self.model) if answer.out_null is None else 2)
             done = solver_step(

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pgraft_fast.diffusion import Schedule, normal
+from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.ops import solver_step
+from pgraft_fast.sampling.answers import answer_of, first_states
 from pgraft_fast.sampling.graphs import GraphCache, weights_key
-from pgraft_fast.sampling.guidance import Guided, Model, calls_of
+from pgraft_fast.sampling.guidance import Model, calls_of
 from pgraft_fast.sampling.plan import Plan, make_plan
 from pgraft_fast.sampling.solvers import Step, Table, make_steps, make_table, model_evaluations
 from pgraft_fast.threads import team_of
@@ -84,7 +85,9 @@ def rollout(
     graphs: on CUDA, each side of the handover runs as one captured graph, kept here for the next rollout; the models
     must be modules then; their weights may change in place, and what else is switched in them stands in a `graph_key`.
     clip_x_0: limit of |predicted x_0|. on_batch(model_calls): called after each batch, may raise.
-    On a CPU a batch too small to share runs in one thread, see `threads`.
+    On a CPU a batch too small to share runs in one thread. One of a module with `thread_safe = True` (its calls write
+    nothing that another one reads) is cut into parts with a thread each, where that is worth it; others share each
+    operation. See `threads`.
 
     Raises InputError. Nothing in the loop reads a tensor back to the host.
     """
@@ -99,8 +102,10 @@ def rollout(
     grid = schedule.grid(steps, parameterization) if grid is None else grid.to("cpu", torch.float64)
     table = make_steps(schedule, grid, solver, parameterization, eta)
     plan = make_plan(schedule, grid, cuts=cuts, cut=cut, cut_logsnr=cut_logsnr, start=start, stop=stop)
+    above = model if tuned is None else tuned
+    team = team_of(above, min(batch_size, ids.numel()), tuple(shape), ids.device, model)
     run = _Trajectories(
-        above=model if tuned is None else tuned,
+        above=above,
         below=model,
         rows=make_table(table),
         plan=plan,
@@ -110,18 +115,21 @@ def rollout(
         clip=clip_x_0,
         dtype=dtype,
         graphs=graphs,
+        check=team.check,
     )
     calls = run.calls(table)
-    team = team_of(run.above, min(batch_size, ids.numel()), run.shape, ids.device, run.below)
+
+    def part(rows: slice) -> tuple[Tensor, dict[float, Tensor]]:
+        return run.batch(ids[rows], _rows(condition, rows), _rows(x_start, rows))
+
     final, kept = [], []
     for low in range(0, ids.numel(), batch_size):
-        rows = slice(low, low + batch_size)
-        with team:
-            x, states = run.batch(ids[rows], _rows(condition, rows), _rows(x_start, rows))
-        final.append(x)
-        kept.append(states)
+        high = min(low + batch_size, ids.numel())
+        for x, states in team.run(slice(low, high), part):
+            final.append(x)
+            kept.append(states)
         if on_batch is not None:
-            on_batch(calls * x.shape[0])
+            on_batch(calls * (high - low))
     return Rollout(
         final=torch.cat(final),
         t_final=float(grid[plan.last]),
@@ -157,6 +165,7 @@ class _Trajectories:
     clip: float | None
     dtype: torch.dtype
     graphs: GraphCache | None = None
+    check: Callable[[], None] = lambda: None
 
     @torch.no_grad()
     def batch(
@@ -219,6 +228,7 @@ class _Trajectories:
         for index in range(low, high):
             if index in self.plan.keep:
                 states[index] = x
+            self.check()
             x_t = x
             for stage, row in enumerate(self.rows.of_step[index]):
                 answer = answer_of(net, x, step_inputs.times[row].expand(x.shape[0]), step_inputs.condition)
@@ -244,37 +254,6 @@ class _Trajectories:
         middle = min(max(plan.handover, plan.first), plan.last)
         above, below = model_evaluations(table[plan.first : middle]), model_evaluations(table[middle : plan.last])
         return above * calls_of(self.above) + below * calls_of(self.below)
-
-
-def first_states(
-    model: Model, seed: int, sample_id: Tensor, condition: Tensor | None, shape: Sequence[int], scale: float,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """(n, *shape): noise of this scale, or what the model has as initial_state(seed, sample_id, condition)."""
-    own = getattr(model, "initial_state", None)
-    states = None if own is None else own(seed, sample_id, condition)
-    if states is None:
-        return normal(seed, sample_id, 0, tuple(shape), dtype=dtype).mul_(scale)
-    return states.to(dtype)
-
-
-class _Answer(NamedTuple):
-    """What `solver_step` takes of a model."""
-
-    out: Tensor
-    out_null: Tensor | None
-    scale: float
-
-
-def answer_of(net: Model, x: Tensor, times: Tensor, condition: Tensor | None) -> _Answer:
-    """The model's answer, with guidance or without. times: (B,). Raises InputError where it has another shape."""
-    output = net(x, times) if condition is None else net(x, times, condition)
-    answer = _Answer(*output) if isinstance(output, Guided) else _Answer(output, None, 1.0)
-    for out in answer[:1] if answer.out_null is None else answer[:2]:
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
-    return answer
 
 
 def rows_of(condition: Tensor | None, ids: Tensor) -> Tensor | None:

@@ -23,6 +23,9 @@ class DigitsDiT(nn.Module):
     x: (B, 1, 8, 8). t: (B,) in [0, 1]. label: (B,) int64 in 0 ... 9, or 10 for "any digit".
     """
 
+    # See `rollout`.
+    thread_safe = True
+
     def __init__(self, width: int = 64, depth: int = 3, heads: int = 4, patch: int = 2) -> None:
         super().__init__()
         self.patch = patch
