@@ -8,15 +8,16 @@ instead with PGRAFT_FAST_TRACEBACK=1), 130 stopped by the user, 141 nobody reads
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
+from pgraft_fast.commands.exits import status_of
 from pgraft_fast.commands.options import F, check_writable, checked
-from pgraft_fast.errors import InputError, PgraftError, StoppedError, StorageError
+from pgraft_fast.commands.output import Json, check_json, emit
+from pgraft_fast.errors import InputError, StoppedError
 from pgraft_fast.schema import Count, Repetitions, Scale, Seed, Steps, Threads
 from pgraft_fast.waiting import wait_passively
 
@@ -27,9 +28,6 @@ def command(name: str | None = None) -> Callable[[F], F]:
     """A subcommand; its options are checked first."""
     add = app.command(name=name)
     return lambda function: add(checked(function))
-
-
-Json = Annotated[str | None, arg(metavar="FILE", help='write the result as JSON to FILE; "-" is stdout')]
 
 
 @command()
@@ -48,17 +46,17 @@ def demo(
     """Methods side by side at equal compute: GRAFT and P-GRAFT on handwritten digits; with DDPO on text to image."""
     from pgraft_fast.runs.terminal import Terminal
 
-    _check_json(json)
+    check_json(json)
     if what == "shapes":
         from pgraft_fast.commands.comparison import ComparisonSettings
         from pgraft_fast.commands.demo_shapes import run_shapes_demo
 
         shapes = ComparisonSettings(seeds=tuple(range(seeds or 1)))
-        _emit(run_shapes_demo(shapes, out or Path("runs/demo-shapes"), Terminal()), json)
+        emit(run_shapes_demo(shapes, out or Path("runs/demo-shapes"), Terminal()), json)
         return
     from pgraft_fast.commands.demo import DemoSettings, run_demo
 
-    _emit(run_demo(DemoSettings(seeds=seeds or 3), out or Path("runs/demo"), Terminal()), json)
+    emit(run_demo(DemoSettings(seeds=seeds or 3), out or Path("runs/demo"), Terminal()), json)
 
 
 @command()
@@ -78,18 +76,18 @@ def finetune(
     from pgraft_fast.commands.text_config import read_run_config
     from pgraft_fast.runs.terminal import Terminal
 
-    _check_json(json)
+    check_json(json)
     settings = read_run_config(config, run, reward)
     if dry_run:
         from pgraft_fast.commands.dry_run import dry_run as dry
 
-        _emit(dry(settings, Terminal()), json)
+        emit(dry(settings, Terminal()), json)
         return
     try:
         result = run_finetune(settings, Terminal())
     except StoppedError as error:
         raise StoppedError(f"{error}; finished rounds are safe, the same command goes on from there") from error
-    _emit(result, json)
+    emit(result, json)
 
 
 @command()
@@ -105,8 +103,8 @@ def plan(
     from pgraft_fast.commands.text_config import read_run_config
     from pgraft_fast.runs.terminal import Terminal
 
-    _check_json(json)
-    _emit(plan_run(read_run_config(config, None, None), out, Terminal()), json)
+    check_json(json)
+    emit(plan_run(read_run_config(config, None, None), out, Terminal()), json)
 
 
 @command()
@@ -127,8 +125,8 @@ def sample(
     """Draw samples."""
     from pgraft_fast.commands.sample import sample as draw
 
-    _check_json(json)
-    _emit(
+    check_json(json)
+    emit(
         draw(
             source, out, n=n, seed=seed, prompt=prompt, steps=steps, solver=solver, guidance=guidance, base=base
         ),
@@ -142,10 +140,10 @@ def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json
     """Write the report of a finished run again."""
     from pgraft_fast.commands.report import rebuild_report
 
-    _check_json(json)
+    check_json(json)
     result = rebuild_report(run)
     print(result["report"], file=sys.stderr)
-    _emit(result, json)
+    emit(result, json)
 
 
 @command()
@@ -153,8 +151,8 @@ def info(*, json: Json = None) -> None:
     """Versions, devices, threads and how they wait, shipped weights."""
     from pgraft_fast.commands.info import info as collect
 
-    _check_json(json)
-    _emit(collect(), "-" if json is None else json)
+    check_json(json)
+    emit(collect(), "-" if json is None else json)
 
 
 @command("train-base")
@@ -169,11 +167,11 @@ def train_base(
     """Train a task's shipped weights again, by the recipe that made them; or the base flow of a config."""
     from pgraft_fast.commands.train_base import train_base as train
 
-    _check_json(json)
+    check_json(json)
     if task.endswith(".toml"):
-        _emit(_correct(Path(task), None, ("train-base",)), json)
+        emit(_correct(Path(task), None, "train-base"), json)
         return
-    _emit(train(task, out, seed), json)
+    emit(train(task, out, seed), json)
 
 
 Config = Annotated[Positional[Path], arg(metavar="CONFIG.toml")]
@@ -183,24 +181,22 @@ Run = Annotated[str | None, arg(help="run folder, in place of the config's")]
 @command()
 def correct(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """Correct the noise of a flow: train its base, invert the data, fit the correctors, evaluate, report."""
-    from pgraft_fast.commands.correct import STAGES
-
-    _check_json(json)
-    _emit(_correct(config, run, STAGES), json)
+    check_json(json)
+    emit(_correct(config, run), json)
 
 
 @command()
 def invert(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """The second stage of `correct`: push the data back through the base."""
-    _check_json(json)
-    _emit(_correct(config, run, ("invert",)), json)
+    check_json(json)
+    emit(_correct(config, run, "invert"), json)
 
 
 @command("fit-corrector")
 def fit_corrector(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """The third stage of `correct`: learn the law of the inverse noise."""
-    _check_json(json)
-    _emit(_correct(config, run, ("fit-corrector",)), json)
+    check_json(json)
+    emit(_correct(config, run, "fit-corrector"), json)
 
 
 @command()
@@ -216,18 +212,18 @@ def evaluate(
     json: Json = None,
 ) -> None:
     """Base and tuned side by side on held-out or other prompts; or the last stage of `correct`."""
-    _check_json(json)
+    check_json(json)
     if source.suffix == ".toml":
         if prompts is not None or samples is not None:
             raise InputError("--prompts and --samples belong to a text-to-image run: give its folder")
-        _emit(_correct(source, run, ("evaluate",)), json)
+        emit(_correct(source, run, "evaluate"), json)
         return
     from pgraft_fast.commands.evaluate_text import evaluate_run
     from pgraft_fast.runs.terminal import Terminal
 
     if run is not None:
         raise InputError(f"--run {run}: belongs to a config; the run is {source}")
-    _emit(evaluate_run(str(source), prompts, samples, Terminal()), json)
+    emit(evaluate_run(str(source), prompts, samples, Terminal()), json)
 
 
 @command()
@@ -242,21 +238,15 @@ def export(
     """Write the adapter of a run again, under other names."""
     from pgraft_fast.commands.export import export as write
 
-    _check_json(json)
-    _emit(write(run, out, format), json)
+    check_json(json)
+    emit(write(run, out, format), json)
     print(out, file=sys.stderr)
 
 
-def _correct(config: Path, run: str | None, stages: tuple[str, ...]) -> dict[str, Any]:
-    from pgraft_fast.commands.correct import correct as run_stages
-    from pgraft_fast.commands.correct_config import read_correct_config
-    from pgraft_fast.runs.terminal import Terminal
+def _correct(config: Path, run: str | None, *stages: str) -> dict[str, Any]:
+    from pgraft_fast.commands.correct import STAGES, correct_file
 
-    settings = read_correct_config(config, {"run": run})
-    try:
-        return run_stages(settings, Terminal(), stages)
-    except StoppedError as error:
-        raise StoppedError(f"{error}; what is finished is safe, the same command goes on from there") from error
+    return correct_file(config, run, stages or STAGES)
 
 
 @command()
@@ -290,11 +280,11 @@ def bench(
         raise InputError(
             "the benchmarks come with the source, not with the package: git clone it and run make bench"
         ) from error
-    _check_json(json)
+    check_json(json)
     check_writable("--csv", csv)
     size = "smoke" if smoke else "quick" if quick else "full"
     result = measure(what, csv=csv, size=size, backend=backend, threads=threads, only=only)
-    _emit(result, json)
+    emit(result, json)
     return 1 if result["failed"] else 0
 
 
@@ -304,57 +294,7 @@ def main(args: list[str] | None = None) -> int:
     # Libraries that tell of what they lack, or how they load, while the result is what counts.
     for name, value in (("TRANSFORMERS_VERBOSITY", "error"), ("HF_HUB_DISABLE_PROGRESS_BARS", "1")):
         os.environ.setdefault(name, value)
-    try:
-        return app.cli(prog="pgraft-fast", args=args) or 0
-    except StoppedError as error:
-        return _fail(error, 130)
-    except PgraftError as error:
-        return _fail(error, 2)
-    except KeyboardInterrupt:
-        return _fail("stopped", 130)
-    except BrokenPipeError:
-        # What is left in the buffers has nowhere to go when the interpreter ends.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 141
-    except Exception as error:
-        if os.environ.get("PGRAFT_FAST_TRACEBACK", "") not in ("", "0"):
-            raise
-        from pgraft_fast.commands.surprise import message_of
-
-        return _fail(message_of(error, sys.argv[1:] if args is None else args), 70)
-
-
-def _fail(error: PgraftError | str, status: int) -> int:
-    # The terminal may be gone, too; without a stderr, print would take stdout.
-    with suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print(f"pgraft-fast: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    return status
-
-
-def _check_json(path: str | None) -> None:
-    """Before any work: the result must have a place to go."""
-    if path != "-":
-        check_writable("--json", path)
-
-
-def _emit(result: dict[str, Any], path: str | None) -> None:
-    from pgraft_fast.files import to_json, write_file
-
-    if path == "-":
-        if sys.stdout is None:
-            raise StorageError("--json -: stdout is closed")
-        try:
-            sys.stdout.write(to_json(result).decode())
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise StorageError(f"--json -: stdout cannot be written ({error.strerror})") from error
-    elif path is not None:
-        write_file(Path(path), to_json(result))
+    return status_of(lambda: app.cli(prog="pgraft-fast", args=args), args)
 
 
 if __name__ == "__main__":

@@ -330,9 +330,11 @@ def plain():
 
 
 def test_threads_sleep_while_the_machine_is_busy(plain):
-    """Told by the queue for the cores, in a user's process; the threads that bring it about are gone afterwards."""
+    """Told by the queue for the cores, in a user's process; the threads that bring it about are gone afterwards. On a
+    quiet machine next to none sleeps otherwise; on a busy one some find their work waiting, and do not sleep either.
+    """
     found = [int(word) for word in plain["asleep"]]
-    assert len(found) == 2 and min(found) > 200
+    assert len(found) == 2 and min(found) > 50
 
 
 def test_a_queue_of_other_processes_is_seen(plain):

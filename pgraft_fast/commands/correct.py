@@ -18,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pgraft_fast.amounts import duration
-from pgraft_fast.commands.correct_config import CorrectConfig
+from pgraft_fast.commands.correct_config import CorrectConfig, read_correct_config
 from pgraft_fast.commands.devices import device_of
 from pgraft_fast.diagnostics import inception_features
-from pgraft_fast.errors import CheckpointError, InputError
+from pgraft_fast.errors import CheckpointError, InputError, StoppedError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, lasting
@@ -56,6 +56,14 @@ def correct(config: CorrectConfig, terminal: Terminal, stages: tuple[str, ...] =
     run = Path(config.run)
     with run_lock(run), stop_on_signals() as stop:
         return _Correct(config, run, terminal, stop).do(stages)
+
+
+def correct_file(config: Path, run: str | None, stages: tuple[str, ...]) -> dict[str, Any]:
+    """As a TOML file says. run: its folder, in place of the config's."""
+    try:
+        return correct(read_correct_config(config, {"run": run}), Terminal(), stages)
+    except StoppedError as error:
+        raise StoppedError(f"{error}; what is finished is safe, the same command goes on from there") from error
 
 
 def load_flow_task(config: CorrectConfig) -> FlowTask:
