@@ -5,6 +5,7 @@ from typing import Any
 
 from pgraft_fast_benchmarks import (
     bench_inverse,
+    bench_lora,
     bench_philox_normal,
     bench_reward_filter,
     bench_solver_step,
@@ -17,11 +18,14 @@ GOALS = goals.GOALS
 SHOWN = ("diffusers", "compile", "eager", "torch", "copy")
 DETAILS: dict[str, str] = {}
 DETAILS_NOTE = ""
+_BENCHES = (
+    bench_solver_step, bench_philox_normal, bench_reward_filter, bench_training, bench_inverse, bench_lora,
+)  # fmt: skip
 
 
 def cases(settings: Settings) -> Iterator[Case]:
     """Their names and sizes; tensors are made when a case is measured."""
-    for bench in (bench_solver_step, bench_philox_normal, bench_reward_filter, bench_training, bench_inverse):
+    for bench in _BENCHES:
         yield from bench.cases(settings)
 
 

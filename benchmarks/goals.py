@@ -63,5 +63,6 @@ GOALS = (
     Goal("reward_filter", "top 4", _GROUPS, "torch", 4.0),
     Goal("reward_filter", "top 4 + gather", _GROUPS, "torch", 1.5),
     Goal("reward_filter", "top 4 + gather", _GROUPS, "copy", 1.5, faster=False),
+    Goal("lora", "rank 32", (32, 4, 8, 8), "base", 1.05, faster=False),
     Goal("weighted_mse", "forward+backward", (64, 4, 64, 64), "eager", 4.0),
 )

@@ -16,6 +16,7 @@ from pgraft_fast.pipelines.facts import Facts
 from pgraft_fast.pipelines.fast import FastLoop
 from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.pipelines.loras import Adapters
+from pgraft_fast.pipelines.merged import Merged
 from pgraft_fast.pipelines.switches import switches_of
 from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED, WATCHED, Key, Ways
 
@@ -26,16 +27,17 @@ class Driven(nn.Module):
     Returns what the pipeline hands to its scheduler, guidance applied, of x's shape and dtype. Where its loop is
     explained, all rows go through the denoiser at once; else rows of one prompt and time are one iteration of a driven
     loop, others follow one by one. Several share a network: with other LoRAs on, called in other ways. way: GUIDED,
-    UNGUIDED, or a scale of guidance. why: of each way, why its loop is driven; None where it is explained.
+    UNGUIDED, or a scale of guidance. why: of each way, why its loop is driven; None where it is explained. samples: is
+    called for samples, not for what was or is trained on, with the LoRA in the form that is fastest, see `Merged`.
     """
 
     def __init__(
         self, facts: Facts, net: nn.Module, ways: Ways, *, way: Key = GUIDED, adapters: Adapters | None = None,
-        adapter: str | None = None,
+        adapter: str | None = None, samples: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.facts, self.net, self.way, self._ways = facts, net, way, ways
-        self.adapters, self.adapter = adapters, adapter
+        self.adapters, self.adapter, self.samples = adapters, adapter, samples
         self.calls_a_sample = ways.ways[way].evaluations
 
     @classmethod
@@ -73,14 +75,16 @@ class Driven(nn.Module):
     @property
     def graph_key(self) -> tuple[Any, ...]:
         """What a captured graph must not be shared over. The LoRA is switched on: others share the network."""
-        self._switch()
+        merged = self._switch()
         fast = self._prepared()
         table = () if fast is None else fast.graph_key
-        return self.adapter, self.way, table, tuple(switches_of(module) for module in self.net.modules())
+        made = () if merged is None else merged.key
+        return self.adapter, self.way, table, made, tuple(switches_of(module) for module in self.net.modules())
 
-    def like(self, *, way: Key | None = None, adapter: str | None = None) -> "Driven":
-        """Another on the same network, by default with the same LoRA and called in the same way. Raises InputError for
-        a scale of guidance that the pipeline does not take.
+    def like(self, *, way: Key | None = None, adapter: str | None = None, samples: bool | None = None) -> "Driven":
+        """Another on the same network, by default with the same LoRA, called in the same way and for the same.
+
+        Raises InputError for a scale of guidance that the pipeline does not take.
         """
         if self.adapters is not None and way is not None and way not in self._ways.ways:
             # It is watched with the network as it was.
@@ -88,6 +92,7 @@ class Driven(nn.Module):
         return Driven(
             self.facts, self.net, self._ways, way=self.way if way is None else self._ways.key(way),
             adapters=self.adapters, adapter=self.adapter if adapter is None else adapter,
+            samples=self.samples if samples is None else samples,
         )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Driven":
@@ -95,14 +100,14 @@ class Driven(nn.Module):
         net = copy.deepcopy(self.net, memo)
         return Driven(
             self.facts, net, self._ways.with_net(net), way=self.way, adapters=copy.deepcopy(self.adapters, memo),
-            adapter=self.adapter,
+            adapter=self.adapter, samples=self.samples,
         )  # fmt: skip
 
     def compiled(self, compile: Callable[[nn.Module], Any]) -> "Driven":
         """The same with its networks compiled; what is around them reads prompts on the host."""
         return Driven(
             self.facts, self.net, self._ways.compiled(compile), way=self.way, adapters=self.adapters,
-            adapter=self.adapter,
+            adapter=self.adapter, samples=self.samples,
         )  # fmt: skip
 
     def train(self, mode: bool = True) -> "Driven":
@@ -114,7 +119,13 @@ class Driven(nn.Module):
         self._ways.wanted[:] = numbers
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        self._switch()
+        merged = self._switch()
+        if merged is None:
+            return self._output(x, t, condition)
+        with merged.in_place():
+            return self._output(x, t, condition)
+
+    def _output(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         fast = self._prepared()
         if fast is not None:
             return fast.output(x, self.facts.times.of_times(t), condition)
@@ -158,9 +169,14 @@ class Driven(nn.Module):
         for driver in self.drivers.values():
             driver.close()
 
-    def _switch(self) -> None:
-        if self.adapters is not None:
-            self.adapters.use(self.adapter)
+    def _switch(self) -> Merged | None:
+        """Turn the LoRA on, or what stands for it."""
+        if self.adapters is None:
+            return None
+        if self.samples and not torch.is_grad_enabled():
+            return self.adapters.sampling(self.adapter)
+        self.adapters.use(self.adapter)
+        return None
 
     def _prepared(self) -> FastLoop | Experts | None:
         fast = self.fast[self.way]

@@ -39,7 +39,7 @@ class LoraLearner(Learner):
         adapters = denoiser.adapters = Adapters(net, TUNED)
         self.reference = denoiser.like()
         self.model = denoiser.like(way=UNGUIDED, adapter=TUNED)
-        self.ema = denoiser.like(adapter=EMA, way=way)
+        self.ema = denoiser.like(adapter=EMA, way=way, samples=True)
         self._start(values, averages, settings)
         self.sampled = denoiser.like(adapter=TUNED)
         self.frozen = denoiser.like(way=UNGUIDED)

@@ -1,5 +1,6 @@
 """LoRAs of a denoiser: which layers get one, and which of several is on."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.pipelines.merged import Merged
 from pgraft_fast.schema import Name, Positive, Settings
 
 # Quantised ones are subclasses.
@@ -34,6 +36,7 @@ class Adapters:
     def __init__(self, net: nn.Module, trained: str) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        self._net = net
         self._layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, BaseTunerLayer)]
         self._trained = [weight for name, weight in net.named_parameters() if f".{trained}." in name]
         self._frozen = [
@@ -41,6 +44,30 @@ class Adapters:
             if ".lora_" in f".{name}" and f".{trained}." not in f".{name}"
         ]  # fmt: skip
         self._on: str | None = "?"
+        self._merged: dict[str, Merged] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Adapters":
+        """Of a copy of the network, which calls nothing that was made for this one."""
+        copied = copy.copy(self)
+        copied._net, copied._layers, copied._trained, copied._frozen = copy.deepcopy(
+            (self._net, self._layers, self._trained, self._frozen), memo
+        )
+        copied._on, copied._merged = "?", {}
+        return copied
+
+    def sampling(self, name: str | None) -> Merged | None:
+        """Turn a LoRA on in the form for sampling; None where it has none, and is on as it is."""
+        if name is None:
+            self.use(None)
+            return None
+        if name not in self._merged:
+            self._merged[name] = Merged(self._net, self._layers, name)
+        merged = self._merged[name]
+        if not merged.ready():
+            self.use(name)
+            return None
+        self.use(name if merged.on else None)
+        return merged
 
     def use(self, name: str | None) -> None:
         """Turn this one on, or all off."""

@@ -41,7 +41,8 @@ def test_every_gate_is_green_and_every_row_whole(result):
     assert data["failed"] == 0 and data["size"] == "smoke"
     for row in data["rows"]:
         assert row["gate"] == "ok", row
-        assert set(row) - {"note"} == KEYS
+        # A whole network has no least traffic.
+        assert set(row) - {"note"} == (KEYS - {"bytes"} if row["op"] == "lora" else KEYS)
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"]
         assert all(isinstance(size, int) for size in row["shape"])
 
@@ -73,7 +74,7 @@ def test_it_tells_where_it_was_measured(result):
 def test_goals_name_cases_that_exist():
     known = {(case.op, case.case, case.shape) for case in bench_ops.cases(Settings(torch.device("cpu")))}
     assert {(goal.op, goal.case, goal.shape) for goal in GOALS} <= known
-    assert len(GOALS) == 11
+    assert len(GOALS) == 12
 
 
 def test_goals_are_judged_in_their_sense():

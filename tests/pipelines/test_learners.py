@@ -1,44 +1,19 @@
 """LoRA and full learners on a pipeline's denoiser: what is trained, what stays, and that one network serves all."""
 
-import math
 import re
 
 import pytest
 import torch
-from denoisers import denoiser, schedule_of
+from denoisers import SETTINGS, answer, denoiser, learn
 from pipelines import build
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune import Kept, TrainSettings, train
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.pipelines.learners import FullLearner, LoraLearner
 from pgraft_fast.pipelines.loras import Lora
 from pgraft_fast.pipelines.ways import UNGUIDED
 from pgraft_fast.sampling import calls_of
-
-SETTINGS = TrainSettings(steps=2, batch_size=4, learning_rate=1e-2, ema=0.5)
-
-
-def kept(shape, rows=6):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, *shape, generator=generator)
-    return Kept(x, torch.arange(rows), torch.arange(rows) % 2, 0.3)
-
-
-def learn(learner, **more):
-    model = learner.ema
-    schedule, parameterization = schedule_of(model)
-    given = {"parameterization": parameterization, "seed": 0, "null_condition": torch.tensor(2)} | more
-    return train(learner, kept(model.facts.shape), schedule, **given)
-
-
-def answer(model, x=None):
-    # Of a twin, too.
-    shape = getattr(model, "_original", [model])[0].facts.shape
-    x = torch.linspace(-1, 1, 2 * math.prod(shape)).view(2, *shape) if x is None else x
-    with torch.no_grad():
-        return model(x, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
@@ -111,7 +86,9 @@ def test_twins_with_other_linear_layers_share_the_lora():
 
 
 def test_compiled_is_the_network_alone(monkeypatch):
-    """One graph of it, whatever prompts and times are asked for, and the same answers with a LoRA and without."""
+    """One graph of it, whatever prompts and times are asked for, and the same answers with a LoRA and without; one that
+    is added to the weights takes none of its own.
+    """
     graphs, compile_ = [], torch.compile
 
     def counted(graph, inputs):
@@ -123,19 +100,19 @@ def test_compiled_is_the_network_alone(monkeypatch):
     learner = LoraLearner(denoiser(pipe, 3.0), SETTINGS, Lora(rank=2), seed=1)
     learn(learner)
     run = Execution("compile", torch.device("cpu"))
-    for model in (learner.reference, learner.ema):
+    for model, new in ((learner.reference, 1), (learner.ema, 0), (learner.sampled, 1)):
         compiled = run.of(model)
         assert run.of(model) is compiled and run.original(compiled) is model
         wanted = answer(model)
         before = len(graphs)
         assert torch.allclose(answer(compiled), wanted, atol=1e-5)
-        assert len(graphs) == before + 1 and graphs[-1] > 100
+        assert len(graphs) == before + new and graphs[-1] > 100
         x = torch.randn(2, *model.facts.shape)
         for numbers, times in (([0, 0], [0.2, 0.3]), ([2, 1], [0.8, 0.1])):
             given = x, torch.tensor(times), torch.tensor(numbers)
             with torch.no_grad():
                 assert torch.allclose(compiled(*given), model(*given), atol=1e-5)
-        assert len(graphs) == before + 1
+        assert len(graphs) == before + new
 
 
 def test_all_weights():
