@@ -45,7 +45,8 @@ def _providers(shape: tuple[int, ...], settings: Settings) -> Sequence[Provider]
     beside = _call(learner.ema.like(samples=False), x, times, prompts)
     added = _call(learner.ema, x, times, prompts)
     return [
-        Provider("ours", added, lambda: near(added(), beside())),
+        # A GPU's convolutions round to TF32, in other places once the weights are sums.
+        Provider("ours", added, lambda: near(added(), beside(), 1e-5 if settings.device.type == "cpu" else 2e-3)),
         Provider("beside", beside, lambda: None),
         Provider("base", _call(learner.reference, x, times, prompts), lambda: None),
     ]

@@ -24,7 +24,7 @@ class OtherCache(GraphCache):
     def captures(self, device):
         return True
 
-    def _capture(self, function, inputs, generators):
+    def _capture(self, function, inputs, generators, compiled):
         return self.other(function, inputs, generators)
 
 

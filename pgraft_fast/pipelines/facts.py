@@ -259,7 +259,7 @@ def _lowest(way: Way, times: Times, own: Record, number: int, denoiser: str) -> 
 
     @torch.no_grad()
     def is_called(t: float) -> bool:
-        loop.output(x, torch.tensor(times.of_time(t)).to(way.state.time))
+        loop.output(x, torch.tensor(times.of_time(t), device=way.state.device).to(way.state.time))
         return denoiser in loop.called
 
     try:

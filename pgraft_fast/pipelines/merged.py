@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.errors import is_out_of_memory
+from pgraft_fast.pipelines.switches import runs_hooks
 
 _LOG = logging.getLogger(__name__)
 # The share of the LoRA, as a root of squares over all layers, that rounding the sums may change.
 _LEAST_LOST = 0.01
-_OFFLOADED = ("_hf_hook", "_diffusers_hook")
 # Of a GPU's free memory.
 _MOST_TAKEN = 0.25
 
@@ -35,8 +35,7 @@ class Merged:
     def __init__(self, net: nn.Module, layers: list[Any], name: str) -> None:
         self._name = name
         self._layers = [layer for layer in layers if name in layer.lora_A or name in layer.lora_embedding_A]
-        self._fits = bool(self._layers) and all(_fits(layer, name) for layer in self._layers)
-        self._fits = self._fits and not any(hasattr(part, hook) for part in net.modules() for hook in _OFFLOADED)
+        self._fits = bool(self._layers) and all(_fits(layer, name) for layer in self._layers) and not runs_hooks(net)
         self._made_of: list[int] | None = None
         # The dictionaries of parameters that take other ones, by their keys.
         self._places: list[tuple[dict[str, Any], str, nn.Parameter]] = []

@@ -2,6 +2,23 @@
 
 from typing import Any
 
+from torch import nn
+
+
+def runs_hooks(module: nn.Module) -> bool:
+    """Whether hooks of accelerate, of diffusers or of torch run in it or within: they bring weights in and take them
+    out, cast them, or see what goes through.
+
+    An empty registry of diffusers is none: its `cache_context` makes one in every call.
+    """
+    for part in module.modules():
+        registry = vars(part).get("_diffusers_hook")
+        if "_hf_hook" in vars(part) or (registry is not None and len(registry.hooks)):
+            return True
+        if part._forward_hooks or part._forward_pre_hooks:
+            return True
+    return False
+
 
 def switches_of(module: Any) -> tuple[Any, ...]:
     """Adapters of peft with their weights in the sum, attention processors of diffusers with their scale, FreeU.

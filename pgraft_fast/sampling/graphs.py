@@ -2,6 +2,7 @@
 
 A captured function is found by its key and the shapes of its inputs; its weights may change in place. Each graph has a
 memory pool of its own, so that dropping it frees its memory; beyond the memory limit the one unused for longest goes.
+A function is run before it is captured, under the eyes of `HostTraffic`: one that reads values back is not captured.
 Where memory ends during a capture the caller is told and runs the function plainly. After a capture that failed for
 another reason torch's allocator is no longer known to be whole: this process captures nothing more.
 """
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import is_out_of_memory
+from pgraft_fast.sampling.host_traffic import HostTraffic, HostTrafficError
 
 _LOG = logging.getLogger(__name__)
-_WARM_UP_RUNS = 2
 # One a device: torch gives memory back to a capture on the stream that it was taken on.
 _side_streams: dict[torch.device, torch.cuda.Stream] = {}
 _failed: list[str] = []
@@ -36,7 +37,13 @@ class Captured:
     outputs: list[Tensor]
     generators: list[torch.Generator]
     bytes: int
+    traffic: HostTraffic | None = None
     kept: Any = None
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what it was made of has changed on the host."""
+        return self.traffic is not None and self.traffic.changed
 
     def replay(self, inputs: Sequence[Tensor], generators: Sequence[torch.Generator]) -> list[Tensor]:
         """Outputs for these inputs, copied out of the buffers; the generators advance as in a plain run."""
@@ -65,20 +72,27 @@ class GraphCache:
         inputs: Sequence[Tensor],
         generators: Sequence[torch.Generator] = (),
         keep: Callable[[], Any] = lambda: None,
+        compiled: bool = False,
     ) -> list[Tensor] | None:
         """function(inputs, generators) by replaying its graph; None where it could not be captured, which is logged.
 
-        The function must be the same for the same key, read nothing back, and draw only from the default generator of
-        the device or from `generators`. keep(): what the graph reads besides its inputs and weights, asked after the
-        first run and held as long as the graph.
+        The function must be the same for the same key, and draw only from the default generator of the device or from
+        `generators`. keep(): what the graph reads besides its inputs and weights, asked after the first run and held as
+        long as the graph. compiled: whether a compiler is at work in it, which does not bear to be watched.
         """
         whole = (key, tuple((tuple(value.shape), value.dtype, value.stride(), value.device) for value in inputs))
         captured = self._held.get(whole)
+        if captured is not None and captured.is_stale:
+            captured = None
         if captured is None:
             if _failed or whole in self._refused:
                 return None
             try:
-                captured = self._capture(function, inputs, generators)
+                captured = self._capture(function, inputs, generators, compiled)
+            except HostTrafficError as error:
+                self._refused.add(whole)
+                _LOG.warning(f"no CUDA graph can be made of this shape, which runs without: {error}")
+                return None
             except CaptureError as error:
                 _failed.append(str(error))
                 _LOG.warning(f"{error}; this process goes on without CUDA graphs")
@@ -118,18 +132,23 @@ class GraphCache:
         while self.memory_limit is not None and len(self._held) > 1 and self.bytes > self.memory_limit:
             self._held.popitem(last=False)
 
-    def _capture(self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Captured:
-        return capture(function, inputs, generators)
+    def _capture(
+        self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator], compiled: bool
+    ) -> Captured:
+        return capture(function, inputs, generators, compiled)
 
 
 class CaptureError(Exception):
     """A function that runs could not be captured, for another reason than memory."""
 
 
-def capture(function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator]) -> Captured:
+def capture(
+    function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator], compiled: bool = False
+) -> Captured:
     """Warm up and capture function(inputs, generators) on copies of both; nothing of the caller's changes.
 
-    Raises CaptureError, and what the function raises when it runs.
+    compiled: see `GraphCache.run`. Raises HostTrafficError before anything is captured, CaptureError, and what the
+    function raises when it runs.
     """
     device = inputs[0].device
     buffers = [value.clone() for value in inputs]
@@ -137,10 +156,15 @@ def capture(function: Function, inputs: Sequence[Tensor], generators: Sequence[t
     default = torch.cuda.get_rng_state(device)
     outer, side = torch.cuda.current_stream(device), _side_stream(device)
     side.wait_stream(outer)
+    traffic, plain = HostTraffic(device), contextlib.nullcontext()
     try:
         with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_RUNS):
+            function(buffers, own)
+            with plain if compiled else traffic.learned():
                 function(buffers, own)
+            if traffic:
+                with traffic.repeated():
+                    function(buffers, own)
         outer.wait_stream(side)
         torch.cuda.synchronize(device)
         # torch empties its cache when a capture begins, too: what that frees is not the graph's.
@@ -151,7 +175,8 @@ def capture(function: Function, inputs: Sequence[Tensor], generators: Sequence[t
             graph.register_generator_state(generator)
         try:
             # Other threads, of a reward say, may use the device meanwhile.
-            with torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"):
+            recording = torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local")
+            with recording, traffic.repeated() if traffic else plain:
                 outputs = function(buffers, own)
         except Exception as error:
             # Where the end of a capture raises, torch leaves its stream the current one.
@@ -163,7 +188,7 @@ def capture(function: Function, inputs: Sequence[Tensor], generators: Sequence[t
             raise CaptureError(f"a CUDA graph could not be captured: {why}") from error
     finally:
         torch.cuda.set_rng_state(default, device)
-    return Captured(graph, buffers, outputs, own, max(0, torch.cuda.memory_reserved(device) - before))
+    return Captured(graph, buffers, outputs, own, max(0, torch.cuda.memory_reserved(device) - before), traffic)
 
 
 def _end_recording(device: torch.device, pool: Any) -> None:

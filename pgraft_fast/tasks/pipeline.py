@@ -13,7 +13,7 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Learner, Prompts, TrainSettings
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.pipelines.agreement import ALLOWED
+from pgraft_fast.pipelines.agreement import allowed_for
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.facts import Facts
@@ -136,7 +136,7 @@ class Finish:
         state = self._driver.state
         states = torch.randn(2, *state.shape, generator=torch.Generator().manual_seed(0))
         alone = [self._finished(states, [row], 0, 1)[0] for row in (0, 1)]
-        allowed = ALLOWED.get(state.dtype, 1e-4)
+        allowed = allowed_for(state.dtype, state.device)
         if rows > 1 and at_once > 1 and not differ(self._finished(states, [0, 1], 0, 2), alone, allowed):
             self._size.value = at_once
         if len(self._prompts) > 1:

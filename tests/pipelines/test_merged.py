@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from denoisers import SETTINGS, answer, denoiser, learn
-from diffusers.hooks import HookRegistry
+from diffusers.hooks import HookRegistry, ModelHook
 from pipelines import build
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -200,7 +200,16 @@ def offload(learner):
 
 def offload_groups(learner):
     """As diffusers does."""
-    HookRegistry.check_if_exists_or_initialize(learner.ema.adapters._layers[0])
+    registry = HookRegistry.check_if_exists_or_initialize(learner.ema.adapters._layers[0])
+    registry.register_hook(ModelHook(), "brings weights in")
+
+
+def test_a_registry_without_hooks_is_no_reason():
+    """Of diffusers' `cache_context`, in every call of the pipelines of today."""
+    learner = tuned()
+    HookRegistry.check_if_exists_or_initialize(learner.ema.net)
+    answer(learner.ema)
+    assert learner.ema.adapters._merged["ema"].key
 
 
 @pytest.mark.parametrize("spoil", [quantise, offload, offload_groups])

@@ -13,14 +13,13 @@ from torch.utils import _pytree as pytree
 from pgraft_fast.errors import InputError
 from pgraft_fast.pipelines.accelerated.rehearsal import listed
 from pgraft_fast.pipelines.accelerated.trajectory import Functions, Trajectory, function_of
-from pgraft_fast.pipelines.switches import switches_of
+from pgraft_fast.pipelines.switches import runs_hooks, switches_of
 from pgraft_fast.sampling.choice import choose, model_name
 from pgraft_fast.sampling.graphs import GraphCache, clone_generator, weights_key
 
 _LOG = logging.getLogger(__name__)
 
 MODES = ("eager", "compile", "step_graph", "trajectory_graph", "compile_trajectory_graph")
-_OFFLOADED = ("_hf_hook", "_diffusers_hook")
 
 
 class Runner:
@@ -74,8 +73,7 @@ class Runner:
         if x.device.type != "cuda":
             return "eager" if self.mode == "auto" else self.mode
         # Offloaded weights move between calls; a graph would read where they were, and call no hooks.
-        nets = trajectory.nets.values()
-        if any(hasattr(net, name) for net in nets for name in _OFFLOADED) or any(_has_hooks(net) for net in nets):
+        if any(runs_hooks(net) for net in trajectory.nets.values()):
             return "eager"
         if self.mode != "auto":
             return self.mode
@@ -122,7 +120,7 @@ class Runner:
         return trajectory.run(x, first, last, functions)
 
     def _compile(self, denoiser: Any) -> Any:
-        if hasattr(denoiser, "_orig_mod") or getattr(denoiser, "_compiled_call_impl", None) is not None:
+        if _is_compiled(denoiser):
             return denoiser
         compiled = self._compiled.get(id(denoiser))
         if compiled is None:
@@ -134,7 +132,7 @@ class Runner:
         return {name: self._step_graph(name, net, functions[name]) for name, net in trajectory.nets.items()}
 
     def _step_graph(self, name: str, net: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        weights = weights_key(net, switches_of)
+        weights, compiled = weights_key(net, switches_of), _is_compiled(net)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             leaves, shape = pytree.tree_flatten((args, kwargs))
@@ -151,7 +149,8 @@ class Runner:
                 tensors, self._answers[key] = pytree.tree_flatten(function(*own_args, **own_kwargs))
                 return tensors
 
-            done = self._graphs.run(key, captured, [leaves[place].to(device) for place in places])
+            inputs = [leaves[place].to(device) for place in places]
+            done = self._graphs.run(key, captured, inputs, compiled=compiled)
             return function(*args, **kwargs) if done is None else pytree.tree_unflatten(done, self._answers[key])
 
         return call
@@ -192,10 +191,12 @@ class Runner:
         )  # fmt: skip
         inputs = [x, *(m for m in history if m is not None), *(leaves[place].to(x.device) for place in places)]
         held = trajectory.arguments
+        compiled = mode.startswith("compile") or any(_is_compiled(net) for net in trajectory.nets.values())
         try:
             done = self._graphs.run(
-                key, function, inputs, generators, lambda: (scheduler.timesteps, trajectory.times, scheduler.tables())
-            )
+                key, function, inputs, generators, lambda: (scheduler.timesteps, trajectory.times, scheduler.tables()),
+                compiled,
+            )  # fmt: skip
         finally:
             trajectory.arguments, trajectory.options = held, options
         if done is None:
@@ -218,8 +219,9 @@ def _schedule_key(scheduler: Any) -> tuple[Any, ...]:
     )
 
 
-def _has_hooks(module: Any) -> bool:
-    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in module.modules())
+def _is_compiled(module: Any) -> bool:
+    """By its owner."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _question(trajectory: Trajectory, x: Tensor) -> str:
