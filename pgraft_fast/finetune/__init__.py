@@ -2,6 +2,7 @@
 
 from pgraft_fast.finetune.budget import Budget
 from pgraft_fast.finetune.kept import Kept
+from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.objectives import OBJECTIVES, pgraft_loss
 from pgraft_fast.finetune.rounds import Candidates, Prompts, collect
@@ -13,7 +14,7 @@ from pgraft_fast.finetune.settings import (
     TrainSettings,
 )
 from pgraft_fast.finetune.trainer import Trainer
-from pgraft_fast.finetune.training import Learner, TrainReport, train
+from pgraft_fast.finetune.training import TrainReport, train
 
 __all__ = [
     "OBJECTIVES",

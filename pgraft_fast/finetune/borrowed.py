@@ -1,8 +1,8 @@
 """A learner lent for a trial."""
 
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.settings import TrainSettings
-from pgraft_fast.finetune.training import Learner
 
 
 class Borrowed:

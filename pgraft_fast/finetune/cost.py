@@ -15,9 +15,10 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune.borrowed import Borrowed
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.kept import Kept
+from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, FinetuneSettings
-from pgraft_fast.finetune.training import Learner, train
+from pgraft_fast.finetune.training import train
 from pgraft_fast.rewards import score
 from pgraft_fast.sampling import calls_of, make_steps, model_evaluations, rollout
 from pgraft_fast.sampling.timing import median_time

@@ -17,12 +17,12 @@ from pgraft_fast.finetune.branches import Trials
 from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.cut_choice import FALLBACK, LEAST_ACCEPTED, CutOutlook, choose
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.pilot import Pilot, run_pilot
 from pgraft_fast.finetune.rounds import Candidates, Prompts, collect
 from pgraft_fast.finetune.settings import PLAN_SHARE, FinetuneSettings
-from pgraft_fast.finetune.training import Learner
 from pgraft_fast.finetune.work import Work
 from pgraft_fast.sampling import calls_of, make_steps
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
+from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
-from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
+from pgraft_fast.finetune.training import TrainReport
 from pgraft_fast.sampling.answers import answer_of
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
 from pgraft_fast.sampling.rollout import rows_of
@@ -133,7 +134,7 @@ def train_ddpo(
     make = _Losses(learner, recorded, density, advantage, condition, settings)
     learner.model.eval()
     batch_means: list[Tensor] = []
-    refusals = Refusals()
+    made = OptimizerSteps(learner)
     rows = -(-n // max(1, settings.optimizer_steps_of(n))) if memory is None else memory.value
     team = team_of(learner.sampled, rows, recorded.x_0.shape[1:], recorded.x_0.device)
     with ledger.phase("train"), team:
@@ -141,16 +142,14 @@ def train_ddpo(
             if batch_means and enough():
                 break
             memory = BatchSize(sample.unique().numel(), "training") if memory is None else memory
-            batch_means.append(memory.run(partial(make.accumulate, sample, step)))
-            learner.steps_done += 1
-            refusals.note(learner.step()[0])
+            batch_means.append(made.step(partial(memory.run, partial(make.accumulate, sample, step))))
             ledger.add_calls(CALLS_OF_A_TRAINED_SAMPLE * recorded.calls_a_sample * sample.numel())
             check()
     if not batch_means:
         return TrainReport(0.0, 0, 0)
     means = torch.stack(batch_means)
     loss, (_, clipped, kl) = float(means[-max(1, len(means) // 10) :, 0].mean()), means.mean(dim=0).tolist()
-    return TrainReport(loss, len(means), refusals.count, clipped if settings.variant == "importance" else None, kl)
+    return TrainReport(loss, len(means), made.rejected, clipped if settings.variant == "importance" else None, kl)
 
 
 @dataclass(frozen=True)

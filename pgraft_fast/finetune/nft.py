@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, Stream, convert, normal
 from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.nft_settings import NftSettings
 from pgraft_fast.finetune.objectives import answer_above
 from pgraft_fast.finetune.sample_steps import sample_step_batches
-from pgraft_fast.finetune.training import Learner, Refusals, TrainReport
+from pgraft_fast.finetune.training import TrainReport
 from pgraft_fast.ops.checks import over_samples
 from pgraft_fast.sampling.rollout import rows_of
 from pgraft_fast.threads import team_of
@@ -82,7 +83,7 @@ def train_nft(
                    seed)  # fmt: skip
     learner.model.train()
     losses: list[Tensor] = []
-    refusals = Refusals()
+    made = OptimizerSteps(learner, follow=False)
     size = min(n, settings.batch_size or n)
     team = team_of(learner.run, size if memory is None else memory.value, x_0.shape[1:], x_0.device)
     steps = torch.arange(times.numel(), device=x_0.device)
@@ -94,13 +95,11 @@ def train_nft(
             if losses and enough():
                 break
             memory = BatchSize(size, "training") if memory is None else memory
-            losses.append(memory.run(partial(make.accumulate, rows, step)))
-            learner.steps_done += 1
-            refusals.note(learner.step(follow=False)[0])
+            losses.append(made.step(partial(memory.run, partial(make.accumulate, rows, step))))
             ledger.add_calls(settings.calls_of_a_row * rows.numel())
             check()
         learner.follow(min(settings.decay_rate * learner.steps_done, settings.decay_limit))
-    return TrainReport(float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean()), len(losses), refusals.count)
+    return TrainReport(float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean()), len(losses), made.rejected)
 
 
 @dataclass(frozen=True)

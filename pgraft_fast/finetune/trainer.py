@@ -16,12 +16,12 @@ from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
+from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.methods import Method, method_of
 from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import FinetuneSettings
-from pgraft_fast.finetune.training import Learner
 from pgraft_fast.finetune.work import Work
 
 

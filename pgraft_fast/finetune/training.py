@@ -1,114 +1,19 @@
 """The second half of a round: optimiser steps on the kept rows."""
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
-from pgraft_fast.errors import PgraftError
 from pgraft_fast.finetune.kept import Kept
+from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
-from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of
-from pgraft_fast.finetune.settings import TrainSettings
-from pgraft_fast.sampling import Model
 from pgraft_fast.threads import team_of
-
-_MOST_REJECTED_IN_A_ROW = 3
-
-
-class Learner:
-    """A model in training: raw weights, averaged weights (`ema`, the result) and the optimiser.
-
-    run: what is called in training: the model, or a compiled one with the same weights. sampled: the same weights as
-    they are called in sampling, with guidance where there is some, for losses on what was sampled. frozen: what the
-    contrast objective starts from, called as in training: the reference, or see `freeze`. averaged: the averaged
-    weights, called as in training.
-    """
-
-    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(True)
-        self.ema = copy.deepcopy(model).requires_grad_(False)
-        self.frozen: Model = model
-        self.averaged: Model = self.ema
-        self._start_of_round: nn.Module | None = None
-        self._start(dict(self.model.named_parameters()), dict(self.ema.named_parameters()), settings)
-
-    def _start(
-        self, values: dict[str, nn.Parameter], averages: dict[str, nn.Parameter], settings: TrainSettings
-    ) -> None:
-        """values: what is trained, by name; averages: what follows it."""
-        self.settings, self._values, self._averages = settings, values, averages
-        # One pass over all weights where torch has it: a third of the time of the loop over tensors.
-        fused = next(iter(values.values())).device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(
-            values.values(), settings.learning_rate, weight_decay=settings.weight_decay, fused=fused
-        )
-        self.steps_done = 0
-        self.run: Model = self.model
-        self.sampled: Model = self.model
-
-    def freeze(self) -> None:
-        """From now on the contrast objective starts from the averaged weights as they are."""
-        if self._start_of_round is None:
-            self._start_of_round = copy.deepcopy(self.ema)
-        self._start_of_round.load_state_dict(self.ema.state_dict())
-        self.frozen = self._start_of_round
-
-    def begin(self) -> None:
-        """Forget the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a part of the batch."""
-        loss.backward()
-
-    def step(self, follow: bool = True) -> tuple[bool, Tensor]:
-        """One optimiser step and the norm of its gradient; one that is not finite changes nothing: False.
-
-        follow: whether the averaged weights follow.
-        """
-        norm = nn.utils.clip_grad_norm_(self._values.values(), self.settings.clip)
-        if not torch.isfinite(norm):
-            return False, norm
-        self.optimizer.step()
-        if follow:
-            self.follow(self.settings.ema)
-        return True, norm
-
-    def follow(self, decay: float) -> None:
-        """The averaged weights keep this share of themselves and take the rest from the raw ones."""
-        follow(self._averages.values(), self._values.values(), decay)
-
-    def update(self, loss: Tensor) -> tuple[bool, Tensor]:
-        """`begin`, `backward` and `step`."""
-        self.begin()
-        self.backward(loss)
-        return self.step()
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that `load` needs to go on."""
-        return {**self.weights(), "optimizer": moments_of(self.optimizer)}
-
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """{"model": raw, "ema": averaged}."""
-        return {"model": self.model.state_dict(), "ema": self.ema.state_dict()}
-
-    def load_weights(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Inverse of `weights`."""
-        self.model.load_state_dict(tensors["model"])
-        self.ema.load_state_dict(tensors["ema"])
-
-    def load(self, tensors: dict[str, dict[str, Tensor]], steps_done: int) -> None:
-        """Inverse of `tensors`."""
-        self.load_weights(tensors)
-        load_moments(self.optimizer, tensors.get("optimizer", {}))
-        self.steps_done = steps_done
 
 
 @dataclass(frozen=True)
@@ -151,7 +56,7 @@ def train(
     make = _Losses(learner, kept, schedule, parameterization, seed, null_condition)
     learner.model.train()
     losses: list[Tensor] = []
-    refusals = Refusals()
+    made = OptimizerSteps(learner)
     steps = settings.steps_of(kept.rows) if kept.rows else 0
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
     with ledger.phase("train"), team:
@@ -159,31 +64,13 @@ def train(
             if losses and enough():
                 break
             batch = make.batch(rows, key, epoch)
-            losses.append(memory.run(partial(_accumulate, learner, make, batch)))
-            learner.steps_done += 1
-            refusals.note(learner.step()[0])
+            losses.append(made.step(partial(memory.run, partial(_accumulate, learner, make, batch))))
             ledger.add_calls(settings.calls_of_a_row * rows.numel())
             check()
     if not losses:
         return TrainReport(0.0, 0, 0)
     tail = torch.stack(losses[-max(1, len(losses) // 10) :])
-    return TrainReport(float(tail.mean()), len(losses), refusals.count)
-
-
-class Refusals:
-    """Optimiser steps whose gradient was not finite. Raises PgraftError at the third in a row."""
-
-    def __init__(self) -> None:
-        self.count = self._in_a_row = 0
-
-    def note(self, done: bool) -> None:
-        """After each step."""
-        self._in_a_row = 0 if done else self._in_a_row + 1
-        self.count += not done
-        if self._in_a_row == _MOST_REJECTED_IN_A_ROW:
-            raise PgraftError(
-                f"training: the gradient was not finite {self._in_a_row} times in a row; lower train.learning_rate"
-            )
+    return TrainReport(float(tail.mean()), len(losses), made.rejected)
 
 
 def _accumulate(learner: Learner, make: "_Losses", batch: "_Batch", size: int) -> Tensor:

@@ -9,11 +9,11 @@ from torch import nn
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import FinetuneSettings
-from pgraft_fast.finetune.training import Learner
 from pgraft_fast.sampling import calls_of
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.settings import TrainSettings
-from pgraft_fast.finetune.training import Learner
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.loras import Adapters, Lora, inject, named
 from pgraft_fast.pipelines.ways import UNGUIDED, Key
@@ -53,18 +53,18 @@ class LoraLearner(Learner):
         model: Any = self.model
         with torch.no_grad():
             for name, weight in named(model.net, FROZEN).items():
-                weight.copy_(self._averages[name])
+                weight.copy_(self._averages.values[name])
         self.frozen = model.like(adapter=FROZEN)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """See `Learner.weights`; of the LoRAs alone."""
-        return {"model": dict(self._values), "ema": dict(self._averages)}
+        return {"model": dict(self._masters.values), "ema": dict(self._averages.values)}
 
     def load_weights(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Inverse of `weights`."""
         with torch.no_grad():
-            for own, saved in ((self._values, tensors["model"]), (self._averages, tensors["ema"])):
-                for name, weight in own.items():
+            for own, saved in ((self._masters, tensors["model"]), (self._averages, tensors["ema"])):
+                for name, weight in own.values.items():
                     weight.copy_(saved[name])
 
 

@@ -52,7 +52,7 @@ class Catch:
 
     def __init__(self, model, sampled=None):
         self.model, self.sampled = model, model if sampled is None else sampled
-        self.steps_done, self.gradients = 0, []
+        self.steps_done, self.gradients, self.overflows = 0, [], False
 
     def begin(self):
         self.model.zero_grad(set_to_none=True)
@@ -60,7 +60,7 @@ class Catch:
     def backward(self, loss):
         loss.backward()
 
-    def step(self):
+    def step(self, follow=True):
         found = torch.cat([p.grad.flatten() for p in self.model.parameters()])
         self.gradients.append(found)
         return bool(found.isfinite().all()), found.norm()

@@ -1,0 +1,166 @@
+"""A model in training, and its optimiser steps."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.errors import PgraftError
+from pgraft_fast.finetune.masters import Masters
+from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of
+from pgraft_fast.finetune.settings import TrainSettings
+from pgraft_fast.sampling import Model
+
+_MOST_REJECTED_IN_A_ROW = 3
+# Gradients of float16 below 6e-8 are 0: losses are multiplied by this at first, less where they overflow.
+_FIRST_SCALE = 2.0**16
+
+
+class Learner:
+    """A model in training: raw weights, averaged weights (`ema`, the result) and the optimiser.
+
+    run: what is called in training: the model, or a compiled one with the same weights. sampled: the same weights as
+    they are called in sampling, with guidance where there is some, for losses on what was sampled. frozen: what the
+    contrast objective starts from, called as in training: the reference, or see `freeze`. averaged: the averaged
+    weights, called as in training. Weights of 16 bits have float32 masters, which are trained, averaged and kept; in
+    float16 the loss is scaled. overflows: whether the last step did not end because that scale was too large.
+    """
+
+    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(True)
+        self.ema = copy.deepcopy(model).requires_grad_(False)
+        self.frozen: Model = model
+        self.averaged: Model = self.ema
+        self._start_of_round: nn.Module | None = None
+        self._start(dict(self.model.named_parameters()), dict(self.ema.named_parameters()), settings)
+
+    def _start(
+        self, values: dict[str, nn.Parameter], averages: dict[str, nn.Parameter], settings: TrainSettings
+    ) -> None:
+        """values: what is trained, by name; averages: what follows it."""
+        self.settings, self._masters, self._averages = settings, Masters(values), Masters(averages)
+        # One pass over all weights where torch has it: a third of the time of the loop over tensors.
+        device = next(iter(values.values())).device.type
+        self.optimizer = torch.optim.AdamW(
+            self._masters.values.values(), settings.learning_rate, weight_decay=settings.weight_decay,
+            fused=device in ("cpu", "cuda"),
+        )  # fmt: skip
+        scaled = any(weight.dtype is torch.float16 for weight in self.model.parameters())
+        self._scaler = torch.amp.GradScaler(device, init_scale=_FIRST_SCALE) if scaled else None
+        self.overflows = False
+        self.steps_done = 0
+        self.run: Model = self.model
+        self.sampled: Model = self.model
+
+    def freeze(self) -> None:
+        """From now on the contrast objective starts from the averaged weights as they are."""
+        if self._start_of_round is None:
+            self._start_of_round = copy.deepcopy(self.ema)
+        self._start_of_round.load_state_dict(self.ema.state_dict())
+        self.frozen = self._start_of_round
+
+    def begin(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._masters.forget_gradients()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a part of the batch."""
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def step(self, follow: bool = True) -> tuple[bool, Tensor]:
+        """One optimiser step and the norm of its gradient; one that is not finite changes nothing: False.
+
+        follow: whether the averaged weights follow.
+        """
+        self._masters.take_gradients()
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._masters.values.values(), self.settings.clip)
+        done = bool(torch.isfinite(norm))
+        if self._scaler is not None:
+            self.overflows = not done and self._scaler.get_scale() > 1.0
+            self._scaler.update()
+        if not done:
+            return False, norm
+        self.optimizer.step()
+        self._masters.write()
+        if follow:
+            self.follow(self.settings.ema)
+        return True, norm
+
+    def follow(self, decay: float) -> None:
+        """The averaged weights keep this share of themselves and take the rest from the raw ones."""
+        follow(self._averages.values.values(), self._masters.values.values(), decay)
+        self._averages.write()
+
+    def update(self, loss: Tensor) -> tuple[bool, Tensor]:
+        """`begin`, `backward` and `step`."""
+        self.begin()
+        self.backward(loss)
+        return self.step()
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that `load` needs to go on."""
+        scaling = {} if self._scaler is None else {"scaling": _scaling_of(self._scaler)}
+        return {**self.weights(), "optimizer": moments_of(self.optimizer), **scaling}
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """{"model": raw, "ema": averaged}, in the precision in which they are trained."""
+        return {
+            "model": {**self.model.state_dict(), **self._masters.values},
+            "ema": {**self.ema.state_dict(), **self._averages.values},
+        }
+
+    def load_weights(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        """Inverse of `weights`."""
+        self.model.load_state_dict(tensors["model"])
+        self.ema.load_state_dict(tensors["ema"])
+        self._masters.load(tensors["model"])
+        self._averages.load(tensors["ema"])
+
+    def load(self, tensors: dict[str, dict[str, Tensor]], steps_done: int) -> None:
+        """Inverse of `tensors`."""
+        self.load_weights(tensors)
+        load_moments(self.optimizer, tensors.get("optimizer", {}))
+        if self._scaler is not None and "scaling" in tensors:
+            _load_scaling(self._scaler, tensors["scaling"])
+        self.steps_done = steps_done
+
+
+class OptimizerSteps:
+    """Steps of a learner, one after the other. rejected: those whose gradient was not finite."""
+
+    def __init__(self, learner: Learner, follow: bool = True) -> None:
+        self._learner, self._follow = learner, follow
+        self.rejected = self._in_a_row = 0
+
+    def step(self, accumulate: Callable[[], Tensor]) -> Tensor:
+        """accumulate() makes the gradients, and is returned. Where float16 overflows it is asked again, with a smaller
+        scale of the loss. Raises PgraftError at the third gradient in a row that is not finite.
+        """
+        learner = self._learner
+        result = accumulate()
+        done, _ = learner.step(self._follow)
+        while not done and learner.overflows:
+            result = accumulate()
+            done, _ = learner.step(self._follow)
+        learner.steps_done += 1
+        self._in_a_row = 0 if done else self._in_a_row + 1
+        self.rejected += not done
+        if self._in_a_row == _MOST_REJECTED_IN_A_ROW:
+            raise PgraftError(
+                f"training: the gradient was not finite {self._in_a_row} times in a row; lower train.learning_rate"
+            )
+        return result
+
+
+def _scaling_of(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    state = scaler.state_dict()
+    return {"scale": torch.tensor(state["scale"]), "steps": torch.tensor(state["_growth_tracker"])}
+
+
+def _load_scaling(scaler: torch.amp.GradScaler, saved: dict[str, Tensor]) -> None:
+    known = {"scale": float(saved["scale"]), "_growth_tracker": int(saved["steps"])}
+    scaler.load_state_dict({**scaler.state_dict(), **known})
