@@ -10,6 +10,7 @@ from pgraft_fast.commands.subjects import Config, subject_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import Estimate, evaluations_of
 from pgraft_fast.report import Table
+from pgraft_fast.runs.mode import with_mode
 from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, probe_of, prompts_that_fit, with_prompts
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
@@ -20,7 +21,7 @@ def dry_run(config: Config, terminal: Terminal) -> dict[str, Any]:
     """The plan: prompts, rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls,
     device_hours, peak_memory_mb. Raises InputError where not one round fits.
     """
-    subject = subject_of(config, terminal.line)
+    subject = with_mode(subject_of(config, terminal.line), terminal.line)
     try:
         if subject.config.sample.prompts is None:
             filled = with_prompts(subject.config, prompts_that_fit(subject))

@@ -31,7 +31,8 @@ def sample_text(
     guidance: float | None, base: bool, log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """n samples of the prompt, or of held-out prompts in turn; the scheduler is the pipeline's own."""
-    source = source_of(config, device_of(config.model.device), DTYPES[config.model.dtype], log)
+    device = device_of(config.model.device)
+    source = source_of(config, device, DTYPES[config.model.on(device).dtype], log)
     pipe, held_out = source.pipe, source.held_out
     if not base:
         if config.lora.rank == 0:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from pgraft_fast.commands.config import RunConfig, checked, override, read_config, read_toml
@@ -30,6 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class PipelineSettings(Settings):
     """The model. folder: of diffusers; repository: where to download it. shipped: shapes instead, "sd" or "sd3".
 
+    dtype: of the weights, default bf16 for a folder's on a GPU that has it, else fp32; what is trained has float32
+    masters.
     variant: of the weight files, such as "fp16"; default the plain ones, or the only one there is. height, width: in
     pixels, default the model's own. vae_slice: samples decoded at once. negative_prompt: the other side of guidance;
     default what the pipeline takes where none is given. max_sequence_length: tokens of a text, where the pipeline has
@@ -42,7 +45,7 @@ class PipelineSettings(Settings):
     variant: str | None = None
     shipped: Literal["sd", "sd3"] | None = None
     device: str = "auto"
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     height: Size | None = None
     width: Size | None = None
     vae_slice: Batch = 8
@@ -57,6 +60,15 @@ class PipelineSettings(Settings):
         if self.variant is not None and self.shipped is not None:
             raise ValueError("model.variant belongs to a folder; the shipped models have none")
         return self
+
+    def on(self, device: torch.device) -> Self:
+        """With a dtype that is chosen."""
+        if self.dtype != "auto":
+            return self
+        half = (
+            self.shipped is None and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+        return self.model_copy(update={"dtype": "bf16" if half else "fp32"})
 
 
 class PromptSettings(Settings):

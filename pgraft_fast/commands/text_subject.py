@@ -29,8 +29,9 @@ from pgraft_fast.tasks.prompt_files import PromptFile, read_prompts, with_held_o
 
 def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     """Load pipeline, prompts and rewards. Raises InputError."""
-    device, dtype = device_of(config.model.device), DTYPES[config.model.dtype]
-    source = source_of(config, device, dtype, log)
+    device = device_of(config.model.device)
+    config = config.model_copy(update={"model": config.model.on(device)})
+    source = source_of(config, device, DTYPES[config.model.dtype], log)
 
     def scored(finish: Finish, rate: float | None) -> Scored:
         rewards = build_reward(

@@ -16,7 +16,7 @@ class Borrowed:
         }
         learner.settings = settings
         for name in ("run", "frozen", "averaged"):
-            setattr(learner, name, run.of(getattr(learner, name)))
+            setattr(learner, name, run.of(getattr(learner, name), trained=True))
 
     def give_back(self) -> None:
         """Undo everything."""

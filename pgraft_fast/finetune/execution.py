@@ -18,35 +18,41 @@ _LEAST_WEIGHTS = 1024
 
 
 class Execution:
-    """mode: see `FinetuneSettings`. graphs: for `rollout`, or None. Raises InputError for graphs without CUDA."""
+    """mode: see `FinetuneSettings`; "auto" where nobody has chosen is graphs, of what can be captured, on CUDA. graphs:
+    for `rollout`, or None. Raises InputError for graphs without CUDA.
+    """
 
     def __init__(self, mode: str, device: torch.device) -> None:
         if mode == "graph" and device.type != "cuda":
             raise InputError(f"mode='graph' needs CUDA, the model is on {device}; set mode='eager'")
-        self.graphs = GraphCache() if mode == "graph" else None
-        self._compiles = mode == "compile"
+        captures = mode == "graph" or (mode == "auto" and device.type == "cuda")
+        self.graphs = GraphCache() if captures else None
+        self._compiles = {False: mode in ("compile", "compile_sampling"), True: mode == "compile"}
         self._twins = device.type == "cpu" and onednn_pays()
-        self._models: dict[int, tuple[nn.Module, Model]] = {}
+        self._models: dict[tuple[int, bool], tuple[nn.Module, Model]] = {}
         self._copies: dict[int, Any] = {}
 
-    def of(self, module: nn.Module) -> Model:
-        """What to call instead of the module, itself where it is such a one; its weights may change in place."""
+    def of(self, module: nn.Module, trained: bool = False) -> Model:
+        """What to call instead of the module, itself where it is such a one; its weights may change in place.
+
+        trained: whether it is called in training.
+        """
         # Some run as they are.
         if getattr(module, "runs_as_it_is", False) or any(module is made for _, made in self._models.values()):
             return module
-        entry = self._models.get(id(module))
-        if entry is None:
+        key = (id(module), self._compiles[trained])
+        if key not in self._models:
             # The module is kept, so that no other one gets its id.
-            entry = self._models[id(module)] = (module, self._made(module))
-        return entry[1]
+            self._models[key] = (module, self._made(module, self._compiles[trained]))
+        return self._models[key][1]
 
-    def _made(self, module: nn.Module) -> Model:
+    def _made(self, module: nn.Module, compiles: bool) -> Model:
         # What is around the networks of some is not for a compiler.
         own: Any = getattr(module, "compiled", None)
-        if self._compiles and own is not None:
+        if compiles and own is not None:
             return own(torch.compile)
-        run: Any = _Twin(module, {} if self._compiles else self._copies) if self._twins else module
-        return torch.compile(run) if self._compiles else run
+        run: Any = _Twin(module, {} if compiles else self._copies) if self._twins else module
+        return torch.compile(run) if compiles else run
 
     def original(self, called: Model) -> nn.Module:
         """The module that is called so, with the names of its weights: that which `of` was asked for."""

@@ -18,6 +18,7 @@ from pgraft_fast.errors import InputError
 # contents of all that a config names, must be the same.
 MAY_CHANGE = {
     "run": "where the run lies",
+    "mode": "how it is computed; numbers agree to rounding",
     "log": "what is written down",
     "memory": "what a preset sets counts by itself",
     "budget": "how far the run goes",

@@ -43,7 +43,7 @@ class Learner:
         # One pass over all weights where torch has it: a third of the time of the loop over tensors.
         device = next(iter(values.values())).device.type
         self.optimizer = torch.optim.AdamW(
-            self._masters.values.values(), settings.learning_rate, weight_decay=settings.weight_decay,
+            self._masters.by_name.values(), settings.learning_rate, weight_decay=settings.weight_decay,
             fused=device in ("cpu", "cuda"),
         )  # fmt: skip
         scaled = any(weight.dtype is torch.float16 for weight in self.model.parameters())
@@ -77,7 +77,7 @@ class Learner:
         self._masters.take_gradients()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._masters.values.values(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self._masters.by_name.values(), self.settings.clip)
         done = bool(torch.isfinite(norm))
         if self._scaler is not None:
             self.overflows = not done and self._scaler.get_scale() > 1.0
@@ -92,7 +92,7 @@ class Learner:
 
     def follow(self, decay: float) -> None:
         """The averaged weights keep this share of themselves and take the rest from the raw ones."""
-        follow(self._averages.values.values(), self._masters.values.values(), decay)
+        follow(self._averages.by_name.values(), self._masters.by_name.values(), decay)
         self._averages.write()
 
     def update(self, loss: Tensor) -> tuple[bool, Tensor]:
@@ -109,8 +109,8 @@ class Learner:
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """{"model": raw, "ema": averaged}, in the precision in which they are trained."""
         return {
-            "model": {**self.model.state_dict(), **self._masters.values},
-            "ema": {**self.ema.state_dict(), **self._averages.values},
+            "model": {**self.model.state_dict(), **self._masters.by_name},
+            "ema": {**self.ema.state_dict(), **self._averages.by_name},
         }
 
     def load_weights(self, tensors: dict[str, dict[str, Tensor]]) -> None:

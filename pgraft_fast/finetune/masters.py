@@ -13,13 +13,13 @@ from torch import Tensor, nn
 class Masters:
     """float32 copies of those of some named weights that have 16 bits; the others are their own.
 
-    values: by name, what is trained or averaged; `write` rounds the weights from them.
+    by_name: what is trained or averaged; `write` rounds the weights from them.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
-        self.values = {name: _master(weight) for name, weight in weights.items()}
+        self.by_name = {name: _master(weight) for name, weight in weights.items()}
         self._pairs = {
-            name: (weight, self.values[name]) for name, weight in weights.items() if weight is not self.values[name]
+            name: (weight, self.by_name[name]) for name, weight in weights.items() if weight is not self.by_name[name]
         }
 
     def forget_gradients(self) -> None:

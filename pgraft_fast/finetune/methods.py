@@ -122,7 +122,7 @@ class PGraft:
         settings, cut = self.settings, self.settings.cut
         if number and settings.train.frozen == "ema":
             work.learner.freeze()
-            work.learner.frozen = run.of(work.learner.frozen)  # type: ignore[arg-type]
+            work.learner.frozen = run.of(work.learner.frozen, trained=True)  # type: ignore[arg-type]
         kept = candidates.kept_for(cut, settings.train)
         if kept.rows == 0:
             work.log(f"round {number + 1}: no group has accepted and rejected candidates: nothing is learned")

@@ -79,7 +79,7 @@ class Trainer:
         self.execution = Execution(settings.mode, device)
         self._learner = Learner(model, settings.train) if learner is None else learner
         for name in ("run", "frozen", "averaged", "sampled"):
-            setattr(self._learner, name, self.execution.of(getattr(self._learner, name)))
+            setattr(self._learner, name, self.execution.of(getattr(self._learner, name), trained=True))
         self.ledger = Ledger(self.run / "ledger.jsonl") if ledger is None else ledger
         self.budget = Budget(settings.budget, self.ledger)
         self.ledger.measure(Energy.of(device) if settings.budget.joules is None else Energy(device))

@@ -53,18 +53,18 @@ class LoraLearner(Learner):
         model: Any = self.model
         with torch.no_grad():
             for name, weight in named(model.net, FROZEN).items():
-                weight.copy_(self._averages.values[name])
+                weight.copy_(self._averages.by_name[name])
         self.frozen = model.like(adapter=FROZEN)
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """See `Learner.weights`; of the LoRAs alone."""
-        return {"model": dict(self._masters.values), "ema": dict(self._averages.values)}
+        return {"model": dict(self._masters.by_name), "ema": dict(self._averages.by_name)}
 
     def load_weights(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Inverse of `weights`."""
         with torch.no_grad():
             for own, saved in ((self._masters, tensors["model"]), (self._averages, tensors["ema"])):
-                for name, weight in own.values.items():
+                for name, weight in own.by_name.items():
                     weight.copy_(saved[name])
 
 

@@ -128,7 +128,7 @@ def _check_driven(driven: Driven, config: Run, null: int | None, log: Callable[[
     """Raise InputError for settings that this pipeline does not allow."""
     name, why = type(driven.facts.pipe).__name__, driven.why
     reason = next((text for text in why.values() if text is not None), None)
-    if config.mode != "eager" and reason is not None:
+    if config.mode not in ("auto", "eager") and reason is not None:
         raise InputError(f"mode={config.mode!r}: {name} runs in its own loop, as it is: {reason}; set mode='eager'")
     if null is not None and not driven.is_null(null):
         raise InputError(

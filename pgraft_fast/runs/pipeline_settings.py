@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pgraft_fast.finetune.settings import (
     Advantage,
     BudgetSettings,
+    Mode,
     SampleSettings,
     SelectSettings,
     TrainSettings,
@@ -101,7 +102,7 @@ class PGraftConfig(Settings):
     run, which the same call goes on with. objective, strength, epochs, batch_size, micro_batch, learning_rate, ema: of
     the training, see `TrainSettings`; objective: default "contrast" for pipelines, whose samples are guided, "state"
     for models of one's own. checkpointing: of activations, slower and smaller. evaluate: samples of held-out
-    prompts, drawn before and after.
+    prompts, drawn before and after. mode: how the models are called, see `FinetuneSettings`.
     """
 
     method: Literal["pgraft", "graft", "ddpo"] = "pgraft"
@@ -127,12 +128,13 @@ class PGraftConfig(Settings):
     ema: float = Field(default=0.9, ge=0, lt=1)
     checkpointing: bool = False
     evaluate: Count = 64
+    mode: Mode = "auto"
 
     def settings(self) -> PipelineRunSettings:
         """In the engine's words. Raises InputError, pydantic's ValidationError."""
         keep = max(1, self.candidates // 4) if self.keep is None else self.keep
         return PipelineRunSettings(
-            run=self.run, seed=self.seed, method=self.method, budget=self.budget, lora=self.lora,
+            run=self.run, seed=self.seed, method=self.method, mode=self.mode, budget=self.budget, lora=self.lora,
             sample=PipelineSampleSettings(
                 prompts=self.prompts, candidates=self.candidates, steps=self.steps, guidance=self.guidance,
                 solver=self.solver, batch_size=self.sample_batch, overlap=False,

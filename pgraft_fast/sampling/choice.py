@@ -24,8 +24,9 @@ def device_name(device: torch.device) -> str:
 
 def model_name(model: Any, device: torch.device) -> str:
     """Device, class, number of weights and dtype: what decides which way to run a model is the fastest."""
-    size = sum(weight.numel() for weight in model.parameters())
-    return f"{device_name(device)}: {type(model).__name__} {size} {model.dtype}"
+    weights = list(model.parameters())
+    size = sum(weight.numel() for weight in weights)
+    return f"{device_name(device)}: {type(model).__name__} {size} {weights[0].dtype}"
 
 
 def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.device, store: Path | None = None) -> str:

@@ -37,7 +37,7 @@ def test_a_tuned_model_that_equals_the_reference(name):
         found = rollout(task.model, task.schedule, tuned=learner.ema, cut=cut, **draw)
         assert torch.equal(found.x_0, plain.x_0)
     with torch.no_grad():
-        for weight in learner._averages.values():
+        for weight in learner._averages.by_name.values():
             weight.add_(0.5)
     moved = rollout(task.model, task.schedule, tuned=learner.ema, cut=0.75, cuts=(0.75,), **draw)
     kept = rollout(task.model, task.schedule, cuts=(0.75,), **draw)

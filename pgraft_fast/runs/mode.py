@@ -1,0 +1,107 @@
+"""How the models of a run are called, where the config leaves it open: by a trial of one call.
+
+On a CPU, and where a pipeline runs in its own loop, as they are. On CUDA a call of the reference at the batch of
+sampling is timed as it is and in a CUDA graph; and compiled, where the run that is planned is so long that a tenth of
+it would pay for the compiler. A run calls what was the fastest; what is trained is called as it is. Channels-last
+weights are not tried: a UNet of Stable Diffusion 2's size took 1.15 times as long with them on an H200, and compiled
+the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.finetune.cost import evaluations_of
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.runs.subject import Subject
+from pgraft_fast.sampling import calls_of
+from pgraft_fast.sampling.choice import choose, model_name
+from pgraft_fast.sampling.graphs import weights_key
+from pgraft_fast.sampling.rollout import answer_of
+from pgraft_fast.sampling.timing import timed
+
+# Of a network of real size; and what it saves at the least, where it is worth the wait.
+_COMPILE_SECONDS, _LEAST_SAVED = 120.0, 0.1
+
+
+def with_mode(subject: Subject, log: Callable[[str], None]) -> Subject:
+    """The subject with a mode that is chosen. log: told of a trial."""
+    if subject.config.mode != "auto":
+        return subject
+    device = next(subject.task.model.parameters()).device
+    tried = device.type == "cuda" and not getattr(subject.task.model, "runs_as_it_is", False)
+    mode = fastest(subject, device, log) if tried else "eager"
+    return replace(subject, config=subject.config.model_copy(update={"mode": mode}))
+
+
+def fastest(subject: Subject, device: torch.device, log: Callable[[str], None]) -> str:
+    """By the trial; its answer is kept for runs of the same model and batch."""
+    task = subject.task
+    call = _Call(subject, device)
+    ways: dict[str, Callable[[], object]] = {"eager": call.of("eager")}
+    if getattr(task.model, "can_be_captured", True):
+        ways["graph"] = call.of("graph")
+    ways["eager"]()
+    if _LEAST_SAVED * planned_seconds(subject, timed(ways["eager"], device), call.rows) > _COMPILE_SECONDS:
+        ways["compile_sampling"] = call.of("compile_sampling")
+    what = (
+        f"{model_name(getattr(task.model, 'net', task.model), device)}, {call.rows} states {tuple(task.shape)}, "
+        f"sampling, of {', '.join(ways)}, torch {torch.__version__}"
+    )
+    mode = choose(what, ways, device)
+    log(f"mode = {mode!r}, the fastest of {', '.join(ways)}")
+    return mode
+
+
+def planned_seconds(subject: Subject, call_seconds: float, rows: int) -> float:
+    """Of sampling in the run, where a call of so many rows takes this long: its budget, or what its rounds ask for."""
+    task, config = subject.task, subject.config
+    seconds, sample = config.budget.seconds(), config.sample
+    if seconds is not None:
+        return float(seconds)
+    each = evaluations_of(task.schedule, config, task.parameterization)
+    if sample.prompts is None:
+        calls = (config.budget.model_calls or 0) / (rows * calls_of(task.model))
+    else:
+        calls = config.train.rounds * sample.prompts * sample.candidates * each / rows
+    return float(calls * call_seconds)
+
+
+class _Call:
+    """One call of the reference at the batch of sampling. rows: of it."""
+
+    def __init__(self, subject: Subject, device: torch.device) -> None:
+        self._task, sample = subject.task, subject.config.sample
+        asked = sample.batch_size if sample.prompts is None else sample.prompts * sample.candidates
+        self.rows, self._device = min(sample.batch_size, asked), device
+        prompts = self._task.prompts
+        numbers = torch.arange(self.rows) % len(prompts.text)
+        prompts.prepare(numbers.unique())
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(self.rows, *self._task.shape, generator=generator).to(device)
+        t = torch.linspace(0.9, 0.6, self.rows, dtype=x.dtype).to(device)
+        condition = None if prompts.condition is None else prompts.condition[numbers].to(device)
+        self._inputs = [x, t, *([] if condition is None else [condition])]
+
+    def of(self, mode: str) -> Callable[[], object]:
+        """The call in this mode."""
+        run = Execution(mode, self._device)
+        net = run.of(self._task.model)
+
+        def plain(inputs: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
+            condition = inputs[2] if len(inputs) > 2 else None
+            answer = answer_of(net, inputs[0], inputs[1], condition)
+            return [value for value in (answer.out, answer.out_null) if value is not None]
+
+        def call() -> object:
+            with torch.no_grad():
+                if run.graphs is None:
+                    return plain(self._inputs, [])
+                done = run.graphs.run(weights_key(net), plain, self._inputs)
+                if done is None:
+                    raise RuntimeError("it cannot be captured")
+                return done
+
+        return call

@@ -1,0 +1,141 @@
+"""How the models of a run are called: by a trial on CUDA, which is played on the CPU here."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from denoisers import TEXTS
+from graph_caches import OtherCache, taped
+from pipelines import build
+from torch import nn
+
+import pgraft_fast as pf
+from pgraft_fast.finetune import Prompts
+from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.pipelines.calls import Calls
+from pgraft_fast.pipelines.facts import facts_of
+from pgraft_fast.runs import mode as modes
+from pgraft_fast.runs.mode import fastest, planned_seconds, with_mode
+from pgraft_fast.runs.model_run import model_settings, model_subject
+from pgraft_fast.tasks.pipeline import pipeline_task
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+class Net(nn.Module):
+    """Counts its calls, with the rows of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.rows = nn.Parameter(torch.ones(())), []
+
+    def forward(self, x, t, condition=None):
+        self.rows.append(x.shape[0])
+        return self.weight * x
+
+
+def subject_of(net=None, condition=None, **options):
+    config = {"prompts": 6, "candidates": 4, "steps": 5, "sample_batch": 16, "keep": 1} | options
+    prompts = None if condition is None else Prompts(["a", "b"], condition=condition)
+    return model_subject(
+        Net() if net is None else net, pf.Schedule.vp_linear(), lambda samples, prompts: samples.flatten(1).mean(1),
+        prompts, model_settings(pf.PGraftConfig(**config)), shape=(2, 3), parameterization="epsilon",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The ways that a trial is given: {name: seconds}, in order; the first is taken."""
+    seen = {}
+
+    def choose(what, ways, device):
+        for name, run in ways.items():
+            run()
+            seen[name] = what
+        return next(iter(ways))
+
+    monkeypatch.setattr(modes, "choose", choose)
+    monkeypatch.setattr(modes, "Execution", Taped)
+    return seen
+
+
+class Taped(Execution):
+    """Graphs on the CPU, and a compiler that changes nothing."""
+
+    captures = True
+
+    def __init__(self, mode, device):
+        super().__init__("eager" if mode == "graph" else mode, device)
+        self.graphs = OtherCache(taped) if mode == "graph" and self.captures else None
+        self._compiles, self._twins = {False: False, True: False}, False
+
+
+def test_on_a_cpu_nothing_is_tried():
+    subject = subject_of()
+    assert with_mode(subject, print).config.mode == "eager" and subject.task.model.rows == []
+
+
+@pytest.mark.parametrize("mode", ["eager", "compile", "graph", "compile_sampling"])
+def test_what_is_asked_for_is_not_changed(mode):
+    subject = subject_of(mode=mode)
+    assert with_mode(subject, print) is subject
+
+
+@pytest.mark.parametrize("condition", [None, torch.arange(2)])
+def test_a_short_run_is_not_compiled(asked, condition):
+    subject, lines = subject_of(condition=condition), []
+    assert fastest(subject, CPU, lines.append) == "eager"
+    assert list(asked) == ["eager", "graph"] and set(subject.task.model.rows) == {16}
+    assert lines == ["mode = 'eager', the fastest of eager, graph"]
+
+
+def test_a_long_run_is_worth_a_compiler(asked):
+    fastest(subject_of(budget=pf.Budget(gpu_hours=1.0)), CPU, print)
+    assert list(asked) == ["eager", "graph", "compile_sampling"]
+    asked.clear()
+    fastest(subject_of(budget=pf.Budget(wall_seconds=1100.0)), CPU, print)
+    assert list(asked) == ["eager", "graph"]
+
+
+def test_a_batch_is_no_larger_than_a_round(asked):
+    subject = subject_of(prompts=2, sample_batch=64)
+    fastest(subject, CPU, print)
+    assert set(subject.task.model.rows) == {8}
+
+
+def test_what_cannot_be_captured_is_not_tried_so(asked):
+    net = Net()
+    net.can_be_captured = False
+    fastest(subject_of(net), CPU, print)
+    assert list(asked) == ["eager"]
+
+
+def test_the_seconds_that_a_run_samples():
+    # 3 rounds of 6 prompts, 4 candidates, 5 steps, in calls of 16 rows of half a second.
+    assert planned_seconds(subject_of(rounds=3), 0.5, 16) == pytest.approx(3 * 24 * 5 / 16 * 0.5)
+    assert planned_seconds(subject_of(rounds=3, budget=pf.Budget(gpu_hours=2.0)), 0.5, 16) == 7200.0
+    filled = subject_of(prompts=None, budget=pf.Budget(model_calls=3200))
+    assert planned_seconds(filled, 0.5, 16) == 100.0
+
+
+def test_a_pipeline(asked, monkeypatch):
+    """The reference with its prompts, guided; on a CPU it reads times back, which a tape does not bear."""
+    monkeypatch.setattr(Taped, "captures", False)
+    base = subject_of()
+    facts = facts_of(Calls(build("sd"), TEXTS, {"height": 16, "width": 16}, guidance=3.0))
+    task, _ = pipeline_task(facts, TEXTS[:2], TEXTS[2:], pf.Lora(rank=2), 0)
+    assert fastest(replace(base, task=task), CPU, print) == "eager"
+    assert list(asked) == ["eager", "graph"] and "UNet2DConditionModel" in asked["graph"]
+
+
+def test_execution_in_auto():
+    """Where nobody has chosen: benchmarks and loops of one's own."""
+    assert Execution("auto", CPU).graphs is None and Execution("eager", CUDA).graphs is None
+    assert Execution("auto", CUDA).graphs is not None
+
+
+def test_only_what_samples_is_compiled():
+    run, net = Execution("compile_sampling", CPU), Net()
+    assert hasattr(run.of(net), "_orig_mod") and not hasattr(run.of(net, trained=True), "_orig_mod")
+    both = Execution("compile", CPU)
+    assert hasattr(both.of(net), "_orig_mod") and hasattr(both.of(net, trained=True), "_orig_mod")
