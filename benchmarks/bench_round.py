@@ -19,9 +19,7 @@ from pgraft_fast.finetune import (
     SampleSettings,
     SelectSettings,
     TrainSettings,
-    collect,
     pgraft_loss,
-    train,
 )
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
@@ -31,11 +29,11 @@ from pgraft_fast.sampling import rollout
 from pgraft_fast.sampling.timing import timed
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
-from pgraft_fast_benchmarks import round_goals
-from pgraft_fast_benchmarks.harness import Case, Each, Provider, Row, Settings, run_cases
+from pgraft_fast_benchmarks import round_goals, round_gpu
+from pgraft_fast_benchmarks.harness import Case, Each, Provider, Settings, run_cases
+from pgraft_fast_benchmarks.our_round import PARTS, OurRound, parts_of
 from pgraft_fast_benchmarks.plain_round import Law, PlainRound, cosine_v, linear_flow
 from pgraft_fast_benchmarks.providers import missing
-from pgraft_fast_benchmarks.timing import percentile
 
 GOALS = round_goals.GOALS
 SHOWN = ("plain", "plain compile", "all rows", "ddpo", "ours compile", "ours graph")
@@ -47,7 +45,6 @@ DETAILS_NOTE = "samples/h: candidates drawn, scored and learned from in an hour 
 
 _CANDIDATES, _KEPT, _STEPS, _CUT, _PASSES, _BATCH = 16, 2, 25, 0.25, 10, 64
 _REWARD = "symmetry"
-_PARTS = ("sample", "score", "accept", "train")
 # A policy needs densities.
 _STOCHASTIC = {"euler": "euler_sde"}
 Variant = Literal["vp", "flow"]
@@ -58,7 +55,7 @@ _LAWS: dict[Variant, tuple[Callable[[], Law], Literal["ddpm", "euler"]]] = {
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """Every shipped model."""
+    """Every shipped model; on a GPU one of real size."""
     prompts, steps = settings.by_size((100, _STEPS), (100, _STEPS), (4, 8))
     for variant in _LAWS:
         yield Case(
@@ -66,36 +63,13 @@ def cases(settings: Settings) -> Iterator[Case]:
             partial(_providers, variant, prompts, steps), columns={"batch": prompts * _CANDIDATES, "steps": steps},
             budget=settings.by_size(15.0, 5.0, 0.0), least=settings.by_size(5, 2, 2),
         )  # fmt: skip
+    if settings.device.type == "cuda":
+        yield from round_gpu.cases(settings)
 
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all. each: told the label and the rows of a case when it is done."""
     return run_cases(cases(settings), settings, each)
-
-
-class OurRound:
-    """The round of `pgraft_fast.finetune`, the second one, in which the tuned model samples above the cut."""
-
-    def __init__(self, task: Task, config: FinetuneSettings, device: torch.device, mode: str) -> None:
-        self._task, self._settings, self._device = task, config, device
-        self._execution = Execution(mode, device)
-        self._learner = Learner(task.model, config.train)
-        self._learner.run = self._execution.of(self._learner.model)
-        self.seconds: list[dict[str, float]] = []
-
-    def run(self) -> Tensor:
-        """Rewards (groups, candidates)."""
-        task, ledger, run = self._task, Ledger(), self._execution
-        candidates = collect(
-            run.of(task.model), task.schedule, task.reward(_REWARD), task.prompts, self._settings, shape=task.shape,
-            parameterization=task.parameterization, round_=1, cuts=(_CUT,), tuned=run.of(self._learner.ema),
-            ledger=ledger, device=self._device, graphs=run.graphs,
-        )  # fmt: skip
-        kept = candidates.kept(_CUT, "state")
-        with torch.enable_grad():
-            train(self._learner, kept, task.schedule, parameterization=task.parameterization, seed=1, ledger=ledger)
-        self.seconds.append({part: ledger.seconds[part] for part in _PARTS})
-        return candidates.rewards
 
 
 class DdpoRound:
@@ -122,7 +96,7 @@ class DdpoRound:
         before = dict(ledger.seconds)
         with torch.enable_grad():
             done = self._method.round(1, _nothing, _nothing, lambda: False)
-        self.seconds.append({part: ledger.seconds[part] - before[part] for part in _PARTS})
+        self.seconds.append({part: ledger.seconds[part] - before[part] for part in PARTS})
         return done.rewards
 
 
@@ -152,8 +126,11 @@ def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -
         plain, absent = {}, [missing(name, error) for name in names]
     modes = ["eager", *([] if settings.short else ["compile"]), *(["graph"] if settings.device.type == "cuda" else [])]
     ours = {
-        "ours" if mode == "eager" else f"ours {mode}": OurRound(task, config, settings.device, mode) for mode in modes
-    }  # fmt: skip
+        "ours" if mode == "eager" else f"ours {mode}": OurRound(
+            task, config, settings.device, mode, task.reward(_REWARD)
+        )
+        for mode in modes
+    }
     rewards: dict[str, Tensor] = {}
     policy = {"ddpo": DdpoRound(task, config, settings.device)}
 
@@ -170,7 +147,7 @@ def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -
         return Provider(
             name, partial(timed, round_.run, settings.device), partial(gate, name), optional="compile" in name,
             backend=settings.backend if name in ours or name in policy else None, own_clock=True,
-            columns=lambda: _parts(round_.seconds),
+            columns=lambda: parts_of(round_.seconds),
             per_hour={"samples_per_hour": prompts * _CANDIDATES},
         )  # fmt: skip
 
@@ -207,11 +184,6 @@ def _on(device: torch.device, task: Task) -> Task:
     condition = task.prompts.condition
     moved = replace(task.prompts, condition=None if condition is None else condition.to(device))
     return replace(task, model=task.model.to(device), prompts=moved)
-
-
-def _parts(seconds: list[dict[str, float]]) -> Row:
-    """Medians in milliseconds."""
-    return {f"{part}_ms": round(1e3 * percentile([by_part[part] for by_part in seconds], 0.5), 3) for part in _PARTS}
 
 
 def _same_law(theirs: Tensor, ours: Tensor) -> str | None:

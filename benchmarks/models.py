@@ -108,15 +108,17 @@ def clip_tokenizer() -> "transformers.CLIPTokenizer":
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
-def tiny_clip(tokenizer: "transformers.CLIPTokenizer", projection: bool = False) -> "transformers.PreTrainedModel":
+def tiny_clip(
+    tokenizer: "transformers.CLIPTokenizer", projection: bool = False, width: int = WIDTH
+) -> "transformers.PreTrainedModel":
     """Two layers."""
     import transformers
 
     config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        projection_dim=WIDTH,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=2,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,11 +1,13 @@
 """The round benchmark: the plain round does the same work, and its gate sees where it does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pgraft_fast.finetune import pgraft_loss
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
-from pgraft_fast_benchmarks import bench_round
+from pgraft_fast_benchmarks import bench_round, round_gpu
 from pgraft_fast_benchmarks.harness import Settings, measure
 
 pytestmark = pytest.mark.slow
@@ -38,7 +40,7 @@ def test_losers_cost_training_where_all_rows_are_trained_on(variant):
         bench_round._plain(task, given, variant, SMOKE.device, compiled=False, all_rows=all_rows)
         for all_rows in (False, True)
     )
-    ours = bench_round.OurRound(task, given, SMOKE.device, "eager")
+    ours = bench_round.OurRound(task, given, SMOKE.device, "eager", task.reward("symmetry"))
     seen = {}
     models = {"ours": ours._learner.model, "plain": plain.tuned, "all rows": every.tuned}
     run = {"ours": ours.run, "plain": plain.run, "all rows": every.run}
@@ -66,3 +68,15 @@ def test_the_gate_sees_another_law():
     one = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     assert bench_round._same_law(one, one.flip(0)) is None
     assert "standard errors off" in bench_round._same_law(one, one + 0.5)
+
+
+def test_a_round_of_real_size_at_a_small_one():
+    small = {
+        "sample_size": 16, "block_out_channels": (16,) * 4, "attention_head_dim": 4, "cross_attention_dim": 16,
+        "norm_num_groups": 8, "layers_per_block": 1,
+    }  # fmt: skip
+    (case,) = round_gpu.cases(SMOKE)
+    rows = measure(replace(case, build=lambda settings: round_gpu.providers(4, settings, **small)), SMOKE)
+    assert [(row["provider"], row["gate"]) for row in rows] == [("plain", "ok"), ("ours", "ok")], rows
+    for row in rows:
+        assert row["samples_per_hour"] > 0 and row["sample_ms"] > 0 and row["train_ms"] > 0

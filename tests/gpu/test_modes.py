@@ -1,0 +1,33 @@
+"""Whole runs from Python on a GPU, with the mode left open."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("pydantic")
+pytest.importorskip("jinja2")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+import every_pipeline  # noqa: E402
+
+import pgraft_fast as pf  # noqa: E402
+
+
+def brightness(media, prompts):
+    return [float(one.astype("float64").mean()) for one in media]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["sd", "flux", "wan"])
+def test_a_run(tmp_path, monkeypatch, name, dtype):
+    monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path / "cache"))
+    pipe, lines = every_pipeline.build(name).to("cuda", dtype), []
+    config = pf.PGraftConfig(
+        steps=4, candidates=4, keep=1, prompts=2, rounds=2, epochs=1, batch_size=2, evaluate=4, cut=0.5,
+        lora=pf.Lora(rank=2), run=str(tmp_path / "run"),
+    )  # fmt: skip
+    result = pf.PGraftTrainer(
+        pipe, brightness, every_pipeline.prompts_of(name), config, call=every_pipeline.call_of(name), log=lines.append
+    ).train()
+    assert any(line.startswith("mode = ") and line.endswith("the fastest of eager, graph") for line in lines)
+    assert len(result.history) == 2 and result.adapter.exists() and result.report.exists()
