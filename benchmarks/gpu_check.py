@@ -59,13 +59,17 @@ def pieces(part: str, out: Path) -> list[Piece]:
         *_MODULE, "pytest", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "-v", "--tb=short", "-rfEs",
         *workers, str(ROOT / "tests" / "gpu"),
     ]  # fmt: skip
-    smoke = ["--tool", "memcheck", "--error-exitcode", "1", *_RUN, "ops", "--size", "smoke"]
+    # Of our kernels alone, and not of the compilers that are started.
+    smoke = [
+        "--tool", "memcheck", "--target-processes", "application-only", "--kernel-name", "kernel_substring=wd_kernel",
+        "--error-exitcode", "1", *_RUN, "ops", "--size", "smoke",
+    ]  # fmt: skip
     of = {
         "tests": [
             Piece("versions", 30, [sys.executable, "-c", _VERSIONS], gpu=False),
-            Piece("build", 90, [sys.executable, "-c", _BUILD], gpu=False),
-            Piece("tests", 260, tests, ("pytest",)),
-            Piece("sanitizer", 100, ["compute-sanitizer", *smoke], ("$compute-sanitizer",)),
+            Piece("build", 60, [sys.executable, "-c", _BUILD], gpu=False),
+            Piece("tests", 240, tests, ("pytest",)),
+            Piece("sanitizer", 150, ["compute-sanitizer", *smoke], ("$compute-sanitizer",)),
         ],
         "ops": [
             Piece("bench-ops", 360, [*_RUN, "ops", *csv], gpu=False),

@@ -9,6 +9,7 @@ from pipelines import build
 from repeats import repeats
 
 from pgraft_fast import PGraftCallback, accelerate
+from pgraft_fast.pipelines.accelerated import runner as runners
 
 peft = pytest.importorskip("peft")
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -137,3 +138,39 @@ def test_memory_ends_in_a_call(caplog):
     for _ in range(3):
         assert off(draw(pipe, "sd", 0, eta=0.0), want) < 1e-4
     assert len(state) == len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpm 3"])
+def test_a_trial_is_of_a_few_steps_and_changes_nothing(solver, monkeypatch):
+    pipe = build("sd")
+    pipe.scheduler = SOLVERS[solver]
+    want = [draw(pipe, "sd", seed, num_inference_steps=9) for seed in range(3)]
+    graphs, steps = with_graphs(pipe), {}
+    runner = pipe._pgraft_fast.runner
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+
+    def choose(what, ways, device):
+        for mode, run in ways.items():
+            made = []
+            with monkeypatch.context() as patch:
+                patch.setattr(type(pipe.unet), "forward", counted(type(pipe.unet).forward, made))
+                run()
+            steps[mode] = len(made)
+        return "eager"
+
+    monkeypatch.setattr(runners, "choose", choose)
+    runner._modes = ("eager", "step_graph", "trajectory_graph")
+    runner._mode = lambda trajectory, x, first, last: runner._trial("sd", trajectory, x, first, last)
+    for seed in range(3):
+        assert off(draw(pipe, "sd", seed, num_inference_steps=9), want[seed]) < 1e-4
+    # A graph of a step is captured in its second run, that of all of them as a whole.
+    assert steps == {"eager": 3, "step_graph": 2, "trajectory_graph": 6} and len(graphs) == 0
+
+
+def counted(forward, made):
+    def call(self, *args, **kwargs):
+        made.append(1)
+        return forward(self, *args, **kwargs)
+
+    return call

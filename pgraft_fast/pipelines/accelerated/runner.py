@@ -19,14 +19,16 @@ from pgraft_fast.sampling.graphs import GraphCache, clone_generator, weights_key
 
 _LOG = logging.getLogger(__name__)
 
+# Of a trajectory, in the trial: a whole one of a large model takes as long as a picture.
+_TRIED_STEPS = 3
 MODES = ("eager", "compile", "step_graph", "trajectory_graph", "compile_trajectory_graph")
 
 
 class Runner:
     """Runs trajectories of one pipeline.
 
-    mode: one of MODES, or "auto": on CUDA the fastest by a timed trial, remembered on disk for device, model and
-    shapes; elsewhere "eager", since compiling takes minutes and there are no graphs. memory_limit: bytes of graphs.
+    mode: one of MODES, or "auto": on CUDA the fastest by a trial of a few steps, remembered on disk for device, model
+    and shapes; elsewhere "eager", since compiling takes minutes and there are no graphs. memory_limit: bytes of graphs.
     """
 
     def __init__(self, mode: str = "auto", memory_limit: int | None = None, modes: tuple[str, ...] = MODES) -> None:
@@ -83,7 +85,7 @@ class Runner:
         return self.chosen[what]
 
     def _trial(self, what: str, trajectory: Trajectory, x: Tensor, first: int, last: int) -> str:
-        options = trajectory.options
+        options, last = trajectory.options, min(last, first + _TRIED_STEPS)
         default = torch.cuda.get_rng_state(x.device)
         trajectory.options = (
             options | {"generator": _clones(options.get("generator"))} if "generator" in options else options
