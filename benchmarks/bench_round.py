@@ -112,7 +112,7 @@ class _Plain(PlainRound):
 
 def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -> Sequence[Provider]:
     task = _on(settings.device, digits_task(DigitsSettings(variant=variant)))
-    config = _settings(variant, prompts, steps)
+    config = settings_of(variant, prompts, steps)
     names = ("plain", *([] if settings.short else ["plain compile"]), "all rows")
     try:
         plain = {
@@ -154,7 +154,8 @@ def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -
     return [*(provider(name) for name in (*ours, *plain, *policy)), *absent]
 
 
-def _settings(variant: Variant, prompts: int, steps: int = _STEPS) -> FinetuneSettings:
+def settings_of(variant: Variant, prompts: int, steps: int = _STEPS) -> FinetuneSettings:
+    """Of the pinned configuration, with so many groups."""
     kept = prompts * _KEPT
     return FinetuneSettings(
         seed=3,

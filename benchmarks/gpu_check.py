@@ -29,7 +29,7 @@ from code_path import make  # noqa: E402
 
 from pgraft_fast.waiting import passive_environment  # noqa: E402
 
-PARTS = ("tests", "ops", "pipelines", "finetune")
+PARTS = ("tests", "ops", "pipelines", "finetune", "profile")
 MINUTES, MINUTES_OF_ALL = 8.0, 9.0
 _MODULE = [sys.executable, "-m"]
 _RUN = [*_MODULE, "pgraft_fast_benchmarks.run"]
@@ -79,9 +79,13 @@ def pieces(part: str, out: Path) -> list[Piece]:
             Piece("bench-sampling", 470, [*_RUN, "sampling", *csv], ("diffusers", "transformers"), gpu=False),
         ],
         "finetune": [
-            Piece("bench-round", 240, [*_RUN, "round", *csv], ("sklearn", "pydantic"), gpu=False),
+            Piece("bench-round", 300, [*_RUN, "round", *csv], ("sklearn", "pydantic", "diffusers", "peft"), gpu=False),
             Piece("bench-quality", 120, [*_RUN, "quality", *csv], ("sklearn", "pydantic", "rich", "matplotlib"),
                   gpu=False),
+        ],
+        "profile": [
+            Piece("profile", 240, [*_MODULE, "pgraft_fast_benchmarks.profile_round"],
+                  ("sklearn", "pydantic", "diffusers", "transformers", "peft"), gpu=False),
         ],
     }  # fmt: skip
     return of[part] if part in of else [piece for group in of.values() for piece in group]

@@ -35,7 +35,7 @@ def test_gates_are_green_and_rows_whole(rows):
 @pytest.mark.parametrize("variant", ["vp", "flow"])
 def test_losers_cost_training_where_all_rows_are_trained_on(variant):
     """Rows that go through the trained model: ten passes over 8 kept ones of 64, or over all."""
-    task, given = digits_task(DigitsSettings(variant=variant)), bench_round._settings(variant, 4)
+    task, given = digits_task(DigitsSettings(variant=variant)), bench_round.settings_of(variant, 4)
     plain, every = (
         bench_round._plain(task, given, variant, SMOKE.device, compiled=False, all_rows=all_rows)
         for all_rows in (False, True)
@@ -57,7 +57,7 @@ def test_losers_cost_training_where_all_rows_are_trained_on(variant):
 def test_the_gate_sees_another_loss(variant, monkeypatch):
     task = digits_task(DigitsSettings(variant=variant))
     plain = bench_round._plain(
-        task, bench_round._settings(variant, 4), variant, SMOKE.device, compiled=False, all_rows=False
+        task, bench_round.settings_of(variant, 4), variant, SMOKE.device, compiled=False, all_rows=False
     )
     assert bench_round._same_work(task, plain, variant, SMOKE.device) is None
     monkeypatch.setattr(bench_round, "pgraft_loss", lambda *given, **more: 1.01 * pgraft_loss(*given, **more))

@@ -209,3 +209,12 @@ def test_two_commits_take_turns(tmp_path, capfd):
         [*command[:2], "no-such-commit"], env=environment, check=False, capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.startswith("BASE=no-such-commit: fatal: invalid reference")
+
+
+def test_a_profile_names_the_operations_of_a_round(capsys):
+    from pgraft_fast_benchmarks import profile_round
+
+    assert profile_round.main(["--prompts", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "== digits, eager" and lines[-1].endswith("all")
+    assert any("linear" in line for line in lines)
