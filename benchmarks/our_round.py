@@ -40,7 +40,10 @@ class OurRound:
         )  # fmt: skip
         kept = candidates.kept(cut, "state")
         with torch.enable_grad():
-            train(self._learner, kept, task.schedule, parameterization=task.parameterization, seed=1, ledger=ledger)
+            train(
+                self._learner, kept, task.schedule, parameterization=task.parameterization, seed=1, ledger=ledger,
+                graphs=run.graphs,
+            )  # fmt: skip
         self.seconds.append({part: ledger.seconds[part] for part in PARTS})
         return candidates.rewards
 

@@ -1,7 +1,7 @@
 """A benchmark without the command line's packages: python -m pgraft_fast_benchmarks.run ops --size quick --csv FILE.
 
 For machines where only some packages are installed, and for other commits than the installed one. Prints plain lines;
-the exit status is 1 where a gate is red, 3 where a package is missing.
+the exit status is 1 where a gate of ours is red, 3 where a package is missing.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     began = args.run or records.now()
     module.run(Settings(device, args.backend, args.size, args.only), each)
-    return int(any(row["gate"] == "fail" for row in rows))
+    return int(any(row["gate"] == "fail" and str(row["provider"]).startswith("ours") for row in rows))
 
 
 def module_of(what: str) -> str:

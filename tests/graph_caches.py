@@ -36,12 +36,14 @@ class Tape(TorchDispatchMode):
         self.made = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
+        # Numbers of a schedule are double, and on the host in earnest, too.
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype is not torch.float64:
             raise AssertionError("a value is read back")
         out = func(*args, **(kwargs or {}))
         self.made.append((func, args, kwargs or {}, out))
         return out
 
+    @torch.no_grad()
     def replay(self):
         for func, args, kwargs, out in self.made:
             again = func(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Learner:
         device = next(iter(values.values())).device.type
         self.optimizer = torch.optim.AdamW(
             self._masters.by_name.values(), settings.learning_rate, weight_decay=settings.weight_decay,
-            fused=device in ("cpu", "cuda"),
+            fused=device in ("cpu", "cuda"), capturable=device == "cuda",
         )  # fmt: skip
         scaled = any(weight.dtype is torch.float16 for weight in self.model.parameters())
         self._scaler = torch.amp.GradScaler(device, init_scale=_FIRST_SCALE) if scaled else None
@@ -60,6 +61,15 @@ class Learner:
         self._start_of_round.load_state_dict(self.ema.state_dict())
         self.frozen = self._start_of_round
 
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether a step is the same work each time: without a scaled loss, and without recomputing, which keeps the
+        state of random numbers on the host.
+        """
+        nets: Any = self.model
+        recomputes = any(getattr(part, "gradient_checkpointing", False) for part in nets.modules())
+        return self._scaler is None and not recomputes
+
     def begin(self) -> None:
         """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -74,21 +84,38 @@ class Learner:
 
         follow: whether the averaged weights follow.
         """
+        norm = self.clip()
+        done = self.may_move(norm)
+        if done:
+            self.move(follow)
+        return done, norm
+
+    def clip(self) -> Tensor:
+        """The first half of a step: the norm of the gradient, which is clipped."""
         self._masters.take_gradients()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._masters.by_name.values(), self.settings.clip)
+        return nn.utils.clip_grad_norm_(self._masters.by_name.values(), self.settings.clip)
+
+    def may_move(self, norm: Tensor) -> bool:
+        """Between the halves: whether the gradient is finite."""
         done = bool(torch.isfinite(norm))
         if self._scaler is not None:
             self.overflows = not done and self._scaler.get_scale() > 1.0
             self._scaler.update()
-        if not done:
-            return False, norm
+        return done
+
+    def move(self, follow: bool = True) -> None:
+        """The second half: the optimiser's step."""
         self.optimizer.step()
         self._masters.write()
         if follow:
             self.follow(self.settings.ema)
-        return True, norm
+
+    def moved(self) -> list[Tensor]:
+        """All that `move` writes to, once there was a first step."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [*self._masters.written(), *self._averages.written(), *moments]
 
     def follow(self, decay: float) -> None:
         """The averaged weights keep this share of themselves and take the rest from the raw ones."""
@@ -136,16 +163,17 @@ class OptimizerSteps:
         self._learner, self._follow = learner, follow
         self.rejected = self._in_a_row = 0
 
-    def step(self, accumulate: Callable[[], Tensor]) -> Tensor:
+    def step(
+        self, accumulate: Callable[[], Tensor], captured: Callable[[], tuple[Tensor, bool] | None] | None = None
+    ) -> Tensor:
         """accumulate() makes the gradients, and is returned. Where float16 overflows it is asked again, with a smaller
-        scale of the loss. Raises PgraftError at the third gradient in a row that is not finite.
+        scale of the loss. captured(): see `CapturedSteps.step`, asked first. Raises PgraftError at the third gradient
+        in a row that is not finite.
         """
         learner = self._learner
-        result = accumulate()
-        done, _ = learner.step(self._follow)
+        result, done = (captured and captured()) or self._made(accumulate)
         while not done and learner.overflows:
-            result = accumulate()
-            done, _ = learner.step(self._follow)
+            result, done = self._made(accumulate)
         learner.steps_done += 1
         self._in_a_row = 0 if done else self._in_a_row + 1
         self.rejected += not done
@@ -154,6 +182,10 @@ class OptimizerSteps:
                 f"training: the gradient was not finite {self._in_a_row} times in a row; lower train.learning_rate"
             )
         return result
+
+    def _made(self, accumulate: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+        result = accumulate()
+        return result, self._learner.step(self._follow)[0]
 
 
 def _scaling_of(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:

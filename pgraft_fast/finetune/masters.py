@@ -40,6 +40,10 @@ class Masters:
             weights, masters = zip(*self._pairs.values(), strict=True)
             torch._foreach_copy_(list(weights), list(masters))
 
+    def written(self) -> list[nn.Parameter]:
+        """Masters and weights."""
+        return [*self.by_name.values(), *(weight for weight, _ in self._pairs.values())]
+
     @torch.no_grad()
     def load(self, saved: Mapping[str, Tensor]) -> None:
         """Masters from saved ones, and the weights."""

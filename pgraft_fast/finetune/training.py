@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
+from pgraft_fast.finetune.captured_steps import CapturedSteps
 from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
+from pgraft_fast.sampling.graphs import GraphCache, weights_key
 from pgraft_fast.threads import team_of
 
 
@@ -42,18 +45,22 @@ def train(
     ledger: Ledger | None = None,
     check: Callable[[], None] = lambda: None,
     enough: Callable[[], bool] = lambda: False,
+    graphs: GraphCache | None = None,
 ) -> TrainReport:
     """Regress on the kept rows, and on nothing else, for the settings' steps or until enough() is true.
 
     No row, no step: then the report's loss is 0. Rows come in a drawn order, all of them once before any comes again.
     null_condition: one row that takes the place of a condition with probability `settings.null_prompt`. memory: rows at
-    once; their gradients add up to those of the batch. check() may raise. Raises PgraftError after three steps in a
+    once; their gradients add up to those of the batch. check() may raise. graphs: steps are captured where they can be,
+    see `CapturedSteps`. Raises PgraftError after three steps in a
     row whose gradient was not finite.
     """
     ledger = Ledger() if ledger is None else ledger
     settings = learner.settings
     memory = BatchSize(settings.micro_batch or settings.batch_size) if memory is None else memory
     make = _Losses(learner, kept, schedule, parameterization, seed, null_condition)
+    captured = None if graphs is None or not graphs.captures(kept.x.device) else CapturedSteps(learner, graphs)
+    fixed = None if captured is None else make.fixed
     learner.model.train()
     losses: list[Tensor] = []
     made = OptimizerSteps(learner)
@@ -64,7 +71,13 @@ def train(
             if losses and enough():
                 break
             batch = make.batch(rows, key, epoch)
-            losses.append(made.step(partial(memory.run, partial(_accumulate, learner, make, batch))))
+            whole = captured is not None and memory.value >= rows.numel()
+            losses.append(
+                made.step(
+                    partial(memory.run, partial(_accumulate, learner, make, batch)),
+                    partial(captured.step, fixed, make.of, make.inputs(batch)) if captured and whole else None,
+                )
+            )
             ledger.add_calls(settings.calls_of_a_row * rows.numel())
             check()
     if not losses:
@@ -119,20 +132,42 @@ class _Losses:
         return _Batch(rows, key, epoch, begin - share * (begin - self.kept.t_cut))
 
     def loss(self, batch: _Batch) -> Tensor:
-        kept = self.kept
+        return self.of(self.inputs(batch))
+
+    def inputs(self, batch: _Batch) -> list[Tensor]:
+        """What changes from step to step, as `of` takes it."""
+        kept, condition = self.kept, self._condition(batch)
+        more = [] if condition is None else [condition]
+        more += [] if kept.advantage is None else [kept.advantage[batch.rows]]
+        return [kept.x[batch.rows], batch.t, batch.key, batch.epoch, *more]
+
+    def of(self, inputs: list[Tensor]) -> Tensor:
+        """The loss; from here on nothing is read back to the host."""
+        kept, (x, t, key, epoch, *rest) = self.kept, inputs
+        advantage = None if kept.advantage is None else rest.pop()
         return pgraft_loss(
             self.learner.run,
             self.schedule,
-            kept.x[batch.rows],
+            x,
             t_cut=kept.t_cut,
             objective=self.learner.settings.objective,
             parameterization=self.parameterization,
-            condition=self._condition(batch),
-            t=batch.t,
-            noise=NoiseKey(self.seed, batch.key, batch.epoch, Stream.TRAIN_NOISE),
-            frozen=None if kept.advantage is None else self.learner.frozen,
-            advantage=None if kept.advantage is None else kept.advantage[batch.rows],
+            condition=rest[0] if rest else None,
+            t=t,
+            noise=NoiseKey(self.seed, key, epoch, Stream.TRAIN_NOISE),
+            frozen=None if advantage is None else self.learner.frozen,
+            advantage=advantage,
         )
+
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """What `of` depends on beside its inputs."""
+        learner, kept = self.learner, self.kept
+        nets = [learner.run] if kept.advantage is None else [learner.run, learner.frozen]
+        return (
+            self.seed, kept.t_cut, learner.settings.objective, self.parameterization, id(self.schedule),
+            kept.advantage is None, *(weights_key(net) for net in nets),
+        )  # fmt: skip
 
     def _condition(self, batch: _Batch) -> Tensor | None:
         if self.kept.condition is None:

@@ -80,7 +80,7 @@ class GraphCache:
         `generators`. keep(): what the graph reads besides its inputs and weights, asked after the first run and held as
         long as the graph. compiled: whether a compiler is at work in it, which does not bear to be watched.
         """
-        whole = (key, tuple((tuple(value.shape), value.dtype, value.stride(), value.device) for value in inputs))
+        whole = _whole(key, inputs)
         captured = self._held.get(whole)
         if captured is not None and captured.is_stale:
             captured = None
@@ -110,6 +110,10 @@ class GraphCache:
         self._held.move_to_end(whole)
         return captured.replay(inputs, generators)
 
+    def kept(self, key: Hashable, inputs: Sequence[Tensor]) -> Any:
+        """What `keep` gave for the graph of `run` with this key and such inputs."""
+        return self._held[_whole(key, inputs)].kept
+
     def captures(self, device: torch.device) -> bool:
         """Whether there are graphs on this device."""
         return device.type == "cuda"
@@ -136,6 +140,10 @@ class GraphCache:
         self, function: Function, inputs: Sequence[Tensor], generators: Sequence[torch.Generator], compiled: bool
     ) -> Captured:
         return capture(function, inputs, generators, compiled)
+
+
+def _whole(key: Hashable, inputs: Sequence[Tensor]) -> Hashable:
+    return key, tuple((tuple(value.shape), value.dtype, value.stride(), value.device) for value in inputs)
 
 
 class CaptureError(Exception):
