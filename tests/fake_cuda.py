@@ -11,7 +11,7 @@ class NoTransfers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "cuda":
             raise AssertionError("a value is read back")
         out = func(*args, **kwargs)
         given = {one.device.type for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}

@@ -1,16 +1,20 @@
 """Optimiser steps as graphs, on the CPU: a tape of torch's operations stands for what CUDA captures."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from fake_cuda import NoTransfers, on_fake_cuda, to_fake_cuda
 from graph_caches import OtherCache, taped
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import PgraftError
 from pgraft_fast.finetune import Kept, Learner, TrainSettings, train
 from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.finetune.training import _Losses
 from pgraft_fast.sampling import GraphCache
 
 VP = Schedule.vp_linear()
@@ -30,7 +34,7 @@ class Net(nn.Module):
         self.calls.append(x.shape[0])
         x = x.to(self.layer.weight)
         rest = 0 if condition is None else self.table(condition)
-        return torch.tanh(self.layer(x) + rest + t[:, None].to(x)).float()
+        return torch.tanh(self.layer(x) + rest + t.view(-1, 1).to(x)).float()
 
 
 def kept(condition=True, contrast=False, rows=9):
@@ -143,3 +147,26 @@ def test_where_a_capture_does_not_succeed(failing):
     plain, learner = trained(None)[0], Learner(Net(), SETTINGS)
     trained(Failing(), learner=learner)
     same(learner, plain)
+
+
+@pytest.mark.parametrize("objective", ["state", "clean", "contrast"])
+def test_nothing_is_read_back_or_brought_on_cuda(objective):
+    """The loss and what follows its gradient, on fake CUDA tensors, through which a CPU build takes no gradient."""
+    settings = SETTINGS.model_copy(update={"objective": objective})
+    given, net = kept(contrast=objective == "contrast"), Net()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        learner = Learner(to_fake_cuda(net), settings)
+        make = _Losses(learner, given, VP, "epsilon", 3, None)
+        rows = torch.arange(4)
+        inputs = [on_fake_cuda(value) for value in make.inputs(make.batch(rows, rows, rows))]
+        for _ in range(2):
+            # The first step makes the moments.
+            with NoTransfers() if learner.optimizer.state else nullcontext():
+                learner.begin()
+                with torch.no_grad():
+                    loss = make.of(inputs)
+                for weight in learner.model.parameters():
+                    weight.grad = torch.zeros_like(weight)
+                norm = learner.clip()
+                learner.move()
+    assert loss.device.type == norm.device.type == "cuda"
