@@ -4,9 +4,11 @@ With G_ij = <r_i, r_j> and T = tr G: (G / T + ridge I) c = 1, w = c / sum c; the
 Source: Walker, Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49, 2011.
 """
 
-import torch
 import triton
 import triton.language as tl
+
+from pgraft_fast_kernels.direct_launch import launch
+from pgraft_fast_kernels.sizes import block_of
 
 MAX_HISTORY = 8
 
@@ -72,18 +74,7 @@ def anderson_mix_fwd(next, residual, ridge, y):
     if y.numel() == 0:
         return
     size = y.numel() // batch
-    block = min(256, max(32, triton.next_power_of_2(size)))
-    with torch.cuda.device_of(y):
-        _anderson_mix_fwd_kernel[(batch,)](
-            next,
-            residual,
-            y,
-            float(ridge),
-            size,
-            y.numel(),
-            M=history,
-            TILE=MAX_HISTORY,
-            BLOCK=block,
-            num_warps=max(1, block // 64),
-            enable_fp_fusion=False,
-        )
+    block = block_of(size, 256)
+    constants = {"M": history, "TILE": MAX_HISTORY, "BLOCK": block}
+    constants |= {"num_warps": max(1, block // 64), "enable_fp_fusion": False}
+    launch(_anderson_mix_fwd_kernel, (batch,), (next, residual, y, float(ridge), size, y.numel()), constants)

@@ -1,8 +1,10 @@
 """One fixed-point update of an implicit step and its change: y_next = x - h v, residual_b = || y_next - y ||_2."""
 
-import torch
 import triton
 import triton.language as tl
+
+from pgraft_fast_kernels.direct_launch import launch
+from pgraft_fast_kernels.sizes import block_of
 
 
 @triton.jit
@@ -31,17 +33,6 @@ def fixed_point_update_fwd(x, v, y, h, y_next, residual):
     if batch == 0:
         return
     size = x.numel() // batch
-    block = min(1024, max(32, triton.next_power_of_2(size)))
-    with torch.cuda.device_of(x):
-        _fixed_point_update_fwd_kernel[(batch,)](
-            x,
-            v,
-            y,
-            y_next,
-            residual,
-            float(h),
-            size,
-            BLOCK=block,
-            num_warps=max(1, block // 256),
-            enable_fp_fusion=False,
-        )
+    block = block_of(size, 1024)
+    constants = {"BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    launch(_fixed_point_update_fwd_kernel, (batch,), (x, v, y, y_next, residual, float(h), size), constants)

@@ -4,6 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
+from pgraft_fast_kernels.sizes import ceil_div, power_above
+
 _WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 
 
@@ -60,21 +63,10 @@ def gather_rows_fwd(index, x, other, rows, other_rows):
     widest = max(width, other_width)
     if n_rows == 0 or widest == 0:
         return
-    block = min(1024, max(2, triton.next_power_of_2(widest)))
-    block_rows = max(1, min(512 // block, triton.next_power_of_2(n_rows)))
-    n_blocks = triton.cdiv(widest, block)
-    with torch.cuda.device_of(rows):
-        _gather_rows_fwd_kernel[(triton.cdiv(n_rows, block_rows) * n_blocks,)](
-            index,
-            x,
-            other,
-            rows,
-            other_rows,
-            n_rows,
-            width,
-            other_width,
-            n_blocks,
-            BLOCK_ROWS=block_rows,
-            BLOCK=block,
-            num_warps=4 if block * block_rows >= 512 else 1,
-        )
+    block = min(1024, max(2, power_above(widest)))
+    block_rows = max(1, min(512 // block, power_above(n_rows)))
+    n_blocks = ceil_div(widest, block)
+    grid = (ceil_div(n_rows, block_rows) * n_blocks,)
+    args = (index, x, other, rows, other_rows, n_rows, width, other_width, n_blocks)
+    constants = {"BLOCK_ROWS": block_rows, "BLOCK": block, "num_warps": 4 if block * block_rows >= 512 else 1}
+    launch(_gather_rows_fwd_kernel, grid, args, constants)

@@ -6,11 +6,12 @@ x_s = a x + root e, target = (w c / alpha_cut) x + (d - c a sigma_cut^2 / (alpha
 
 import struct
 
-import torch
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
 from pgraft_fast_kernels.philox_device import key_words, normal_block
+from pgraft_fast_kernels.sizes import block_of, ceil_div
 
 
 def double_bits(value: float) -> int:
@@ -81,24 +82,10 @@ def partial_noise_fwd(x, noise, levels, sample_id, step, seed, alpha_cut, sigma_
     if batch == 0:
         return
     size = x.numel() // batch
-    block = min(1024, max(32, triton.next_power_of_2(size)))
-    n_blocks = max(1, triton.cdiv(size, block))
-    with torch.cuda.device_of(x):
-        _partial_noise_fwd_kernel[(batch * n_blocks,)](
-            x,
-            noise,
-            levels,
-            sample_id,
-            step,
-            x_s,
-            target,
-            weight,
-            *key_words(seed),
-            double_bits(alpha_cut),
-            double_bits(sigma_cut),
-            size,
-            n_blocks,
-            BLOCK=block,
-            num_warps=max(1, block // 256),
-            enable_fp_fusion=False,
-        )
+    block = block_of(size, 1024)
+    n_blocks = max(1, ceil_div(size, block))
+    tensors = (x, noise, levels, sample_id, step, x_s, target, weight)
+    cut = (double_bits(alpha_cut), double_bits(sigma_cut))
+    constants = {"BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    args = (*tensors, *key_words(seed), *cut, size, n_blocks)
+    launch(_partial_noise_fwd_kernel, (batch * n_blocks,), args, constants)

@@ -1,10 +1,11 @@
 """Random words and standard normals keyed by (seed, sample id, step); see pgraft_fast/ops/philox.py."""
 
-import torch
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
 from pgraft_fast_kernels.philox_device import key_words, normal_block, words_block
+from pgraft_fast_kernels.sizes import block_of, ceil_div
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high"])
@@ -27,23 +28,11 @@ def _philox_normal_fwd_kernel(
 def _launch(id, step, seed, n, out, normal):
     if out.numel() == 0:
         return
-    block = min(1024, max(32, triton.next_power_of_2(n)))
-    n_blocks = triton.cdiv(n, block)
-    key_low, key_high = key_words(seed)
-    with torch.cuda.device_of(out):
-        _philox_normal_fwd_kernel[(id.numel() * n_blocks,)](
-            id,
-            step,
-            out,
-            key_low,
-            key_high,
-            n,
-            n_blocks,
-            NORMAL=normal,
-            BLOCK=block,
-            num_warps=max(1, block // 256),
-            enable_fp_fusion=False,
-        )
+    block = block_of(n, 1024)
+    n_blocks = ceil_div(n, block)
+    constants = {"NORMAL": normal, "BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    args = (id, step, out, *key_words(seed), n, n_blocks)
+    launch(_philox_normal_fwd_kernel, (id.numel() * n_blocks,), args, constants)
 
 
 def philox_normal_fwd(id, step, seed, n, out):

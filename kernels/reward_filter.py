@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
 from pgraft_fast_kernels.partial_noise import as_double, double_bits
 from pgraft_fast_kernels.philox_device import key_words, signed_word
 from pgraft_fast_kernels.reward_accept import accept_by_chance, accept_pairwise
@@ -24,6 +25,7 @@ from pgraft_fast_kernels.reward_rank import (
     rank_by_counting,
 )
 from pgraft_fast_kernels.reward_wide import launch_wide
+from pgraft_fast_kernels.sizes import ceil_div, power_above
 
 COUNTED = 64  # groups up to this width are ranked by counting
 RESIDENT = 4096  # and up to this one by bisection in registers
@@ -137,25 +139,19 @@ def reward_filter_fwd(
         signed_word(step),
     )
     options = {"RULE": rule, "BEST_IF_EMPTY": bool(best_if_empty), "KEY_BITS": rewards.element_size() * 8}
-    with torch.cuda.device_of(rewards):
-        block = 0
-        if groups > 0 and (offsets is not None or width <= RESIDENT):
-            block = max(4, triton.next_power_of_2(width))
-            block = block if offsets is None else min(RAGGED, block)
-            # Sample ids and float64 arithmetic take twice the registers.
-            per_warp = 512 if sample_id is None and rule != 1 else 256
-            block_groups = max(1, min(per_warp // block, triton.next_power_of_2(groups)))
-            _reward_filter_fwd_kernel[(triton.cdiv(groups, block_groups),)](
-                *tensors,
-                *numbers,
-                **options,
-                ONE=k == 1,
-                COUNT=block <= COUNTED,
-                PLACE_BITS=64 if sample_id is not None else block.bit_length() - 1,
-                BLOCK_GROUPS=block_groups,
-                BLOCK=block,
-                num_warps=max(1, block * block_groups // per_warp),
-            )
-        if groups > 0 and longest > block:
-            launch_wide(tensors, numbers, options, block)
-        pack(mask, offsets, groups, width, group_count, index, count)
+    block = 0
+    if groups > 0 and (offsets is not None or width <= RESIDENT):
+        block = max(4, power_above(width))
+        block = block if offsets is None else min(RAGGED, block)
+        # Sample ids and float64 arithmetic take twice the registers.
+        per_warp = 512 if sample_id is None and rule != 1 else 256
+        block_groups = max(1, min(per_warp // block, power_above(groups)))
+        place_bits = 64 if sample_id is not None else block.bit_length() - 1
+        constants = options | {"ONE": k == 1, "COUNT": block <= COUNTED, "PLACE_BITS": place_bits}
+        constants |= {"BLOCK_GROUPS": block_groups, "BLOCK": block}
+        constants["num_warps"] = max(1, block * block_groups // per_warp)
+        grid = (ceil_div(groups, block_groups),)
+        launch(_reward_filter_fwd_kernel, grid, (*tensors, *numbers), constants)
+    if groups > 0 and longest > block:
+        launch_wide(tensors, numbers, options, block)
+    pack(mask, offsets, groups, width, group_count, index, count)

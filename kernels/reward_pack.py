@@ -4,7 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
 from pgraft_fast_kernels.reward_rank import group_bounds
+from pgraft_fast_kernels.sizes import ceil_div, power_above
 
 
 @triton.jit
@@ -38,18 +40,9 @@ def pack(mask, offsets, groups, width, group_count, index, count):
     torch.sum(group_count, dim=0, out=count)
     if groups == 0 or index.numel() == 0:
         return
-    block = min(1024, max(4, triton.next_power_of_2(width)))
-    block_groups = max(1, min(1024 // block, triton.next_power_of_2(groups)))
-    _reward_pack_fwd_kernel[(triton.cdiv(groups, block_groups),)](
-        mask.view(torch.uint8),
-        offsets,
-        group_count,
-        torch.cumsum(group_count, dim=0),
-        index,
-        groups,
-        width,
-        index.numel(),
-        BLOCK_GROUPS=block_groups,
-        BLOCK=block,
-        num_warps=max(1, block * block_groups // 256),
-    )
+    block = min(1024, max(4, power_above(width)))
+    block_groups = max(1, min(1024 // block, power_above(groups)))
+    tensors = (mask.view(torch.uint8), offsets, group_count, torch.cumsum(group_count, dim=0), index)
+    constants = {"BLOCK_GROUPS": block_groups, "BLOCK": block, "num_warps": max(1, block * block_groups // 256)}
+    grid = (ceil_div(groups, block_groups),)
+    launch(_reward_pack_fwd_kernel, grid, (*tensors, groups, width, index.numel()), constants)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
 from pgraft_fast_kernels.partial_noise import as_double
 from pgraft_fast_kernels.reward_accept import accept_by_chance, accept_pairwise
 from pgraft_fast_kernels.reward_rank import copies_before, first_trial, group_bounds, load_place, load_reward, order_key
@@ -135,12 +136,6 @@ def launch_wide(tensors, numbers, options, served):
     """For `reward_filter_fwd`, with its kernel's arguments; groups of up to `served` candidates are done."""
     groups, width = numbers[:2]
     num_warps = SEARCH_WARPS if options["RULE"] == 0 else OTHER_WARPS
-    _reward_wide_fwd_kernel[(groups,)](
-        *tensors,
-        *numbers,
-        served,
-        **options,
-        PLACE_BITS=64 if tensors[2] is not None else max(1, (width - 1).bit_length()),
-        BLOCK=num_warps * PER_WARP,
-        num_warps=num_warps,
-    )
+    place_bits = 64 if tensors[2] is not None else max(1, (width - 1).bit_length())
+    constants = options | {"PLACE_BITS": place_bits, "BLOCK": num_warps * PER_WARP, "num_warps": num_warps}
+    launch(_reward_wide_fwd_kernel, (groups,), (*tensors, *numbers, served), constants)

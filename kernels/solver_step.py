@@ -5,11 +5,12 @@ g = out_null + guidance (out - out_null), x_0 = clamp(p x + q g), x_s = a x + b 
 Options that need sums or ranks over a whole sample are in solver_step_sample.py.
 """
 
-import torch
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
 from pgraft_fast_kernels.philox_device import key_words
+from pgraft_fast_kernels.sizes import block_of, ceil_div
 from pgraft_fast_kernels.solver_step_device import guided_output, next_state, step_noise, store_step, table_row
 from pgraft_fast_kernels.solver_step_sample import launch_by_sample
 
@@ -94,29 +95,17 @@ def solver_step_fwd(
             log_prob.zero_()
         return
     if (rescale != 0 and out_null is not None) or ratio > 0 or log_prob is not None:
-        launch, extra = launch_by_sample, [rescale, ratio, limit, log_prob]
+        run, extra = launch_by_sample, [rescale, ratio, limit, log_prob]
     else:
-        launch, extra = _launch_flat, []
+        run, extra = _launch_flat, []
     tensors = (x, out, out_null, previous, noise, table, step, sample_id, x_s, x_0, x_cut)
-    with torch.cuda.device_of(x):
-        launch(tensors, key_words(seed), guidance, clip, x.numel() // batch, channels or None, *extra)
+    run(tensors, key_words(seed), guidance, clip, x.numel() // batch, channels or None, *extra)
 
 
 def _launch_flat(tensors, key, guidance, clip, size, channels):
-    block = min(1024, max(32, triton.next_power_of_2(size)))
-    n_blocks = triton.cdiv(size, block)
+    block = block_of(size, 1024)
+    n_blocks = ceil_div(size, block)
     total = tensors[0].numel()
-    _solver_step_fwd_kernel[(total // size * n_blocks,)](
-        *tensors,
-        *key,
-        float(guidance),
-        float(clip),
-        size,
-        channels,
-        total,
-        n_blocks,
-        CLIP=clip > 0,
-        BLOCK=block,
-        num_warps=max(1, block // 256),
-        enable_fp_fusion=False,
-    )
+    args = (*tensors, *key, float(guidance), float(clip), size, channels, total, n_blocks)
+    constants = {"CLIP": clip > 0, "BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    launch(_solver_step_fwd_kernel, (total // size * n_blocks,), args, constants)

@@ -8,6 +8,8 @@ Dynamic threshold: x_0 <- clamp(x_0, -L, L) / L, L = the ratio-quantile of |x_0|
 import triton
 import triton.language as tl
 
+from pgraft_fast_kernels.direct_launch import launch
+from pgraft_fast_kernels.sizes import block_of
 from pgraft_fast_kernels.solver_step_device import guided_output, next_state, step_noise, store_step, table_row
 
 
@@ -196,24 +198,10 @@ def _solver_step_sample_fwd_kernel(
 
 def launch_by_sample(tensors, key, guidance, clip, size, channels, rescale, ratio, limit, log_prob):
     """For `solver_step_fwd`, which has the arguments' meaning: one program a sample."""
-    block = min(1024, max(32, triton.next_power_of_2(size)))
+    block = block_of(size, 1024)
     total = tensors[0].numel()
-    _solver_step_sample_fwd_kernel[(total // size,)](
-        *tensors,
-        log_prob,
-        *key,
-        float(guidance),
-        float(clip),
-        float(rescale),
-        float(ratio),
-        float(limit),
-        size,
-        channels,
-        total,
-        CLIP=clip > 0,
-        RESCALE=rescale != 0 and tensors[2] is not None,
-        THRESHOLD=ratio > 0,
-        BLOCK=block,
-        num_warps=max(1, block // 256),
-        enable_fp_fusion=False,
-    )
+    numbers = (float(guidance), float(clip), float(rescale), float(ratio), float(limit))
+    args = (*tensors, log_prob, *key, *numbers, size, channels, total)
+    constants = {"CLIP": clip > 0, "RESCALE": rescale != 0 and tensors[2] is not None, "THRESHOLD": ratio > 0}
+    constants |= {"BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    launch(_solver_step_sample_fwd_kernel, (total // size,), args, constants)

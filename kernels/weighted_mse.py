@@ -1,8 +1,10 @@
 """Mean squared error of each sample with a weight on the output: loss_b = mean_i (w_b out_i - target_i)^2."""
 
-import torch
 import triton
 import triton.language as tl
+
+from pgraft_fast_kernels.direct_launch import launch
+from pgraft_fast_kernels.sizes import block_of, ceil_div
 
 
 @triton.jit
@@ -44,11 +46,9 @@ def weighted_mse_fwd(out, target, weight, loss):
     if batch == 0:
         return
     size = out.numel() // batch
-    block = min(2048, max(32, triton.next_power_of_2(size)))
-    with torch.cuda.device_of(out):
-        _weighted_mse_fwd_kernel[(batch,)](
-            out, target, weight, loss, size, BLOCK=block, num_warps=max(1, block // 256), enable_fp_fusion=False
-        )
+    block = block_of(size, 2048)
+    constants = {"BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    launch(_weighted_mse_fwd_kernel, (batch,), (out, target, weight, loss, size), constants)
 
 
 def weighted_mse_bwd(out, target, weight, grad, grad_out):
@@ -57,18 +57,8 @@ def weighted_mse_bwd(out, target, weight, grad, grad_out):
         return
     batch = weight.numel()
     size = out.numel() // batch
-    block = min(1024, max(32, triton.next_power_of_2(size)))
-    n_blocks = triton.cdiv(size, block)
-    with torch.cuda.device_of(out):
-        _weighted_mse_bwd_kernel[(batch * n_blocks,)](
-            out,
-            target,
-            weight,
-            grad,
-            grad_out,
-            size,
-            n_blocks,
-            BLOCK=block,
-            num_warps=max(1, block // 256),
-            enable_fp_fusion=False,
-        )
+    block = block_of(size, 1024)
+    n_blocks = ceil_div(size, block)
+    constants = {"BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    args = (out, target, weight, grad, grad_out, size, n_blocks)
+    launch(_weighted_mse_bwd_kernel, (batch * n_blocks,), args, constants)

@@ -65,8 +65,9 @@ def _run_grad(out: Tensor, target: Tensor, weight: Tensor, grad: Tensor) -> Tens
         scale = 2.0 * weight * grad / max(1, out[:1].numel())
         error = over_samples(weight, out) * out.to(dtype) - target.to(dtype)
         return (over_samples(scale, out) * error).to(out.dtype).contiguous()
-    grad_out = torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    launch(out.contiguous(), _narrow(target), weight.contiguous(), grad.contiguous(), grad_out)
+    out = out.contiguous()
+    grad_out = torch.empty_like(out, memory_format=torch.contiguous_format)
+    launch(out, _narrow(target), weight.contiguous(), grad.contiguous(), grad_out)
     return grad_out
 
 
