@@ -3,17 +3,24 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pgraft_fast_kernels.anderson_mix import _anderson_mix_fwd_kernel
+from pgraft_fast_kernels.anderson_mix import _anderson_gram_fwd_kernel, _anderson_mix_fwd_kernel
 from pgraft_fast_kernels.fixed_point_update import _fixed_point_update_fwd_kernel
 from pgraft_fast_kernels.gather_rows import _gather_rows_fwd_kernel
 from pgraft_fast_kernels.partial_noise import _partial_noise_fwd_kernel
+from pgraft_fast_kernels.parts import MOST_PARTS
 from pgraft_fast_kernels.philox_normal import _philox_normal_fwd_kernel
 from pgraft_fast_kernels.reward_filter import _reward_filter_fwd_kernel
 from pgraft_fast_kernels.reward_pack import _reward_pack_fwd_kernel
 from pgraft_fast_kernels.reward_wide import OTHER_WARPS, PER_WARP, SEARCH_WARPS, _reward_wide_fwd_kernel
 from pgraft_fast_kernels.solver_step import _solver_step_fwd_kernel
-from pgraft_fast_kernels.solver_step_sample import _solver_step_sample_fwd_kernel
-from pgraft_fast_kernels.weighted_mse import _weighted_mse_bwd_kernel, _weighted_mse_fwd_kernel
+from pgraft_fast_kernels.solver_step_rank import _solver_step_count_kernel
+from pgraft_fast_kernels.solver_step_sample import _solver_step_log_prob_kernel, _solver_step_sample_fwd_kernel
+from pgraft_fast_kernels.solver_step_spread import _solver_step_spread_kernel
+from pgraft_fast_kernels.weighted_mse import (
+    _weighted_mse_bwd_kernel,
+    _weighted_mse_fwd_kernel,
+    _weighted_mse_mean_kernel,
+)
 
 Case = tuple[str, Any, dict[str, str], dict[str, Any], int, dict[str, Any]]
 
@@ -45,10 +52,13 @@ def cases() -> Iterator[Case]:
     tile = {"BLOCK_ROWS": 8, "BLOCK": 64, **_absent("other_ptr", "other_rows_ptr")}
     yield _case("gather_rows/short", _gather_rows_fwd_kernel, words, tile, 4, {})
     types = {"next_ptr": "*fp32", "residual_ptr": "*fp32", "y_ptr": "*fp32", "ridge": "fp32"}
-    types |= {"size": "i32", "stride": "i64"}
+    types |= {"gram_ptr": "*fp64", "size": "i32", "stride": "i64", "part": "i32"}
     for m in (5, 8):
-        constants = {"M": m, "TILE": 8, "BLOCK": 256}
-        yield _case(f"anderson_mix/{m}", _anderson_mix_fwd_kernel, types, constants, 4, UNFUSED)
+        constants = {"M": m, "TILE": 8, "BLOCK": 256, "PARTS": 4}
+        yield _case(f"anderson_mix/{m}", _anderson_mix_fwd_kernel, types, constants | _absent("gram_ptr"), 4, UNFUSED)
+        constants = constants | {"PARTS": MOST_PARTS}
+        yield _case(f"anderson_mix/split/{m}", _anderson_mix_fwd_kernel, types, constants, 4, UNFUSED)
+        yield _case(f"anderson_gram/{m}", _anderson_gram_fwd_kernel, types, constants, 4, UNFUSED)
 
 
 def _streaming(dtype: str) -> Iterator[Case]:
@@ -71,7 +81,12 @@ def _streaming(dtype: str) -> Iterator[Case]:
 
     types = {"out_ptr": state, "target_ptr": "*fp32", "grad_out_ptr": state, **sizes}
     types |= dict.fromkeys(("weight_ptr", "loss_ptr", "grad_ptr"), "*fp32")
-    yield _case(f"weighted_mse/{dtype}", _weighted_mse_fwd_kernel, types, {"BLOCK": 2048}, 8, UNFUSED)
+    types |= {"sum_ptr": "*fp64", "part": "i32"}
+    one, many = {"PARTS": 4, "SPLIT": False, **_absent("sum_ptr")}, {"PARTS": MOST_PARTS, "SPLIT": True}
+    for name, constants in (("weighted_mse", one), ("weighted_mse/split", many)):
+        yield _case(f"{name}/{dtype}", _weighted_mse_fwd_kernel, types, constants | {"BLOCK": 2048}, 8, UNFUSED)
+    if dtype == "fp32":
+        yield _case("weighted_mse_mean", _weighted_mse_mean_kernel, types, {"PARTS": MOST_PARTS}, 1, {})
     yield _case(f"weighted_mse_grad/{dtype}", _weighted_mse_bwd_kernel, types, {"BLOCK": 1024}, 4, UNFUSED)
 
     types = dict.fromkeys(("x_ptr", "v_ptr", "y_ptr", "y_next_ptr"), state)
@@ -84,7 +99,8 @@ def _solver(dtype: str) -> Iterator[Case]:
     types = dict.fromkeys(names, f"*{dtype}") | KEYS
     types |= {"table_ptr": "*fp32", "step_ptr": "*i64", "id_ptr": "*i64", "log_prob_ptr": "*fp32"}
     types |= dict.fromkeys(("guidance", "clip", "rescale", "ratio", "limit"), "fp32")
-    types |= {"size": "i32", "channels": "i32", "total": "i64", "n_blocks": "i32"}
+    types |= dict.fromkeys(("sum_ptr", "square_ptr"), "*fp64") | {"counts_ptr": "*i32"}
+    types |= dict.fromkeys(("size", "channels", "n_blocks", "part", "digit"), "i32") | {"total": "i64"}
     drawn = _absent("noise_ptr", "channels")
     plain = drawn | _absent("null_ptr", "previous_ptr", "x_0_ptr", "x_cut_ptr", "id_ptr")
     flat: dict[str, dict[str, Any]] = {
@@ -99,14 +115,23 @@ def _solver(dtype: str) -> Iterator[Case]:
         constants["BLOCK"] = 1024
         yield _case(f"solver_step/{name}/{dtype}", _solver_step_fwd_kernel, types, constants, 4, UNFUSED)
     on, off = {"RESCALE": True, "THRESHOLD": True}, {"RESCALE": False, "THRESHOLD": False}
-    by_sample: dict[str, dict[str, Any]] = {"full": drawn | {"CLIP": False, **on}}
+    one = _absent("sum_ptr", "counts_ptr", "square_ptr") | {"PARTS": 4, "SPLIT": False}
+    many = _absent("log_prob_ptr") | {"PARTS": MOST_PARTS, "SPLIT": True}
+    by_sample: dict[str, dict[str, Any]] = {"full": drawn | one | on, "split": drawn | many | on}
     if dtype == "fp32":
-        by_sample["log_prob"] = plain | {"CLIP": False, **off}
-        by_sample["rescale"] = drawn | _absent("log_prob_ptr") | {"CLIP": True, **off, "RESCALE": True}
-        by_sample["channels_last"] = _absent("noise_ptr") | {"CLIP": False, **on}
+        by_sample["log_prob"] = plain | one | off
+        by_sample["clip_rescale"] = drawn | one | _absent("log_prob_ptr") | off | {"RESCALE": True}
+        by_sample["channels_last"] = _absent("noise_ptr") | one | on
     for name, constants in by_sample.items():
-        constants["BLOCK"] = 1024
+        constants |= {"CLIP": "clip" in name, "BLOCK": 1024}
         yield _case(f"solver_step_sample/{name}/{dtype}", _solver_step_sample_fwd_kernel, types, constants, 4, UNFUSED)
+    constants = {"PARTS": MOST_PARTS, "BLOCK": 1024}
+    yield _case(f"solver_step_spread/{dtype}", _solver_step_spread_kernel, types, constants, 4, UNFUSED)
+    constants = constants | {"RESCALE": True}
+    yield _case(f"solver_step_count/{dtype}", _solver_step_count_kernel, types, constants, 4, UNFUSED)
+    if dtype == "fp32":
+        constants = {"PARTS": MOST_PARTS}
+        yield _case("solver_step_log_prob", _solver_step_log_prob_kernel, types, constants, 1, UNFUSED)
 
 
 def _reward() -> Iterator[Case]:

@@ -26,6 +26,16 @@ def guided_output(out_ptr, null_ptr, at, mask, guidance):
 
 
 @triton.jit
+def prediction(x_ptr, out_ptr, null_ptr, at, mask, p, q, guidance, rescale, factor, RESCALE: tl.constexpr):
+    """x and x_0 before any clipping."""
+    g = guided_output(out_ptr, null_ptr, at, mask, guidance)
+    if RESCALE:
+        g = rescale * (g * factor) + (1.0 - rescale) * g
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    return x, p * x + q * g
+
+
+@triton.jit
 def step_noise(noise_ptr, base, first, size, channels, number, sample_id, key_low, key_high, BLOCK: tl.constexpr):
     """z at memory positions first ... first + BLOCK - 1 of a sample; its number is its place in C order."""
     position = first + tl.arange(0, BLOCK)

@@ -1,26 +1,52 @@
 """Mean squared error of each sample with a weight on the output: loss_b = mean_i (w_b out_i - target_i)^2."""
 
+import torch
 import triton
 import triton.language as tl
 
 from pgraft_fast_kernels.direct_launch import launch
+from pgraft_fast_kernels.parts import add_to_part, load_parts, my_parts, split
 from pgraft_fast_kernels.sizes import block_of, ceil_div
 
 
 @triton.jit
-def _weighted_mse_fwd_kernel(out_ptr, target_ptr, weight_ptr, loss_ptr, size, BLOCK: tl.constexpr):
-    sample = tl.program_id(0).to(tl.int64)
+def _weighted_mse_fwd_kernel(
+    out_ptr,
+    target_ptr,
+    weight_ptr,
+    sum_ptr,
+    loss_ptr,
+    size,
+    part,
+    PARTS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    sample, first_part, end_part = my_parts(PARTS, SPLIT)
     base = sample * size
     weight = tl.load(weight_ptr + sample)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for first in range(0, size, BLOCK):
-        position = first + tl.arange(0, BLOCK)
-        mask = position < size
-        out = tl.load(out_ptr + base + position, mask=mask, other=0.0).to(tl.float32)
-        target = tl.load(target_ptr + base + position, mask=mask, other=0.0).to(tl.float32)
-        error = weight * out - target
-        total += (error * error).to(tl.float64)
-    tl.store(loss_ptr + sample, (tl.sum(total, axis=0) / size).to(tl.float32))
+    sums = tl.zeros((PARTS,), tl.float64)
+    for i in range(first_part, end_part):
+        squares = tl.zeros((BLOCK,), tl.float64)
+        for first in range(i * part, min((i + 1) * part, size), BLOCK):
+            position = first + tl.arange(0, BLOCK)
+            mask = position < size
+            out = tl.load(out_ptr + base + position, mask=mask, other=0.0).to(tl.float32)
+            target = tl.load(target_ptr + base + position, mask=mask, other=0.0).to(tl.float32)
+            error = weight * out - target
+            squares += (error * error).to(tl.float64)
+        sums = add_to_part(sums, i, tl.sum(squares, axis=0), PARTS)
+    total = tl.sum(sums, axis=0)
+    if SPLIT:
+        tl.store(sum_ptr + sample * PARTS + first_part, total)
+    else:
+        tl.store(loss_ptr + sample, (total / size).to(tl.float32))
+
+
+@triton.jit
+def _weighted_mse_mean_kernel(sum_ptr, loss_ptr, size, PARTS: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    tl.store(loss_ptr + sample, (tl.sum(load_parts(sum_ptr, sample, PARTS), axis=0) / size).to(tl.float32))
 
 
 @triton.jit
@@ -47,8 +73,14 @@ def weighted_mse_fwd(out, target, weight, loss):
         return
     size = out.numel() // batch
     block = block_of(size, 2048)
-    constants = {"BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
-    launch(_weighted_mse_fwd_kernel, (batch,), (out, target, weight, loss, size), constants)
+    parts, part, is_split = split(batch, size, block)
+    sums = loss.new_empty(batch * parts, dtype=torch.float64) if is_split else None
+    constants = {"PARTS": parts, "SPLIT": is_split, "BLOCK": block}
+    constants |= {"num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    grid = (batch * parts if is_split else batch,)
+    launch(_weighted_mse_fwd_kernel, grid, (out, target, weight, sums, loss, size, part), constants)
+    if is_split:
+        launch(_weighted_mse_mean_kernel, (batch,), (sums, loss, size), {"PARTS": parts, "num_warps": 1})
 
 
 def weighted_mse_bwd(out, target, weight, grad, grad_out):

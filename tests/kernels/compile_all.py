@@ -15,7 +15,9 @@ from pathlib import Path
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 FULL = "sm_90"
 # Cases whose options another case of the same kernel has too.
-LESSER = {"plain", "given", "given_noise", "log_prob", "rescale", "best_of_n", "threshold", "preference", "dense", "5"}
+LESSER = {
+    "plain", "given", "given_noise", "log_prob", "clip_rescale", "best_of_n", "threshold", "preference", "dense", "5",
+}  # fmt: skip
 
 
 def tools() -> Path:
