@@ -25,6 +25,8 @@ from pgraft_fast.ops import (
 if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("needs a GPU, and TRITON_INTERPRET=0: make test-gpu", allow_module_level=True)
 
+parts = pytest.importorskip("pgraft_fast_kernels.parts")
+
 TABLE = torch.tensor([[1.1, -0.4, 0.7, 0.45, -0.2, 0.0, 4, 0], [0.9, -0.6, 0.8, 0.15, 0.0, 0.3, 5, 2]]).cuda()
 SHAPES = [(0, 3), (1, 1), (3, 3, 7, 5), (16, 4, 64, 64)]
 
@@ -76,6 +78,22 @@ def test_training_and_inverse(dtype, shape):
     hold(lambda x, v, y: fixed_point_update(x, v, y, 0.3), drawn(shape, dtype, "x", "v", "y"), "triton")
     history = drawn((5, *shape), dtype, "following", "residual")
     hold(lambda following, residual: (anderson_mix(following, residual, 1e-6),), history, "triton")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 51, 67), (16, 4, 64, 64), (1, 16, 128, 128)], ids=str)
+def test_one_program_a_sample_and_many_give_the_same_bits(shape, monkeypatch):
+    x, out, null = drawn(shape, torch.float32, "x", "out", "null").values()
+    history, weight = torch.randn(5, *shape, device="cuda"), torch.rand(shape[0], device="cuda")
+    whole = {"guidance_rescale": 0.7, "dynamic_ratio": 0.995, "dynamic_limit": 3.0, "return_log_prob": True}
+
+    def results():
+        done = solver_step(x, out, TABLE, torch.tensor(1, device="cuda"), out_null=null, guidance=2.0, seed=3, **whole)
+        return done.x_s, done.log_prob, weighted_mse(out, x, weight), anderson_mix(history, history.sin())
+
+    many = results()
+    assert all(torch.equal(a, b) for a, b in zip(many, results(), strict=True))
+    monkeypatch.setattr(parts, "FULL_BATCH", 0)
+    assert all(torch.equal(a, b) for a, b in zip(many, results(), strict=True))
 
 
 @pytest.mark.parametrize("n", [1, 7, 4096, 100_003])
