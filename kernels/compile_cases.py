@@ -124,11 +124,11 @@ def _solver(dtype: str) -> Iterator[Case]:
         by_sample["channels_last"] = _absent("noise_ptr") | one | on
     for name, constants in by_sample.items():
         constants |= {"CLIP": "clip" in name, "BLOCK": 1024}
-        yield _case(f"solver_step_sample/{name}/{dtype}", _solver_step_sample_fwd_kernel, types, constants, 4, UNFUSED)
+        yield _case(f"solver_step_sample/{name}/{dtype}", _solver_step_sample_fwd_kernel, types, constants, 8, UNFUSED)
     constants = {"PARTS": MOST_PARTS, "BLOCK": 1024}
-    yield _case(f"solver_step_spread/{dtype}", _solver_step_spread_kernel, types, constants, 4, UNFUSED)
+    yield _case(f"solver_step_spread/{dtype}", _solver_step_spread_kernel, types, constants, 8, UNFUSED)
     constants = constants | {"RESCALE": True}
-    yield _case(f"solver_step_count/{dtype}", _solver_step_count_kernel, types, constants, 4, UNFUSED)
+    yield _case(f"solver_step_count/{dtype}", _solver_step_count_kernel, types, constants, 8, UNFUSED)
     if dtype == "fp32":
         constants = {"PARTS": MOST_PARTS}
         yield _case("solver_step_log_prob", _solver_step_log_prob_kernel, types, constants, 1, UNFUSED)

@@ -195,7 +195,7 @@ def launch_by_sample(tensors, key, guidance, clip, size, channels, rescale, rati
     programs = batch * parts
     guidance, rescale, ratio = float(guidance), float(rescale), float(ratio)
     rescaled = rescale != 0 and out_null is not None
-    shared = {"PARTS": parts, "BLOCK": block, "num_warps": max(1, block // 256), "enable_fp_fusion": False}
+    shared = {"PARTS": parts, "BLOCK": block, "num_warps": max(1, block // 128), "enable_fp_fusion": False}
     sums = counts = squares = None
     if is_split and rescaled:
         sums = x.new_empty(4 * programs, dtype=torch.float64)
