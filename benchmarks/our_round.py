@@ -42,7 +42,7 @@ class OurRound:
         with torch.enable_grad():
             train(
                 self._learner, kept, task.schedule, parameterization=task.parameterization, seed=1, ledger=ledger,
-                graphs=run.graphs,
+                graphs=run.training_graphs,
             )  # fmt: skip
         self.seconds.append({part: ledger.seconds[part] for part in PARTS})
         return candidates.rewards

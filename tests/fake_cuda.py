@@ -13,6 +13,8 @@ class NoTransfers(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "cuda":
             raise AssertionError("a value is read back")
+        if func is torch.ops.aten.lift_fresh.default and args[0].device.type == "cuda":
+            raise AssertionError("a tensor is made of numbers of the host")
         out = func(*args, **kwargs)
         given = {one.device.type for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
         made = {one.device.type for one in tree_leaves(out) if isinstance(one, torch.Tensor)}

@@ -85,5 +85,5 @@ def step_word(step: int, stream: Stream) -> int:
 def step_words(step: int | Tensor, stream: Stream, device: torch.device) -> Tensor:
     """As `step_word`, for tensors of numbers (not checked) too: int64."""
     if isinstance(step, int):
-        return torch.tensor(step_word(step, stream), device=device)
+        return torch.full((), step_word(step, stream), dtype=torch.int64, device=device)
     return step.to(device, torch.int64) + (int(stream) << 24)

@@ -207,8 +207,9 @@ class Table(NoiseLaw):
         table = self._table(t)
         position = t * (table.numel() - 1)
         index = position.floor().long().clamp(0, table.numel() - 2)
-        step = table[index + 1] - table[index]
-        return table[index] + (position - index) * step, step * (table.numel() - 1)
+        low = table.take(index)
+        step = table.take(index + 1) - low
+        return low + (position - index) * step, step * (table.numel() - 1)
 
     def t_of_logsnr(self, logsnr: Tensor) -> Tensor:
         table = self._table(logsnr)
@@ -218,4 +219,17 @@ class Table(NoiseLaw):
         return position / (table.numel() - 1)
 
     def _table(self, like: Tensor) -> Tensor:
-        return torch.tensor((0.0, *self.angles), dtype=torch.float64, device=like.device)
+        return _on_device(self.angles, like.device)
+
+
+_TABLES: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
+def _on_device(angles: tuple[float, ...], device: torch.device) -> Tensor:
+    """Brought once: a copy from the host makes the device wait, and cannot be captured."""
+    table = _TABLES.get((angles, device))
+    if table is None:
+        table = torch.tensor((0.0, *angles), dtype=torch.float64, device=device)
+        if type(table) is Tensor:
+            _TABLES[angles, device] = table
+    return table

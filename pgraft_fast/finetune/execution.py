@@ -18,15 +18,16 @@ _LEAST_WEIGHTS = 1024
 
 
 class Execution:
-    """mode: see `FinetuneSettings`; "auto" where nobody has chosen is graphs, of what can be captured, on CUDA. graphs:
-    for `rollout`, or None. Raises InputError for graphs without CUDA.
+    """mode: see `FinetuneSettings`; "auto" where nobody has chosen is "graph_sampling" on CUDA. graphs: for `rollout`,
+    training_graphs: for `train`, or None. Raises InputError for graphs without CUDA.
     """
 
     def __init__(self, mode: str, device: torch.device) -> None:
-        if mode == "graph" and device.type != "cuda":
-            raise InputError(f"mode='graph' needs CUDA, the model is on {device}; set mode='eager'")
-        captures = mode == "graph" or (mode == "auto" and device.type == "cuda")
+        if mode.startswith("graph") and device.type != "cuda":
+            raise InputError(f"mode={mode!r} needs CUDA, the model is on {device}; set mode='eager'")
+        captures = mode.startswith("graph") or (mode == "auto" and device.type == "cuda")
         self.graphs = GraphCache() if captures else None
+        self.training_graphs = self.graphs if mode == "graph" else None
         self._compiles = {False: mode in ("compile", "compile_sampling"), True: mode == "compile"}
         self._twins = device.type == "cpu" and onednn_pays()
         self._models: dict[tuple[int, bool], tuple[nn.Module, Model]] = {}

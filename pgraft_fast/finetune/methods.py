@@ -129,7 +129,7 @@ class PGraft:
         report = train(
             work.learner, kept, work.schedule, seed=settings.seed,
             parameterization=work.parameterization, null_condition=work.prompts.null, memory=work.training,
-            ledger=work.ledger, check=check, enough=enough, graphs=work.execution.graphs,
+            ledger=work.ledger, check=check, enough=enough, graphs=work.execution.training_graphs,
         )  # fmt: skip
         rewards = candidates.rewards[candidates.acceptance.mask]
         entry = {"reward_accepted": float(rewards.mean()), "accepted": accepted, "t_cut": candidates.rollout.t_cut[cut]}

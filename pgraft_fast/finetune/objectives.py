@@ -1,5 +1,7 @@
 """Training objectives of P-GRAFT and GRAFT: regressions on states above the cut."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -65,7 +67,7 @@ def pgraft_loss(
         t = begin - torch.rand(x_cut.shape[0], device=x_cut.device, dtype=torch.float64) * (begin - start)
     t = t.to(torch.float64)
     origin = 0.0 if objective == "clean" else start
-    alpha_cut, sigma_cut = (float(value) for value in schedule.alpha_sigma(origin))
+    alpha_cut, sigma_cut = _levels_of(schedule, origin)
     levels = torch.stack((*schedule.alpha_sigma(t), *target_coefficients(schedule, t, parameterization)), dim=1)
     if isinstance(noise, NoiseKey):
         x_s, target, weight = partial_noise(
@@ -83,6 +85,13 @@ def pgraft_loss(
     out = answer_above(model, x_s, times, condition)
     per_sample = weighted_mse(out, target, weight)
     return per_sample.mean() if reduction == "mean" else per_sample
+
+
+@functools.lru_cache(maxsize=64)
+def _levels_of(schedule: Schedule, t: float) -> tuple[float, float]:
+    """On the host."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return float(alpha), float(sigma)
 
 
 def answer_above(model: Model, x: Tensor, times: Tensor, condition: Tensor | None) -> Tensor:

@@ -26,7 +26,7 @@ from pgraft_fast.selection.rules import check_options
 
 # Of a round, all of which are in memory at once; of a run, whose samples are numbered below those of evaluations.
 _MOST_IN_A_ROUND, _MOST_IN_A_RUN = 2**24, 2**40
-Mode = Literal["auto", "eager", "compile", "compile_sampling", "graph"]
+Mode = Literal["auto", "eager", "compile", "compile_sampling", "graph", "graph_sampling"]
 Advantage = Literal["acceptance", "reward"]
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
@@ -125,8 +125,9 @@ class FinetuneSettings(Settings):
     method: "pgraft"; "graft", which is the cut at 0 whatever train.cut says; "ddpo", see `finetune.ddpo`; "nft", see
     `finetune.nft`.
     mode: "eager"; "compile", the models through torch.compile, which takes a minute and more at the start;
-    "compile_sampling", those that draw samples alone; "graph", the trajectories as CUDA graphs; "auto", on CUDA what a
-    trial finds the fastest over the run that is planned, see `runs.mode`, elsewhere "eager".
+    "compile_sampling", those that draw samples alone; "graph", the trajectories and the optimiser steps as CUDA graphs;
+    "graph_sampling", the trajectories alone; "auto", on CUDA what a trial finds the fastest over the run that is
+    planned, see `runs.mode`, elsewhere "eager".
     """
 
     seed: Seed = 0

@@ -150,7 +150,7 @@ class Trainer:
                 "seconds": round(self.ledger.elapsed, 3),
             }
         )
-        self.last_candidates = {"reward": done.rewards, "accepted": done.accepted}
+        self.last_candidates = {"reward": done.rewards.cpu(), "accepted": done.accepted.cpu()}
         with self.ledger.phase("save"):
             self._save()
         self.budget.round_took(self.ledger.elapsed - began, self.ledger.joules_now() - joules)

@@ -81,8 +81,8 @@ def reward_filter(
     call = _op if traced(rewards, offsets) else _run
     return Filtered(
         *call(
-            rewards, offsets, None if sample_id is None else sample_id.to(torch.int64),
-            None if copies_of is None else copies_of.to(torch.int64),
+            rewards, offsets, None if sample_id is None else sample_id.to(rewards.device, torch.int64),
+            None if copies_of is None else copies_of.to(rewards.device, torch.int64),
             None if r_max is None else r_max.to(rewards.device, torch.float64),
             FILTER_RULES.index(rule), k, temperature, threshold, best_if_empty, signed(seed), step, capacity,
         )

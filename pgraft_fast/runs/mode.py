@@ -42,7 +42,7 @@ def fastest(subject: Subject, device: torch.device, log: Callable[[str], None]) 
     call = _Call(subject, device)
     ways: dict[str, Callable[[], object]] = {"eager": call.of("eager")}
     if getattr(task.model, "can_be_captured", True):
-        ways["graph"] = call.of("graph")
+        ways["graph_sampling"] = call.of("graph_sampling")
     ways["eager"]()
     if _LEAST_SAVED * planned_seconds(subject, timed(ways["eager"], device), call.rows) > _COMPILE_SECONDS:
         ways["compile_sampling"] = call.of("compile_sampling")

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _ATEN = torch.ops.aten
 _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _INDEXED = (_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default)
+_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor)
 _CHANGES = "a tensor that is made on the host is another one in each run"
 
 
@@ -55,14 +57,14 @@ class HostTraffic:
     def learned(self) -> Iterator[None]:
         """See the class."""
         self._kept.clear()
-        with _Seen(self._device.type, self._learn):
+        with _Seen(self._device.type, self._learn), _Made(self._device.type):
             yield
 
     @contextmanager
     def repeated(self) -> Iterator[None]:
         """See the class."""
         self._place = 0
-        with _Seen(self._device.type, self._repeat):
+        with _Seen(self._device.type, self._repeat), _Made(self._device.type):
             yield
         if self._place != len(self._kept):
             raise HostTrafficError("it brings more tensors from the host in some runs than in others")
@@ -111,6 +113,25 @@ class _Seen(TorchDispatchMode):
 
     def _is_here(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.device.type == self._device
+
+
+class _Made(TorchFunctionMode):
+    """Tensors that are made of numbers on the device are made on the host and brought: else torch shows no copy."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKERS:
+            device = kwargs.get("device")
+            if device is None and func is Tensor.new_tensor:
+                device = args[0].device
+            given = kwargs.get("data", args[-1] if args else None)
+            if device is not None and torch.device(device).type == self._device and not isinstance(given, Tensor):
+                return func(*args, **{**kwargs, "device": "cpu"}).to(device)
+        return func(*args, **kwargs)
 
 
 def _reads(func: Any, args: Any, kwargs: Any) -> bool:

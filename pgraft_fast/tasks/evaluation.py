@@ -22,7 +22,7 @@ EVALUATION_IDS = 1 << 40
 
 @dataclass(frozen=True)
 class Evaluation:
-    """samples: (n, *shape), rewards: (n,), groups of `candidates` one behind the other."""
+    """samples: (n, *shape), rewards: (n,), on the CPU, groups of `candidates` one behind the other."""
 
     samples: Tensor
     rewards: Tensor
@@ -56,7 +56,7 @@ def evaluate(
     parts, rewards = draw_and_score(
         draw, reward, batch, sample, memory, ledger, check, phases=("evaluate", "evaluate"), counted=False
     )
-    return Evaluation(torch.cat([part.x_0 for part in parts]), rewards)
+    return Evaluation(torch.cat([part.x_0 for part in parts]).cpu(), rewards.cpu())
 
 
 def prompts_of(task: Task, samples: int, candidates: int) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 from contextlib import nullcontext
 
+import diffusers
 import pytest
 import torch
 from fake_cuda import NoTransfers, on_fake_cuda, to_fake_cuda
@@ -18,6 +19,7 @@ from pgraft_fast.finetune.training import _Losses
 from pgraft_fast.sampling import GraphCache
 
 VP = Schedule.vp_linear()
+TABLE = Schedule.from_diffusers(diffusers.DDPMScheduler())
 SETTINGS = TrainSettings(steps=5, batch_size=4, learning_rate=1e-2, ema=0.5)
 
 
@@ -149,15 +151,18 @@ def test_where_a_capture_does_not_succeed(failing):
     same(learner, plain)
 
 
+@pytest.mark.parametrize("schedule", [VP, TABLE], ids=["formula", "table"])
 @pytest.mark.parametrize("objective", ["state", "clean", "contrast"])
-def test_nothing_is_read_back_or_brought_on_cuda(objective):
+def test_nothing_is_read_back_or_brought_on_cuda(objective, schedule):
     """The loss and what follows its gradient, on fake CUDA tensors, through which a CPU build takes no gradient."""
     settings = SETTINGS.model_copy(update={"objective": objective})
-    given, net = kept(contrast=objective == "contrast"), Net()
+    given, net, rows = kept(contrast=objective == "contrast"), Net(), torch.arange(4)
+    # What is known of the cut is worked out once, on the host.
+    real = _Losses(Learner(net, settings), given, schedule, "epsilon", 3, None)
+    real.of(real.inputs(real.batch(rows, rows, rows)))
     with FakeTensorMode(allow_non_fake_inputs=True):
         learner = Learner(to_fake_cuda(net), settings)
-        make = _Losses(learner, given, VP, "epsilon", 3, None)
-        rows = torch.arange(4)
+        make = _Losses(learner, given, schedule, "epsilon", 3, None)
         inputs = [on_fake_cuda(value) for value in make.inputs(make.batch(rows, rows, rows))]
         for _ in range(2):
             # The first step makes the moments.

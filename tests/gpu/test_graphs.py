@@ -102,6 +102,25 @@ def test_out_of_memory_is_told(caplog):
     assert float(small[0]) == 1.0
 
 
+def test_what_reads_back_is_refused_and_constants_of_the_host_are_kept(caplog):
+    table = torch.arange(3.0)
+
+    def reads_back(inputs, generators):
+        return [inputs[0] * float(inputs[0].sum())]
+
+    def brings(inputs, generators):
+        made = torch.tensor([1.0, 2.0, 3.0], device="cuda")
+        return [inputs[0] + table.to("cuda") + made.mul_(2)]
+
+    graphs, x = GraphCache(), torch.ones(3, device="cuda")
+    assert graphs.run("reads", reads_back, [x]) is None and "no CUDA graph can be made" in caplog.text
+    for change in (0.0, 1.0):
+        table.add_(change)
+        for _ in range(3):
+            (got,) = graphs.run("brings", brings, [x])
+            assert torch.equal(got, brings([x], [])[0])
+
+
 def test_bytes_and_memory_of_graphs():
     def work(inputs, generators):
         return [inputs[0].repeat(64).cumsum(0)]
@@ -118,15 +137,16 @@ def test_bytes_and_memory_of_graphs():
 
 @pytest.mark.skipif("PGRAFT_FAST_OWN_PROCESS" not in os.environ, reason="in a process of its own, see below")
 def test_a_capture_that_fails(caplog):
-    def reads_back(inputs, generators):
-        return [inputs[0] * float(inputs[0].sum())]
+    def waits(inputs, generators):
+        torch.cuda.synchronize()
+        return [inputs[0] * 1000.0]
 
     graphs, x = GraphCache(), torch.ones(1000, device="cuda")
     kept = graphs.run("before", lambda inputs, generators: [inputs[0] + 1], [x])
     stream = torch.cuda.current_stream()
-    assert graphs.run("bad", reads_back, [x]) is None
+    assert graphs.run("bad", waits, [x]) is None
     assert "could not be captured" in caplog.text and torch.cuda.current_stream() == stream
-    assert torch.equal(reads_back([x], [])[0], x * 1000)
+    assert torch.equal(waits([x], [])[0], x * 1000)
     torch.cuda.synchronize()
     assert graphs.run("other", lambda inputs, generators: [inputs[0] * 2], [x]) is None
     again = graphs.run("before", lambda inputs, generators: [inputs[0] + 1], [x])

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 import pgraft_fast as pf  # noqa: E402
 from pgraft_fast.finetune import FinetuneSettings, SampleSettings, SelectSettings, Trainer, TrainSettings  # noqa: E402
-from pgraft_fast.sampling import guided  # noqa: E402
+from pgraft_fast.sampling import graphs, guided  # noqa: E402
 from pgraft_fast.tasks.digits.task import DigitsSettings, digits_task  # noqa: E402
 
 
@@ -35,6 +35,19 @@ def test_rounds_of_the_cut(tmp_path, method, objective, mode):
     made.run_rounds()
     assert made.rounds_done == 2
     assert any(not torch.equal(*pair) for pair in zip(before, made.tuned.parameters(), strict=True))
+    assert not graphs._failed
+
+
+@pytest.mark.parametrize("objective", ["state", "clean", "contrast"])
+def test_captured_steps_are_the_eager_ones(tmp_path, objective):
+    weights = []
+    for mode in ("graph_sampling", "graph"):
+        train = TrainSettings(objective=objective, rounds=2, steps=6, batch_size=8)
+        made = trainer(tmp_path / mode, mode=mode, train=train)
+        made.run_rounds()
+        weights.append(torch.cat([weight.flatten() for weight in made.tuned.parameters()]))
+    assert not graphs._failed
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["ddpo", "nft"])

@@ -65,8 +65,8 @@ class Taped(Execution):
     captures = True
 
     def __init__(self, mode, device):
-        super().__init__("eager" if mode == "graph" else mode, device)
-        self.graphs = OtherCache(taped) if mode == "graph" and self.captures else None
+        super().__init__("eager" if mode.startswith("graph") else mode, device)
+        self.graphs = OtherCache(taped) if mode.startswith("graph") and self.captures else None
         self._compiles, self._twins = {False: False, True: False}, False
 
 
@@ -75,7 +75,7 @@ def test_on_a_cpu_nothing_is_tried():
     assert with_mode(subject, print).config.mode == "eager" and subject.task.model.rows == []
 
 
-@pytest.mark.parametrize("mode", ["eager", "compile", "graph", "compile_sampling"])
+@pytest.mark.parametrize("mode", ["eager", "compile", "graph", "compile_sampling", "graph_sampling"])
 def test_what_is_asked_for_is_not_changed(mode):
     subject = subject_of(mode=mode)
     assert with_mode(subject, print) is subject
@@ -85,16 +85,16 @@ def test_what_is_asked_for_is_not_changed(mode):
 def test_a_short_run_is_not_compiled(asked, condition):
     subject, lines = subject_of(condition=condition), []
     assert fastest(subject, CPU, lines.append) == "eager"
-    assert list(asked) == ["eager", "graph"] and set(subject.task.model.rows) == {16}
-    assert lines == ["mode = 'eager', the fastest of eager, graph"]
+    assert list(asked) == ["eager", "graph_sampling"] and set(subject.task.model.rows) == {16}
+    assert lines == ["mode = 'eager', the fastest of eager, graph_sampling"]
 
 
 def test_a_long_run_is_worth_a_compiler(asked):
     fastest(subject_of(budget=pf.Budget(gpu_hours=1.0)), CPU, print)
-    assert list(asked) == ["eager", "graph", "compile_sampling"]
+    assert list(asked) == ["eager", "graph_sampling", "compile_sampling"]
     asked.clear()
     fastest(subject_of(budget=pf.Budget(wall_seconds=1100.0)), CPU, print)
-    assert list(asked) == ["eager", "graph"]
+    assert list(asked) == ["eager", "graph_sampling"]
 
 
 def test_a_batch_is_no_larger_than_a_round(asked):
@@ -125,13 +125,15 @@ def test_a_pipeline(asked, monkeypatch):
     facts = facts_of(Calls(build("sd"), TEXTS, {"height": 16, "width": 16}, guidance=3.0))
     task, _ = pipeline_task(facts, TEXTS[:2], TEXTS[2:], pf.Lora(rank=2), 0)
     assert fastest(replace(base, task=task), CPU, print) == "eager"
-    assert list(asked) == ["eager", "graph"] and "UNet2DConditionModel" in asked["graph"]
+    assert list(asked) == ["eager", "graph_sampling"] and "UNet2DConditionModel" in asked["graph_sampling"]
 
 
 def test_execution_in_auto():
     """Where nobody has chosen: benchmarks and loops of one's own."""
     assert Execution("auto", CPU).graphs is None and Execution("eager", CUDA).graphs is None
-    assert Execution("auto", CUDA).graphs is not None
+    auto, whole = Execution("auto", CUDA), Execution("graph", CUDA)
+    assert auto.graphs is not None and auto.training_graphs is None
+    assert whole.training_graphs is whole.graphs is not None
 
 
 def test_only_what_samples_is_compiled():

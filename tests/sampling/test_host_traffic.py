@@ -8,7 +8,7 @@ from pgraft_fast.sampling.host_traffic import HostTraffic, HostTrafficError
 
 DEVICE = torch.device("meta")
 X = torch.ones(3, device=DEVICE)
-TABLE = torch.arange(3.0)
+TABLE, PLACES = torch.arange(3.0), torch.tensor([0, 2], device=DEVICE)
 
 
 def runs(function, traffic=None):
@@ -36,6 +36,9 @@ class Counter:
         lambda: TABLE.to(DEVICE),
         lambda: TABLE[1:].to(DEVICE, torch.float64),
         lambda: torch.tensor([1, 2], device="cpu").to(DEVICE),
+        lambda: torch.tensor([1.0, 2.0], device=DEVICE),
+        lambda: torch.as_tensor([1, 2], dtype=torch.float16, device=DEVICE),
+        lambda: X.new_tensor([1.0, 2.0, 3.0]),
         lambda: torch.empty(2, 3, device=DEVICE).copy_(TABLE),
         lambda: torch.empty(3, device=DEVICE, dtype=torch.float16).copy_(TABLE),
     ],
@@ -63,6 +66,7 @@ def test_what_a_run_writes_to_a_constant_stays_in_it():
     ("function", "line"),
     [
         (lambda count: torch.tensor([count()]).to(DEVICE), "another one in each run"),
+        (lambda count: torch.tensor([count()], device=DEVICE), "another one in each run"),
         (lambda count: [TABLE.to(DEVICE) for _ in range(count())], "another one in each run"),
         (lambda count: [TABLE.to(DEVICE) for _ in range(3 - count())], "more tensors from the host in some runs"),
         (lambda count: torch.rand(3).to(DEVICE), "another one in each run"),
@@ -93,7 +97,7 @@ def test_what_is_read_back_is_refused(read):
     [
         lambda x: TABLE[TABLE > 1].sum().item(),
         lambda x: TABLE.nonzero(),
-        lambda x: x[torch.tensor([0, 2], device=DEVICE)],
+        lambda x: x[PLACES],
         lambda x: 2.0 * x + torch.tensor(3.0),
         lambda x: x.repeat_interleave(x.to(torch.int64), output_size=3),
         lambda x: x.to(torch.float16),
