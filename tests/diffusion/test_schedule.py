@@ -3,6 +3,7 @@
 import json
 import math
 
+import diffusers
 import pytest
 import torch
 from hypothesis import given
@@ -140,3 +141,11 @@ def test_bad_schedules():
         Schedule.from_alphas_cumprod(torch.tensor([0.1, 0.9]))
     with pytest.raises(InputError, match="unknown"):
         Schedule.from_dict({"name": "linear"})
+
+
+def test_a_table_is_brought_to_a_device_once():
+    """A copy from the host in each training step makes a GPU wait."""
+    law, other = (Schedule.from_diffusers(diffusers.DDPMScheduler(num_train_timesteps=steps)).law for steps in (50, 60))
+    here, double = torch.zeros(1), torch.zeros(1, dtype=torch.float64)
+    assert law._table(here) is law._table(double) and law._table(here) is not other._table(here)
+    assert law._table(torch.zeros(1, device="meta")).device.type == "meta"

@@ -1,6 +1,7 @@
 """Optimiser steps as graphs, on the CPU: a tape of torch's operations stands for what CUDA captures."""
 
 import copy
+import functools
 from contextlib import nullcontext
 
 import diffusers
@@ -11,7 +12,7 @@ from graph_caches import OtherCache, taped
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pgraft_fast.diffusion import Schedule
+from pgraft_fast.diffusion import Schedule, noise_laws
 from pgraft_fast.errors import PgraftError
 from pgraft_fast.finetune import Kept, Learner, TrainSettings, train
 from pgraft_fast.finetune.memory import BatchSize
@@ -153,10 +154,12 @@ def test_where_a_capture_does_not_succeed(failing):
 
 @pytest.mark.parametrize("schedule", [VP, TABLE], ids=["formula", "table"])
 @pytest.mark.parametrize("objective", ["state", "clean", "contrast"])
-def test_nothing_is_read_back_or_brought_on_cuda(objective, schedule):
+def test_nothing_is_read_back_or_brought_on_cuda(objective, schedule, monkeypatch):
     """The loss and what follows its gradient, on fake CUDA tensors, through which a CPU build takes no gradient."""
     settings = SETTINGS.model_copy(update={"objective": objective})
     given, net, rows = kept(contrast=objective == "contrast"), Net(), torch.arange(4)
+    # Fake tables are not remembered, see tests/diffusion.
+    monkeypatch.setattr(noise_laws, "_on_device", functools.cache(noise_laws._on_device))
     # What is known of the cut is worked out once, on the host.
     real = _Losses(Learner(net, settings), given, schedule, "epsilon", 3, None)
     real.of(real.inputs(real.batch(rows, rows, rows)))
