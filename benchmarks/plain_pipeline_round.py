@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from pgraft_fast_benchmarks.plain_round import Clocked
+
 
 @dataclass
-class PlainPipelineRound:
+class PlainPipelineRound(Clocked):
     """pipe: Stable Diffusion's, whose UNet has a LoRA that is on. Of each prompt `candidates` are drawn, the best kept.
 
     Sampling is guided, training is not. compiled: the UNet by torch.compile.
@@ -59,13 +61,6 @@ class PlainPipelineRound:
             self._train(x_cut[best], self.texts[best], t_cut)
         self._spent("train", began)
         return rewards
-
-    def _spent(self, part: str, began: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[-1][part] = now - began
-        return now
 
     @torch.no_grad()
     def _sample(self) -> tuple[Tensor, Tensor, Tensor]:

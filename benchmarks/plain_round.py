@@ -65,8 +65,22 @@ def linear_flow() -> Law:
     )  # fmt: skip
 
 
+class Clocked:
+    """A round that writes down where its time goes."""
+
+    device: torch.device
+    seconds: list[dict[str, float]]
+
+    def _spent(self, part: str, began: float) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[-1][part] = now - began
+        return now
+
+
 @dataclass
-class PlainRound:
+class PlainRound(Clocked):
     """model(x, t, label): the reference. groups of `candidates` prompted by labels (groups,), the best k of each kept.
 
     passes: over the rows that are trained on: the kept ones, or with all_rows all of them, the others with weight 0.
@@ -117,13 +131,6 @@ class PlainRound:
         loss = self.train(x_cut[rows], labels[rows], weight[rows] if self.all_rows else None)
         self._spent("train", began)
         return rewards, loss
-
-    def _spent(self, part: str, began: float) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[-1][part] = now - began
-        return now
 
     @torch.no_grad()
     def sample(self, x_start: Tensor | None = None) -> tuple[Tensor, Tensor]:

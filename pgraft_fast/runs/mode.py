@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pgraft_fast.errors import is_out_of_memory
 from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.runs.subject import Subject
@@ -43,8 +44,15 @@ def fastest(subject: Subject, device: torch.device, log: Callable[[str], None]) 
     ways: dict[str, Callable[[], object]] = {"eager": call.of("eager")}
     if getattr(task.model, "can_be_captured", True):
         ways["graph_sampling"] = call.of("graph_sampling")
-    ways["eager"]()
-    if _LEAST_SAVED * planned_seconds(subject, timed(ways["eager"], device), call.rows) > _COMPILE_SECONDS:
+    try:
+        ways["eager"]()
+        seconds = timed(ways["eager"], device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # The batch will be halved, and what is the fastest for this one says nothing.
+        return "eager"
+    if _LEAST_SAVED * planned_seconds(subject, seconds, call.rows) > _COMPILE_SECONDS:
         ways["compile_sampling"] = call.of("compile_sampling")
     what = (
         f"{model_name(getattr(task.model, 'net', task.model), device)}, {call.rows} states {tuple(task.shape)}, "

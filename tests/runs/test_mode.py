@@ -110,6 +110,12 @@ def test_what_cannot_be_captured_is_not_tried_so(asked):
     assert list(asked) == ["eager"]
 
 
+def test_a_batch_that_does_not_fit(asked):
+    net = Net()
+    net.register_forward_pre_hook(lambda module, given: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    assert fastest(subject_of(net), CPU, print) == "eager" and asked == {}
+
+
 def test_the_seconds_that_a_run_samples():
     # 3 rounds of 6 prompts, 4 candidates, 5 steps, in calls of 16 rows of half a second.
     assert planned_seconds(subject_of(rounds=3), 0.5, 16) == pytest.approx(3 * 24 * 5 / 16 * 0.5)
