@@ -156,6 +156,12 @@ class Large:
         """The model with random weights, in eval mode. smaller: in place of the config's."""
         return getattr(diffusers, self.model)(**self.config | smaller).eval()
 
+    def drawn(self, device: torch.device, **smaller: Any) -> Any:
+        """The model made on a device, the same weights each time; the caller's generators stay as they are."""
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
+            torch.manual_seed(0)
+            return self.denoiser(**smaller)
+
     def pipe(self, denoiser: Any) -> Any:
         """A pipeline of this denoiser alone."""
         own = "unet" if self.model.startswith("UNet") else "transformer"

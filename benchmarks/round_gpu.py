@@ -90,9 +90,7 @@ def pipeline_of(device: torch.device, **smaller: Any) -> Any:
 
     large, tokenizer = LARGE["sd21"], clip_tokenizer()
     width = smaller.get("cross_attention_dim", large.config["cross_attention_dim"])
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
-        torch.manual_seed(0)
-        unet = large.denoiser(**smaller)
+    unet = large.drawn(device, **smaller)
     pipe = seeded(
         lambda: StableDiffusionPipeline(
             vae=tiny_vae(), text_encoder=tiny_clip(tokenizer, width=width), tokenizer=tokenizer, unet=unet,

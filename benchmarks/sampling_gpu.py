@@ -49,9 +49,7 @@ def providers(
     release()
     torch.compiler.reset()
     device = settings.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.device(device):
-        torch.manual_seed(0)
-        denoiser = large.denoiser(**smaller)
+    denoiser = large.drawn(device, **smaller)
     denoiser.to(device, torch.bfloat16)
     pipe, arguments = large.pipe(denoiser), large.arguments(denoiser, batch, steps)
     mode = "trajectory_graph" if settings.short and device.type == "cuda" else "auto"
