@@ -10,6 +10,7 @@ from pgraft_fast.commands.subjects import Config, subject_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import Estimate, evaluations_of
 from pgraft_fast.report import Table
+from pgraft_fast.runs.batches import with_batches
 from pgraft_fast.runs.mode import with_mode
 from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, probe_of, prompts_that_fit, with_prompts
 from pgraft_fast.runs.subject import Subject
@@ -21,8 +22,9 @@ def dry_run(config: Config, terminal: Terminal) -> dict[str, Any]:
     """The plan: prompts, rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls,
     device_hours, peak_memory_mb. Raises InputError where not one round fits.
     """
-    subject = with_mode(subject_of(config, terminal.line), terminal.line)
+    subject = subject_of(config, terminal.line)
     try:
+        subject = with_mode(with_batches(subject, None, terminal.line), terminal.line)
         if subject.config.sample.prompts is None:
             filled = with_prompts(subject.config, prompts_that_fit(subject))
             subject = replace(subject, config=filled)

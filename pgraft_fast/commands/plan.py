@@ -10,6 +10,7 @@ from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.cut_plan import plan_cut
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report.plan_report import plan_lines, plan_table, write_plan_report
+from pgraft_fast.runs.batches import with_batches
 from pgraft_fast.runs.sizing import prompts_that_fit, with_prompts
 from pgraft_fast.runs.terminal import Terminal
 
@@ -25,6 +26,7 @@ def plan_run(config: Config, out: Path | None, terminal: Terminal) -> dict[str, 
     out = Path(config.run) / "plan" if out is None else out
     subject = subject_of(config, terminal.line)
     try:
+        subject = with_batches(subject, None, terminal.line)
         if subject.config.sample.prompts is None:
             subject = replace(subject, config=with_prompts(subject.config, prompts_that_fit(subject)))
         task = subject.task

@@ -93,9 +93,9 @@ class TextEvaluateSettings(EvaluateSettings):
 
 
 class TextConfig(PipelineRunSettings):
-    """A whole run. memory: presets, see `PRESETS`."""
+    """A whole run. memory: as of any run, or a preset, see `PRESETS`; None, in files of earlier runs, is "fixed"."""
 
-    memory: Literal["8gb", "16gb", "24gb", "80gb"] | None = None
+    memory: Literal["auto", "fixed", "8gb", "16gb", "24gb", "80gb"] | None = "auto"  # type: ignore[assignment]
     model: PipelineSettings
     prompts: PromptSettings = PromptSettings()
     rewards: list[RewardSettings] = Field(min_length=1)

@@ -47,7 +47,7 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
         scored=scored,
         call=call,
         measures=partial(_measures, config, source),
-        at_once=config.model.vae_slice,
+        at_once=config.model.vae_slice if "vae_slice" in config.model.model_fields_set else None,
         contents=lambda: {
             "held-out prompts": {
                 "text": sha256_of_texts(source.held_out.text, "prompts"),

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.finetune.borrowed import Borrowed
 from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.rounds import Prompts
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, FinetuneSettings
-from pgraft_fast.finetune.training import train
+from pgraft_fast.finetune.trial import training_trial
 from pgraft_fast.rewards import score
 from pgraft_fast.sampling import calls_of, make_steps, model_evaluations, rollout
 from pgraft_fast.sampling.timing import median_time
@@ -169,22 +167,10 @@ def probe(
         seconds, _ = median_time(judge, device)
         scored.append((size, seconds))
     for size in train_sizes:
-        training = settings.train.model_copy(update={"steps": _PROBE_STEPS, "epochs": None, "batch_size": size})
-        lent = Borrowed(Learner(model, training) if learner is None else learner, training, run)
-        ids = torch.arange(max(size, x_0.shape[0]), device=device)
-        condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)].to(device)
-        kept = Kept(
-            x_0[ids % x_0.shape[0]],
-            ids,
-            condition,
-            float(schedule.t_of_share(training.cut)) if isinstance(training.cut, float) and training.cut > 0.0 else 0.0,
-            torch.ones(ids.numel(), device=device) if training.objective == "contrast" else None,
-        )
-
-        def learn(lent: Borrowed = lent, kept: Kept = kept) -> object:
-            return train(lent.learner, kept, schedule, parameterization=parameterization, seed=0)
-
-        seconds, _ = median_time(learn, device)
-        lent.give_back()
+        with training_trial(
+            model, schedule, settings.train, x_0, prompts, steps=_PROBE_STEPS, batch_size=size,
+            parameterization=parameterization, run=run, learner=learner,
+        ) as learn:  # fmt: skip
+            seconds, _ = median_time(learn, device)
         trained.append((size, seconds / _PROBE_STEPS))
     return CostModel(Line.fit(called), Line.fit(trained), Line.fit(scored), calls_of(model))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pgraft_fast.errors import is_out_of_memory
 from pgraft_fast.pipelines.switches import runs_hooks
+from pgraft_fast.sampling.card import free_memory
 
 _LOG = logging.getLogger(__name__)
 # The share of the LoRA, as a root of squares over all layers, that rounding the sums may change.
@@ -85,8 +86,7 @@ class Merged:
             return
         if not self._places:
             bases = [layer.get_base_layer() for layer in self._layers]
-            free = free_memory(bases[0].weight.device)
-            if free is not None and sum(base.weight.nbytes for base in bases) > _MOST_TAKEN * free:
+            if sum(base.weight.nbytes for base in bases) > _MOST_TAKEN * free_memory(bases[0].weight.device):
                 self._leave()
                 return
             self._places = [(base._parameters, "weight", _like(base.weight, base.weight.dtype)) for base in bases]
@@ -135,11 +135,6 @@ def _fits(layer: Any, name: str) -> bool:
         and not weight.is_meta
         and not getattr(layer, "lora_variant", {})
     )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU that no process has; None elsewhere."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def _like(weight: Tensor, dtype: torch.dtype) -> nn.Parameter:

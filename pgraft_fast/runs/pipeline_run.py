@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from pgraft_fast.tasks.decoded import Decode, DecodedReward
 from pgraft_fast.tasks.pipeline import Finish, Measures, pipeline_task
 
 ADAPTER = "adapter"
+_DECODED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PipelineParts:
 
     call: arguments that are equal for all prompts. scored(finish, rate): of the run, once it is known what the pipeline
     makes; rate: its frames or samples a second. measures(sample): given what it made in the call that was watched.
+    at_once: samples that are decoded together, None where that is left open.
     contents(): more of what the result depends on, as JSON. extra: of the adapter's file. settled: arguments whose
     values are the config's own.
     """
@@ -58,7 +61,7 @@ class PipelineParts:
     scored: Callable[[Finish, float | None], Scored]
     call: Mapping[str, Any] = field(default_factory=dict)
     measures: Callable[[np.ndarray], Measures] = lambda sample: Measures()
-    at_once: int = 8
+    at_once: int | None = None
     contents: Callable[[], Mapping[str, Any]] = dict
     extra: Mapping[str, Any] = field(default_factory=dict)
     settled: frozenset[str] = frozenset()
@@ -85,13 +88,16 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     if config.lora.rank and config.lora.targets is None:
         lora = config.lora.model_copy(update={"targets": default_targets(net)})
         config = config.model_copy(update={"lora": lora})
-    if config.train.checkpointing:
-        net.enable_gradient_checkpointing()
+    recomputes = getattr(net, "is_gradient_checkpointing", False)
+    if config.train.checkpointing and not recomputes:
+        if not _can_checkpoint(net):
+            raise InputError(f"train.checkpointing: {type(net).__name__} has none; leave it out")
+        _checkpoint(net, True)
     fingerprint = base_fingerprint(net)
     measures, rate = parts.measures(media_of(facts.media)[0]), _rate(pipe, calls)
     task, finish = pipeline_task(
         facts, run_prompts.train, run_prompts.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
-        measures=measures, null=null, at_once=parts.at_once, rate=rate,
+        measures=measures, null=null, at_once=parts.at_once or _DECODED_AT_ONCE, rate=rate,
     )  # fmt: skip
     driven: Driven = task.model  # type: ignore[assignment]
     _check_driven(driven, config, null, log)
@@ -104,6 +110,8 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
         scored.reward.close()
         if config.lora.rank:
             remove_adapters(net)
+        if getattr(net, "is_gradient_checkpointing", False) is not recomputes:
+            _checkpoint(net, recomputes)
         for parameter in trained:
             parameter.requires_grad_(True)
 
@@ -121,7 +129,17 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
             **parts.contents(),
         },
         close=close,
+        decoder=finish if parts.at_once is None else None,
+        checkpoint=partial(_checkpoint, net) if _can_checkpoint(net) else None,
     )
+
+
+def _can_checkpoint(net: Any) -> bool:
+    return bool(getattr(net, "_supports_gradient_checkpointing", False))
+
+
+def _checkpoint(net: Any, on: bool) -> None:
+    net.enable_gradient_checkpointing() if on else net.disable_gradient_checkpointing()
 
 
 def _check_driven(driven: Driven, config: Run, null: int | None, log: Callable[[str], None]) -> None:

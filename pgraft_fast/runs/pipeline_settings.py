@@ -102,7 +102,9 @@ class PGraftConfig(Settings):
     run, which the same call goes on with. objective, strength, epochs, batch_size, micro_batch, learning_rate, ema: of
     the training, see `TrainSettings`; objective: default "contrast" for pipelines, whose samples are guided, "state"
     for models of one's own. checkpointing: of activations, slower and smaller. evaluate: samples of held-out
-    prompts, drawn before and after. mode: how the models are called, see `FinetuneSettings`.
+    prompts, drawn before and after. mode: how the models are called, see `FinetuneSettings`. sample_batch: trajectories
+    at once. memory: "auto", on CUDA sample_batch, micro_batch, checkpointing and how much is decoded at once are found
+    by a probe of the card where they are left out; "fixed", their defaults.
     """
 
     method: Literal["pgraft", "graft", "ddpo"] = "pgraft"
@@ -129,21 +131,28 @@ class PGraftConfig(Settings):
     checkpointing: bool = False
     evaluate: Count = 64
     mode: Mode = "auto"
+    memory: Literal["auto", "fixed"] = "auto"
 
     def settings(self) -> PipelineRunSettings:
         """In the engine's words. Raises InputError, pydantic's ValidationError."""
         keep = max(1, self.candidates // 4) if self.keep is None else self.keep
+        # What is left out is left open there, too.
+        sizes = {
+            name: getattr(self, name) for name in ("micro_batch", "checkpointing") if name in self.model_fields_set
+        }
+        sample_batch = {"batch_size": self.sample_batch} if "sample_batch" in self.model_fields_set else {}
         return PipelineRunSettings(
             run=self.run, seed=self.seed, method=self.method, mode=self.mode, budget=self.budget, lora=self.lora,
+            memory=self.memory,
             sample=PipelineSampleSettings(
                 prompts=self.prompts, candidates=self.candidates, steps=self.steps, guidance=self.guidance,
-                solver=self.solver, batch_size=self.sample_batch, overlap=False,
+                solver=self.solver, overlap=False, **sample_batch,
             ),
             select=SelectSettings(k=keep),
             train=PipelineTrainSettings(
                 cut=self.cut, objective=self.objective or "contrast", strength=self.strength, advantage="reward",
-                rounds=self.rounds, epochs=self.epochs, batch_size=self.batch_size, micro_batch=self.micro_batch,
-                learning_rate=self.learning_rate, ema=self.ema, checkpointing=self.checkpointing,
+                rounds=self.rounds, epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate,
+                ema=self.ema, **sizes,
             ),
             evaluate=EvaluateSettings(samples=self.evaluate),
         )  # fmt: skip

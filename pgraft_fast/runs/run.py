@@ -18,6 +18,7 @@ from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.runs.batches import with_batches
 from pgraft_fast.runs.mode import with_mode
 from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized
 from pgraft_fast.runs.subject import Subject
@@ -41,7 +42,8 @@ def finish_run(
         ledger = Ledger(run / "ledger.jsonl")
         finished, subject = False, None
         try:
-            subject = sized(with_mode(subject_of(), terminal.line), run, terminal.line)
+            subject = with_batches(subject_of(), run, terminal.line)
+            subject = sized(with_mode(subject, terminal.line), run, terminal.line)
             if subject.config.log.tensorboard:
                 need("log.tensorboard", "tensorboard")
             result = _Run(subject, run, ledger, terminal, stop, on_round).finish()

@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Learner, Trainer
@@ -17,11 +17,22 @@ from pgraft_fast.tasks import Task
 MODEL = "model.safetensors"
 
 
+class Decoder(Protocol):
+    """together: whether samples may be decoded together. at_once: how many are."""
+
+    together: bool
+    at_once: int
+
+    def media(self, states: Tensor) -> object:
+        """Of final states."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """config: with nothing left open. learner: None for all weights of a copy. save(trainer, run): the result, its
     path. identity(): what the task and the reward are, by content; a moment's work for a large model. close(): of the
-    reward.
+    reward. decoder: of samples, where it is left open how many at once. checkpoint(on): of activations, where the model
+    can.
     """
 
     config: Any
@@ -31,6 +42,8 @@ class Subject:
     learner: Learner | None = None
     identity: Callable[[], dict[str, Any]] = dict
     close: Callable[[], None] = lambda: None
+    decoder: Decoder | None = None
+    checkpoint: Callable[[bool], None] | None = None
 
 
 def handover_of(task: Task, cut: float) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Finish:
     """media(states): what the pipeline returns for final states, by its own epilogue.
 
     Loops of its own, so that a thread that scores may finish samples while another one draws. Whether samples may be
-    finished together, and with any prompt, is checked once: some pipelines sort what they made by its prompt.
+    finished `together`, and with any prompt, is checked once: some pipelines sort what they made by its prompt.
     """
 
     def __init__(self, model: Driven, names: Sequence[str], at_once: int = 8) -> None:
@@ -85,7 +85,17 @@ class Finish:
         self._number = {name: number for number, name in reversed(list(enumerate(names)))}
         self._prompts = way.calls.prompts
         self._size, self._any_prompt = BatchSize(1, "decoding"), False
-        self._check(way.calls.rows, at_once)
+        self.together = self._check(way.calls.rows)
+        self.at_once = at_once if self.together else 1
+
+    @property
+    def at_once(self) -> int:
+        """Samples that are finished together, halved when memory is full."""
+        return self._size.value
+
+    @at_once.setter
+    def at_once(self, value: int) -> None:
+        self._size.value = value
 
     @property
     def medium(self) -> Medium:
@@ -132,15 +142,15 @@ class Finish:
         finally:
             self._driver.close()
 
-    def _check(self, rows: int, at_once: int) -> None:
+    def _check(self, rows: int) -> bool:
+        """Whether samples may be finished together."""
         state = self._driver.state
         states = torch.randn(2, *state.shape, generator=torch.Generator().manual_seed(0))
         alone = [self._finished(states, [row], 0, 1)[0] for row in (0, 1)]
         allowed = allowed_for(state.dtype, state.device)
-        if rows > 1 and at_once > 1 and not differ(self._finished(states, [0, 1], 0, 2), alone, allowed):
-            self._size.value = at_once
         if len(self._prompts) > 1:
             self._any_prompt = not differ(self._finished(states, [0], 1, 1), alone[:1], allowed)
+        return rows > 1 and not differ(self._finished(states, [0, 1], 0, 2), alone, allowed)
 
 
 def of_media(reward: Callable[..., object], medium: Medium, rate: float | None = None) -> Callable[..., object]:

@@ -29,5 +29,6 @@ def test_a_run(tmp_path, monkeypatch, name, dtype):
     result = pf.PGraftTrainer(
         pipe, brightness, every_pipeline.prompts_of(name), config, call=every_pipeline.call_of(name), log=lines.append
     ).train()
-    assert any(line.startswith("mode = ") and line.endswith("the fastest of eager, graph_sampling") for line in lines)
+    assert any(line.startswith("mode = ") and "the fastest of eager, graph_sampling" in line for line in lines)
+    assert any(line.startswith("memory = 'auto'") and "samples drawn" in line for line in lines)
     assert len(result.history) == 2 and result.adapter.exists() and result.report.exists()

@@ -16,6 +16,7 @@ from pipelines import NAMES, build, call_arguments  # noqa: E402
 from pgraft_fast import accelerate, restore, schedulers  # noqa: E402
 from pgraft_fast.pipelines.accelerated.runner import MODES  # noqa: E402
 from pgraft_fast.pipelines.calls import Calls, seeds_of  # noqa: E402
+from pgraft_fast.pipelines.facts import facts_of  # noqa: E402
 from pgraft_fast.pipelines.media import media_of  # noqa: E402
 from pgraft_fast.sampling import graphs  # noqa: E402
 
@@ -79,14 +80,15 @@ def test_the_same_pictures(name, mode):
 def test_every_pipeline(name, mode, caplog):
     """As graphs, but those whose networks read values back."""
     pipe = every_pipeline.build(name).to("cuda")
-    calls = Calls(pipe, every_pipeline.prompts_of(name), every_pipeline.call_of(name))
+    calls = facts_of(Calls(pipe, every_pipeline.prompts_of(name), every_pipeline.call_of(name))).guided.calls
+    # Some draw one sample a call.
+    rows = calls.rows
 
     def drawn(seed):
-        given = calls.of(seed % 2, 2, seeds_of(seed, range(2)), 6)
-        # Some pipelines draw one sample a call here.
-        numbers = [seed + 9 * row for row in range(len(given["generator"]))]
-        given["generator"] = [torch.Generator("cuda").manual_seed(number) for number in numbers]
-        return media_of(pipe(**given))
+        arguments = calls.of(seed % 2, rows, seeds_of(seed, range(rows)), 6)
+        generators = [torch.Generator("cuda").manual_seed(seed + 9 * row) for row in range(rows)]
+        arguments["generator"] = generators[0] if rows == 1 else generators
+        return media_of(pipe(**arguments))
 
     want = [drawn(seed) for seed in range(4)]
     accelerate(pipe, mode=mode)
