@@ -82,11 +82,11 @@ def test_every_pipeline(name, mode, caplog):
     calls = Calls(pipe, every_pipeline.prompts_of(name), every_pipeline.call_of(name))
 
     def drawn(seed):
-        given = calls.of(seed % 2, 2, seeds_of(seed, range(2)), 6)
+        arguments = calls.of(seed % 2, 2, seeds_of(seed, range(2)), 6)
         # Some pipelines draw one sample a call here.
-        numbers = [seed + 9 * row for row in range(len(given["generator"]))]
-        given["generator"] = [torch.Generator("cuda").manual_seed(number) for number in numbers]
-        return media_of(pipe(**given))
+        numbers = [seed + 9 * row for row in range(len(arguments["generator"]))]
+        arguments["generator"] = [torch.Generator("cuda").manual_seed(number) for number in numbers]
+        return media_of(pipe(**arguments))
 
     want = [drawn(seed) for seed in range(4)]
     accelerate(pipe, mode=mode)
