@@ -82,8 +82,8 @@ def _streaming(dtype: str) -> Iterator[Case]:
     types = {"out_ptr": state, "target_ptr": "*fp32", "grad_out_ptr": state, **sizes}
     types |= dict.fromkeys(("weight_ptr", "loss_ptr", "grad_ptr"), "*fp32")
     types |= {"sum_ptr": "*fp64", "part": "i32"}
-    one, many = {"PARTS": 4, "SPLIT": False, **_absent("sum_ptr")}, {"PARTS": MOST_PARTS, "SPLIT": True}
-    for name, constants in (("weighted_mse", one), ("weighted_mse/split", many)):
+    unsplit, many = {"PARTS": 4, "SPLIT": False, **_absent("sum_ptr")}, {"PARTS": MOST_PARTS, "SPLIT": True}
+    for name, constants in (("weighted_mse", unsplit), ("weighted_mse/split", many)):
         yield _case(f"{name}/{dtype}", _weighted_mse_fwd_kernel, types, constants | {"BLOCK": 2048}, 8, UNFUSED)
     if dtype == "fp32":
         yield _case("weighted_mse_mean", _weighted_mse_mean_kernel, types, {"PARTS": MOST_PARTS}, 1, {})
@@ -115,13 +115,13 @@ def _solver(dtype: str) -> Iterator[Case]:
         constants["BLOCK"] = 1024
         yield _case(f"solver_step/{name}/{dtype}", _solver_step_fwd_kernel, types, constants, 4, UNFUSED)
     on, off = {"RESCALE": True, "THRESHOLD": True}, {"RESCALE": False, "THRESHOLD": False}
-    one = _absent("sum_ptr", "counts_ptr", "square_ptr") | {"PARTS": 4, "SPLIT": False}
+    unsplit = _absent("sum_ptr", "counts_ptr", "square_ptr") | {"PARTS": 4, "SPLIT": False}
     many = _absent("log_prob_ptr") | {"PARTS": MOST_PARTS, "SPLIT": True}
-    by_sample: dict[str, dict[str, Any]] = {"full": drawn | one | on, "split": drawn | many | on}
+    by_sample: dict[str, dict[str, Any]] = {"full": drawn | unsplit | on, "split": drawn | many | on}
     if dtype == "fp32":
-        by_sample["log_prob"] = plain | one | off
-        by_sample["clip_rescale"] = drawn | one | _absent("log_prob_ptr") | off | {"RESCALE": True}
-        by_sample["channels_last"] = _absent("noise_ptr") | one | on
+        by_sample["log_prob"] = plain | unsplit | off
+        by_sample["clip_rescale"] = drawn | unsplit | _absent("log_prob_ptr") | off | {"RESCALE": True}
+        by_sample["channels_last"] = _absent("noise_ptr") | unsplit | on
     for name, constants in by_sample.items():
         constants |= {"CLIP": "clip" in name, "BLOCK": 1024}
         yield _case(f"solver_step_sample/{name}/{dtype}", _solver_step_sample_fwd_kernel, types, constants, 8, UNFUSED)

@@ -35,14 +35,14 @@ def launch(kernel, grid, args, constants):
             launch(kernel, grid, args, constants)
         return
     key, values = (None, ()) if torch.version.hip else key_and_values(kernel, device, args, constants)
-    found = _ready.get(key)
-    if found is None or _watched(kernel):
+    entry = _ready.get(key)
+    if entry is None or _watched(kernel):
         compiled = kernel[grid](*args, **constants)
         if key is not None and compiled is not None:
             rest = [constants[name] for name in kernel.arg_names[len(args) :]]
             _ready[key] = compiled.run, compiled.function, compiled.packed_metadata, rest, kernel
         return
-    run, function, metadata, rest, _ = found
+    run, function, metadata, rest, _ = entry
     x, y, z = (*grid, 1, 1)[:3]
     run(x, y, z, driver.active.get_current_stream(device), function, metadata, None, None, None, *values, *rest)
 

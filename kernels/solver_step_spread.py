@@ -40,13 +40,13 @@ def rescale_factor(out_ptr, null_ptr, sum_ptr, sample, size, part, guidance, PAR
         square_g = load_parts(sum_ptr + 3 * quarter, sample, PARTS)
     else:
         for i in range(PARTS):
-            one, two, three, four = spread_sums(
+            part_sum_out, part_square_out, part_sum_g, part_square_g = spread_sums(
                 out_ptr, null_ptr, sample * size, i * part, min((i + 1) * part, size), guidance, BLOCK
             )
-            sum_out = add_to_part(sum_out, i, one, PARTS)
-            square_out = add_to_part(square_out, i, two, PARTS)
-            sum_g = add_to_part(sum_g, i, three, PARTS)
-            square_g = add_to_part(square_g, i, four, PARTS)
+            sum_out = add_to_part(sum_out, i, part_sum_out, PARTS)
+            square_out = add_to_part(square_out, i, part_square_out, PARTS)
+            sum_g = add_to_part(sum_g, i, part_sum_g, PARTS)
+            square_g = add_to_part(square_g, i, part_square_g, PARTS)
     of_out = tl.sum(square_out, axis=0) - tl.sum(sum_out, axis=0) / size * tl.sum(sum_out, axis=0)
     of_g = tl.sum(square_g, axis=0) - tl.sum(sum_g, axis=0) / size * tl.sum(sum_g, axis=0)
     # Equal values leave less than nothing, by rounding.

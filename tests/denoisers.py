@@ -38,8 +38,8 @@ def kept(shape, rows=6):
 def learn(learner, **more):
     model = learner.ema
     schedule, parameterization = schedule_of(model)
-    given = {"parameterization": parameterization, "seed": 0, "null_condition": torch.tensor(2)} | more
-    return train(learner, kept(model.facts.shape), schedule, **given)
+    arguments = {"parameterization": parameterization, "seed": 0, "null_condition": torch.tensor(2)} | more
+    return train(learner, kept(model.facts.shape), schedule, **arguments)
 
 
 def answer(model, x=None):

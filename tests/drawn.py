@@ -56,7 +56,7 @@ def near(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any]) -> An
     while "$ref" in schema:
         schema = defs[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:
-        return near(rng, rng.choice([one for one in schema["anyOf"] if one.get("type") != "null"]), defs)
+        return near(rng, rng.choice([option for option in schema["anyOf"] if option.get("type") != "null"]), defs)
     if "enum" in schema:
         return rng.choice([*schema["enum"], "nothing"])
     low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
@@ -81,17 +81,17 @@ def table(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any]) -> A
         return odd(rng)
     keys = list(schema.get("properties", {}))
     chosen = [key for key in keys if key in schema.get("required", ()) or rng.random() < 0.3]
-    found = {key: near(rng, schema["properties"][key], defs) for key in chosen if rng.random() < 0.97}
+    values = {key: near(rng, schema["properties"][key], defs) for key in chosen if rng.random() < 0.97}
     if rng.random() < 0.1:
-        found[rng.choice(("stepz", "rung", "", "a.b"))] = odd(rng)
-    return found
+        values[rng.choice(("stepz", "rung", "", "a.b"))] = odd(rng)
+    return values
 
 
 def config(rng: random.Random, schema: type[BaseModel]) -> dict[str, Any]:
     """Values for a config of this schema, most of them in place."""
-    told = TypeAdapter(schema).json_schema()
-    found = table(rng, told, told.get("$defs", {}))
-    return found if isinstance(found, dict) else {"run": found}
+    json_schema = TypeAdapter(schema).json_schema()
+    values = table(rng, json_schema, json_schema.get("$defs", {}))
+    return values if isinstance(values, dict) else {"run": values}
 
 
 def to_toml(values: dict[str, Any]) -> str:
@@ -110,7 +110,7 @@ def _value(value: Any) -> str:
         case list():
             return f"[{', '.join(map(_value, value))}]"
         case dict():
-            return f"{{{', '.join(f'{json.dumps(key)} = {_value(one)}' for key, one in value.items())}}}"
+            return f"{{{', '.join(f'{json.dumps(key)} = {_value(item)}' for key, item in value.items())}}}"
     return str(value)
 
 
@@ -120,10 +120,10 @@ def end_of(arguments: list[str], capsys: Any) -> int:
         status, usage = main(arguments), False
     except SystemExit as error:
         status, usage = error.code, True
-    told = capsys.readouterr().err
-    assert status in (0, 2) and "Traceback" not in told, (arguments, told[-2000:])
+    messages = capsys.readouterr().err
+    assert status in (0, 2) and "Traceback" not in messages, (arguments, messages[-2000:])
     if status == 2 and not usage:
-        ours = [line for line in told.splitlines() if line.startswith("pgraft-fast: ")]
-        assert len(ours) == 1 and told.splitlines()[-1] == ours[0], (arguments, told[-2000:])
+        ours = [line for line in messages.splitlines() if line.startswith("pgraft-fast: ")]
+        assert len(ours) == 1 and messages.splitlines()[-1] == ours[0], (arguments, messages[-2000:])
         assert len(ours[0]) < 2000, arguments
     return status

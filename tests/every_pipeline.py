@@ -28,8 +28,8 @@ def build(name, seed=0):
 
 def call_of(name):
     """`call` of a run."""
-    found = (pipelines if name in pipelines.NAMES else zoo).call_arguments(name)
-    return {key: value for key, value in found.items() if key not in _SET}
+    arguments = (pipelines if name in pipelines.NAMES else zoo).call_arguments(name)
+    return {key: value for key, value in arguments.items() if key not in _SET}
 
 
 def prompts_of(name):

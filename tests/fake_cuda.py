@@ -16,18 +16,18 @@ class NoTransfers(TorchDispatchMode):
         if func is torch.ops.aten.lift_fresh.default and args[0].device.type == "cuda":
             raise AssertionError("a tensor is made of numbers of the host")
         out = func(*args, **kwargs)
-        given = {one.device.type for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
-        made = {one.device.type for one in tree_leaves(out) if isinstance(one, torch.Tensor)}
+        sources = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        made = {leaf.device.type for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)}
         copies = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-        if func in copies and len(given | made) > 1:
-            raise AssertionError(f"{func} moves {sorted(given)} to {sorted(made)}")
+        if func in copies and len(sources | made) > 1:
+            raise AssertionError(f"{func} moves {sorted(sources)} to {sorted(made)}")
         return out
 
 
 def to_fake_cuda(module):
     """The module with fake CUDA weights in place of its own; inside of FakeTensorMode."""
-    for one in module.modules():
-        for held in (one._parameters, one._buffers):
+    for submodule in module.modules():
+        for held in (submodule._parameters, submodule._buffers):
             for name, value in held.items():
                 if value is not None:
                     fake = on_fake_cuda(value)

@@ -7,4 +7,4 @@ import pytest
 
 def repeats(*cases: Any) -> list[Any]:
     """Cases whose mechanism others have, too: run by make test-faults."""
-    return [pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.faults) for one in cases]
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.faults) for case in cases]

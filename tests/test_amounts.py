@@ -18,9 +18,9 @@ TOLD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("seconds", "told"), TOLD)
-def test_duration(seconds, told):
-    assert duration(seconds) == told
+@pytest.mark.parametrize(("seconds", "text"), TOLD)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_energy():

@@ -32,7 +32,7 @@ def files() -> Graph:
             name = ".".join((package, *path.relative_to(ROOT / home).with_suffix("").parts))
             code[name.removesuffix(".__init__")] = ast.parse(path.read_text())
     return {
-        name: {next((one for one in names if one in code), name) for names in imported(tree)} - {name}
+        name: {next((candidate for candidate in names if candidate in code), name) for names in imported(tree)} - {name}
         for name, tree in code.items()
     }
 
@@ -40,10 +40,10 @@ def files() -> Graph:
 def folders(graph: Graph) -> Graph:
     """The folders of these files, a file beside them being one of its own."""
     home = {name: ".".join(name.split(".")[: 1 if name.startswith("pgraft_fast_") else 2]) for name in graph}
-    found: Graph = {}
+    result: Graph = {}
     for name, used in graph.items():
-        found.setdefault(home[name], set()).update({home[one] for one in used} - {home[name]})
-    return found
+        result.setdefault(home[name], set()).update({home[used_name] for used_name in used} - {home[name]})
+    return result
 
 
 def circle(graph: Graph) -> list[str]:
@@ -57,17 +57,17 @@ def circle(graph: Graph) -> list[str]:
 
 
 def test_no_circle_of_files():
-    found = circle(files())
-    assert not found, " -> ".join(found)
+    cycle = circle(files())
+    assert not cycle, " -> ".join(cycle)
 
 
 def test_no_circle_of_folders():
-    found = circle(folders(files()))
-    assert not found, " -> ".join(found)
+    cycle = circle(folders(files()))
+    assert not cycle, " -> ".join(cycle)
 
 
 def test_what_counts():
     code = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    from c import d"
     assert list(imported(ast.parse(code))) == [("b",), ("c.d", "c")]
-    found = circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
-    assert found in (list("abca"), list("bcab"), list("cabc"))
+    cycle = circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})
+    assert cycle in (list("abca"), list("bcab"), list("cabc"))

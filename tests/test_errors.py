@@ -52,15 +52,15 @@ WORDINGS = (
 @pytest.mark.parametrize("text", WORDINGS)
 def test_every_allocators_wording(text):
     assert is_out_of_memory(RuntimeError(text))
-    asked = []
+    sizes = []
 
     def work(size):
-        asked.append(size)
+        sizes.append(size)
         if size > 2:
             raise RuntimeError(text)
         return size
 
-    assert BatchSize(8).run(work) == 2 and asked == [8, 4, 2]
+    assert BatchSize(8).run(work) == 2 and sizes == [8, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -103,9 +103,9 @@ def test_what_is_something_else(error):
 
 
 def test_causes_that_go_in_a_circle_end():
-    one, two = RuntimeError("one"), RuntimeError("two")
-    one.__cause__, two.__cause__ = two, one
-    assert not is_out_of_memory(one)
+    first, second = RuntimeError("one"), RuntimeError("two")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_out_of_memory(first)
 
 
 def test_allocations_that_really_fail():
@@ -116,15 +116,15 @@ def test_allocations_that_really_fail():
         (8, lambda rows: bytearray(rows << 58)),
         (8, lambda rows: np.zeros(rows << 55)),
     ):
-        asked = []
+        sizes = []
 
-        def work(size, make=make, asked=asked):
-            asked.append(size)
+        def work(size, make=make, sizes=sizes):
+            sizes.append(size)
             if size > 1:
                 make(size)
             return size
 
-        assert BatchSize(most).run(work) == 1 and asked == [8, 4, 2, 1]
+        assert BatchSize(most).run(work) == 1 and sizes == [8, 4, 2, 1]
 
 
 LIMITED = """

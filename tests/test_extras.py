@@ -32,7 +32,7 @@ def run_without(names, code):
 
 def test_python_needs_none_of_them():
     """Sampling, selecting and training."""
-    found = run_without(
+    completed = run_without(
         CLI,
         """
 import torch
@@ -47,11 +47,11 @@ loss.backward()
 print(float(model.weight.grad.abs().sum()) > 0)
 """,
     )
-    assert (found.stdout, found.stderr) == ("True\n", "")
+    assert (completed.stdout, completed.stderr) == ("True\n", "")
 
 
 def test_a_run_says_what_its_report_needs(tmp_path):
-    found = run_without(
+    completed = run_without(
         REPORT,
         f"""
 import torch
@@ -64,14 +64,14 @@ except pf.errors.InputError as error:
 """,
     )
     line = "the report of a run needs jinja2, matplotlib, not installed: pip install 'pgraft-fast[cli]'\n"
-    assert (found.stdout, found.stderr) == (line, "")
+    assert (completed.stdout, completed.stderr) == (line, "")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_command_line_says_what_it_needs():
-    found = run_without(["tyro", "tensorboard"], "from pgraft_fast.__main__ import main\nsys.exit(main())")
+    completed = run_without(["tyro", "tensorboard"], "from pgraft_fast.__main__ import main\nsys.exit(main())")
     line = "the command line needs tyro, tensorboard, not installed: pip install 'pgraft-fast[cli]'"
-    assert (found.returncode, found.stdout, found.stderr) == (2, "", f"pgraft-fast: {line}\n")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (2, "", f"pgraft-fast: {line}\n")
 
 
 def test_nothing_is_said_where_all_is_there():
@@ -84,6 +84,6 @@ def test_the_extra_holds_them():
     """Under the names that they are installed by."""
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     names = {"sklearn": "scikit-learn"}
-    asked = {names.get(name, name) for name in CLI}
-    assert {one.partition(">=")[0] for one in project["optional-dependencies"]["cli"]} == asked
-    assert not asked & {one.partition(">=")[0] for one in project["dependencies"]}
+    required = {names.get(name, name) for name in CLI}
+    assert {requirement.partition(">=")[0] for requirement in project["optional-dependencies"]["cli"]} == required
+    assert not required & {requirement.partition(">=")[0] for requirement in project["dependencies"]}

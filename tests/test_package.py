@@ -53,12 +53,12 @@ def test_editors_see_what_is_there():
     """The block for type checkers names what is loaded, from where it is, and no more."""
     tree = ast.parse((ROOT / "pgraft_fast/__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    shown = {one.asname: (node.module, one.name) for node in block.body for one in node.names}
+    shown = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
     assert set(shown) == {*pf._HOME, *pf._PARTS}
     for name, (module, original) in shown.items():
         assert name == original
-        found = importlib.import_module(f"{module}.{name}") if name in pf._PARTS else getattr(pf, name)
-        assert found is (getattr(pf, name) if name in pf._PARTS else getattr(importlib.import_module(module), name))
+        actual = importlib.import_module(f"{module}.{name}") if name in pf._PARTS else getattr(pf, name)
+        assert actual is (getattr(pf, name) if name in pf._PARTS else getattr(importlib.import_module(module), name))
 
 
 def test_the_promised_calls():
@@ -99,9 +99,9 @@ def test_layout():
 def test_packages_are_listed():
     """The explicit list of pyproject.toml and the folders agree."""
     listed = set(re.findall(r'^    "(pgraft_fast[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.M))
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "pgraft_fast").rglob("__init__.py")}
-    found |= {"pgraft_fast_benchmarks", "pgraft_fast_csrc", "pgraft_fast_kernels"}
-    assert listed == found
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "pgraft_fast").rglob("__init__.py")}
+    folders |= {"pgraft_fast_benchmarks", "pgraft_fast_csrc", "pgraft_fast_kernels"}
+    assert listed == folders
 
 
 def test_arrows_point_one_way():

@@ -89,9 +89,9 @@ def test_each_thread_makes_its_part_of_the_samples():
     assert net.calls.rows() == [44] * 3 + [128] * 6 and len(threads) == 2 and threading.get_ident() in threads
     assert {number for _, number, rows in net.calls.all if rows == 128} == {1}
     assert {number for _, number, rows in net.calls.all if rows == 44} == {2}
-    one = whole(lambda: roll(net, 300, batch_size=256, cuts=(0.3,), condition=torch.arange(300.0)))
-    assert torch.equal(drawn.x_0, one.x_0) and torch.equal(drawn.x_cut[0.3], one.x_cut[0.3])
-    assert drawn.model_calls == one.model_calls == 900
+    single = whole(lambda: roll(net, 300, batch_size=256, cuts=(0.3,), condition=torch.arange(300.0)))
+    assert torch.equal(drawn.x_0, single.x_0) and torch.equal(drawn.x_cut[0.3], single.x_cut[0.3])
+    assert drawn.model_calls == single.model_calls == 900
     assert torch.get_num_threads() == 2
 
 
@@ -140,21 +140,21 @@ def test_every_loop():
 def test_samples_that_leave_the_batch():
     """Each part goes on with those of its own that have not converged."""
     net, noise = Net(), torch.randn(256, *SHAPE) * torch.linspace(0.1, 3.0, 256).view(-1, 1, 1, 1)
-    found = pf.invert(net, noise, 4)
+    inversion = pf.invert(net, noise, 4)
     sizes = {rows for _, _, rows in net.calls.all}
     alone = whole(lambda: pf.invert(net, noise, 4))
-    assert len(sizes) > 2 and found.calls == alone.calls and bool(found.converged.all())
-    assert torch.allclose(found.noise, alone.noise, rtol=0.0, atol=1e-5)
+    assert len(sizes) > 2 and inversion.calls == alone.calls and bool(inversion.converged.all())
+    assert torch.allclose(inversion.noise, alone.noise, rtol=0.0, atol=1e-5)
 
 
 def test_what_is_counted_and_what_is_asked_between_calls():
     """`on_batch` once a batch, `check` in the caller's thread alone."""
-    asked, counted = [], []
+    callers, counted = [], []
     noise = torch.randn(256, *SHAPE)
     inversion = pf.invert(
-        Net(), noise, 2, max_iterations=2, on_batch=counted.append, check=lambda: asked.append(threading.get_ident())
+        Net(), noise, 2, max_iterations=2, on_batch=counted.append, check=lambda: callers.append(threading.get_ident())
     )
-    assert set(asked) == {threading.get_ident()} and counted == [256]
+    assert set(callers) == {threading.get_ident()} and counted == [256]
     assert inversion.calls == whole(lambda: pf.invert(Net(), noise, 2, max_iterations=2)).calls
     roll(Net(), 512, on_batch=counted.append)
     assert counted == [256, 768, 768]
@@ -237,14 +237,14 @@ def test_no_parts_in_a_mode_of_the_callers_thread():
 
 
 def test_a_part_knows_the_callers_context():
-    found = []
+    contexts = []
     SHARED.set("something")
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
             Team(1e12, CPU, 1e10).run(
-                slice(3, 256), lambda rows: found.append((rows.start, torch.is_grad_enabled(), SHARED.get()))
+                slice(3, 256), lambda rows: contexts.append((rows.start, torch.is_grad_enabled(), SHARED.get()))
             )
-    assert sorted(found) == sorted((start, on, "something") for start in (3, 129) for on in (False, True))
+    assert sorted(contexts) == sorted((start, on, "something") for start in (3, 129) for on in (False, True))
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -338,11 +338,11 @@ def test_number_of_parts():
 
 
 def test_threads_that_are_left_are_shared_out():
-    found = []
+    shares = []
     torch.set_num_threads(5)
     team = Team(1e12, CPU, 100.0 * LEAST_SHARED / 256)
-    team.run(slice(0, 256), lambda rows: found.append((rows, torch.get_num_threads())))
-    assert sorted(found, key=lambda one: one[0].start) == [(slice(0, 128), 2), (slice(128, 256), 2)]
+    team.run(slice(0, 256), lambda rows: shares.append((rows, torch.get_num_threads())))
+    assert sorted(shares, key=lambda share: share[0].start) == [(slice(0, 128), 2), (slice(128, 256), 2)]
     assert torch.get_num_threads() == 5
 
 

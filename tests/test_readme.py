@@ -73,7 +73,7 @@ def test_commands_are_understood(words, monkeypatch):
         return
     called = []
     for command in cli.app._subcommands.values():
-        stub = functools.wraps(command.target)(lambda *given, **named: called.append((given, named)))
+        stub = functools.wraps(command.target)(lambda *args, **named: called.append((args, named)))
         monkeypatch.setattr(command, "target", checked(stub))
     assert cli.main(words) == 0 and len(called) == 1
 
@@ -113,8 +113,8 @@ def test_commands_of_the_text_to_image_run(folder):
 
 def block(part: str) -> str:
     """The only block with this in it."""
-    (found,) = (text for text in PYTHON if part in text)
-    return found
+    (snippet,) = (text for text in PYTHON if part in text)
+    return snippet
 
 
 def plain() -> diffusers.StableDiffusionPipeline:
@@ -124,8 +124,8 @@ def plain() -> diffusers.StableDiffusionPipeline:
 
 
 def draw(pipe, **more) -> torch.Tensor:
-    given = {"num_inference_steps": 4, "output_type": "pt", "generator": torch.Generator().manual_seed(0)} | more
-    return pipe("a red circle", **given).images
+    arguments = {"num_inference_steps": 4, "output_type": "pt", "generator": torch.Generator().manual_seed(0)} | more
+    return pipe("a red circle", **arguments).images
 
 
 def check_example(printed: str) -> None:
@@ -160,9 +160,9 @@ def test_a_loaded_adapter(folder, monkeypatch):
     exec(block("load_lora_weights"), names)
     assert names["level"] is not None
     by_callback = draw(other, callback_on_step_end=pf.PGraftCallback(cut_logsnr=names["level"]))
-    found, base = draw(pipe), draw(plain())
-    assert float((found - by_callback).abs().max()) <= 1 / 255
-    assert float((found - base).abs().max()) > 1 / 255
+    by_adapter, base = draw(pipe), draw(plain())
+    assert float((by_adapter - by_callback).abs().max()) <= 1 / 255
+    assert float((by_adapter - base).abs().max()) > 1 / 255
 
 
 def test_a_pipeline_is_tuned(tmp_path, monkeypatch):

@@ -48,9 +48,9 @@ def test_demo_and_dry_run_tell_the_same(tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     assert run_demo(small, tmp_path / "demo", Terminal())["peak_rss_mb"] == 536.9
     assert main(["finetune", str(tiny_config(tmp_path)), "--dry-run", "--json", "-"]) == 0
-    told = capsys.readouterr()
-    assert '"peak_memory_mb": 536.9' in told.out
-    assert re.findall(r"[\d,.]+ MB", told.err) == ["536.9 MB", "536.9 MB"]
+    captured = capsys.readouterr()
+    assert '"peak_memory_mb": 536.9' in captured.out
+    assert re.findall(r"[\d,.]+ MB", captured.err) == ["536.9 MB", "536.9 MB"]
 
 
 def test_nothing_counts_memory_by_itself():
@@ -60,13 +60,13 @@ def test_nothing_counts_memory_by_itself():
             assert not re.search(r"ru_maxrss|1e[369]:\.\d+f\} [MG]B|/ 2 ?\*\* ?[123]0\b", path.read_text()), path
 
 
-@pytest.mark.parametrize("given", [float("inf"), float("nan"), -1.0, 1e300])
-def test_graph_memory_has_bounds(given):
+@pytest.mark.parametrize("limit", [float("inf"), float("nan"), -1.0, 1e300])
+def test_graph_memory_has_bounds(limit):
     pytest.importorskip("diffusers")
     from pipelines import build
 
     with pytest.raises(InputError, match="graph_memory_gb="):
-        accelerate(build("ddim"), graph_memory_gb=given)
+        accelerate(build("ddim"), graph_memory_gb=limit)
 
 
 def test_graph_memory_is_in_gb():

@@ -148,25 +148,25 @@ def test_one_in_the_other():
 
 def test_other_threads_keep_theirs():
     """A thread that first asks torch while small work runs, and one that ends its own small work meanwhile."""
-    found = {}
+    counts = {}
 
     def other():
-        found["new"] = torch.get_num_threads()
+        counts["new"] = torch.get_num_threads()
         with Team(0.0, CPU):
-            found["small"] = torch.get_num_threads()
-        found["after"] = torch.get_num_threads()
+            counts["small"] = torch.get_num_threads()
+        counts["after"] = torch.get_num_threads()
 
     with Team(0.0, CPU):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
         assert torch.get_num_threads() == 1
-    assert found == {"new": 2, "small": 1, "after": 2}
+    assert counts == {"new": 2, "small": 1, "after": 2}
     assert torch.get_num_threads() == 2
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    assert found["new"] == 2
+    assert counts["new"] == 2
 
 
 def test_new_threads_keep_another_number():
@@ -177,11 +177,11 @@ def test_new_threads_keep_another_number():
     with Team(0.0, CPU):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    found = []
-    asking = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    counts = []
+    asking = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
     asking.start()
     asking.join()
-    assert found == [3]
+    assert counts == [3]
 
 
 def test_work_elsewhere_is_left_alone():
@@ -320,21 +320,21 @@ PARTS = {
 def plain():
     """What each part printed."""
     code = "".join(f"print({'|' + name.replace(' ', '_')!r}, flush=True)\n{part}" for name, part in PARTS.items())
-    found, words = {}, []
+    printed, words = {}, []
     for word in fresh(code):
         if word.startswith("|"):
-            words = found[word[1:].replace("_", " ")] = []
+            words = printed[word[1:].replace("_", " ")] = []
         else:
             words.append(word)
-    return found
+    return printed
 
 
 def test_threads_sleep_while_the_machine_is_busy(plain):
     """Told by the queue for the cores, in a user's process; the threads that bring it about are gone afterwards. On a
     quiet machine next to none sleeps otherwise; on a busy one some find their work waiting, and do not sleep either.
     """
-    found = [int(word) for word in plain["asleep"]]
-    assert len(found) == 2 and min(found) > 50
+    counts = [int(word) for word in plain["asleep"]]
+    assert len(counts) == 2 and min(counts) > 50
 
 
 def test_a_queue_of_other_processes_is_seen(plain):
@@ -342,9 +342,9 @@ def test_a_queue_of_other_processes_is_seen(plain):
     assert plain["queued"] == ["seen"]
 
 
-@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "100000"}])
-def test_a_user_who_said_how_to_wait_is_not_watched(given, plain):
-    assert fresh("import threading, torch\nfrom pgraft_fast import threads\n" + COUNT, **given) == ["1"]
+@pytest.mark.parametrize("variables", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "100000"}])
+def test_a_user_who_said_how_to_wait_is_not_watched(variables, plain):
+    assert fresh("import threading, torch\nfrom pgraft_fast import threads\n" + COUNT, **variables) == ["1"]
     assert plain["watched"] == ["2"]
 
 
@@ -355,7 +355,7 @@ def test_threads_that_wait_passively_from_the_start_are_not_watched():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("variables", "output"),
     [
         ({}, ["passive", "pgraft-fast"]),
         ({"OMP_WAIT_POLICY": "active"}, ["active", "user"]),
@@ -364,13 +364,13 @@ def test_threads_that_wait_passively_from_the_start_are_not_watched():
         ({"KMP_BLOCKTIME": "0"}, ["passive", "user"]),
     ],
 )
-def test_a_users_setting_wins(given, told):
+def test_a_users_setting_wins(variables, output):
     code = (
         "import os, sys\nfrom pgraft_fast.waiting import NAMES, wait_passively\nwait_passively()\n"
         "assert 'torch' not in sys.modules\n" + TELL + "\nprint(*(name for name in NAMES if name in os.environ))"
     )
-    names = list(given) or ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
-    assert fresh(code, **given) == told + names
+    names = list(variables) or ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+    assert fresh(code, **variables) == output + names
 
 
 def test_too_late_for_this_process_is_told(plain):

@@ -39,7 +39,7 @@ def call(pipe: Any, name: str, seed: int | list[int] | None = 0, **more: Any) ->
     if "timesteps" in more or "sigmas" in more:
         arguments |= {"num_inference_steps": len(more.get("timesteps", more.get("sigmas")))}
     out = pipe(**arguments)
-    return Result(values(out), kind(out), [*(one.get_state() for one in own), torch.get_rng_state()])
+    return Result(values(out), kind(out), [*(source.get_state() for source in own), torch.get_rng_state()])
 
 
 def kind(out: Any) -> str:
@@ -55,7 +55,7 @@ def values(out: Any) -> np.ndarray:
     if isinstance(pictures, torch.Tensor):
         return pictures.float().numpy()
     if isinstance(pictures, list):
-        return np.stack([np.asarray(one, dtype=np.float32) / 255.0 for one in pictures])
+        return np.stack([np.asarray(picture, dtype=np.float32) / 255.0 for picture in pictures])
     return pictures
 
 

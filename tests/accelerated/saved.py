@@ -65,14 +65,14 @@ def state_of(pipe):
 
 def saver(tmp_path_factory):
     """get(name): what is saved of that pipeline, made once."""
-    found = {}
+    saved_pipelines = {}
 
     def get(name):
-        if name not in found:
+        if name not in saved_pipelines:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)
-            found[name] = Saved(name, tmp_path_factory.mktemp(name))
+            saved_pipelines[name] = Saved(name, tmp_path_factory.mktemp(name))
             torch.set_num_threads(threads)
-        return found[name]
+        return saved_pipelines[name]
 
     return get

@@ -21,7 +21,7 @@ LIMIT = 1e-4
 def state_of(pipe):
     """What a user can see and touch, by identity."""
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    processors = {name: id(one) for name, one in getattr(denoiser, "attn_processors", {}).items()}
+    processors = {name: id(processor) for name, processor in getattr(denoiser, "attn_processors", {}).items()}
     return (
         type(pipe), pipe.scheduler, sorted(vars(pipe)), sorted(vars(denoiser)), "step" in vars(pipe.scheduler),
         denoiser.forward, pipe.scheduler.step, pipe.progress_bar, processors, str(pipe.config),
@@ -105,8 +105,8 @@ def test_another_scheduler_after_accelerate():
     restore(pipe)
     assert isinstance(pipe.scheduler, schedulers.FastEulerDiscreteScheduler)
     pipe.scheduler = own
-    for one in got:
-        assert off(one, call(pipe, "sd")) < LIMIT
+    for result in got:
+        assert off(result, call(pipe, "sd")) < LIMIT
 
 
 def test_another_model_after_accelerate():
@@ -162,7 +162,7 @@ def test_an_error_in_mid_run(name, calls_before):
         call(pipe, name)
     before = state_of(pipe)
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    layer = next(one for one in denoiser.modules() if isinstance(one, torch.nn.Linear))
+    layer = next(module for module in denoiser.modules() if isinstance(module, torch.nn.Linear))
     forward, made = layer.forward, []
 
     def failing(x):
@@ -210,37 +210,39 @@ def test_an_error_while_a_call_is_rehearsed(error, taken):
 def test_a_rehearsal_leaves_generators_as_the_call_did():
     """The default one and the caller's; a second call of the same generators goes on with them."""
     plain, pipe = build("ddpm"), accelerate(build("ddpm"))
-    found = []
-    for one in (plain, pipe):
+    outcomes = []
+    for pipeline in (plain, pipe):
         torch.manual_seed(3)
         generator = torch.Generator().manual_seed(4)
-        drawn = [one(**call_arguments("ddpm"), num_inference_steps=3, generator=generator).images for _ in range(3)]
-        found.append((drawn, generator.get_state(), torch.get_rng_state()))
-    assert all(np.abs(a - b).max() < LIMIT for a, b in zip(found[0][0], found[1][0], strict=True))
-    assert torch.equal(found[0][1], found[1][1]) and torch.equal(found[0][2], found[1][2])
+        drawn = [
+            pipeline(**call_arguments("ddpm"), num_inference_steps=3, generator=generator).images for _ in range(3)
+        ]
+        outcomes.append((drawn, generator.get_state(), torch.get_rng_state()))
+    assert all(np.abs(a - b).max() < LIMIT for a, b in zip(outcomes[0][0], outcomes[1][0], strict=True))
+    assert torch.equal(outcomes[0][1], outcomes[1][1]) and torch.equal(outcomes[0][2], outcomes[1][2])
 
 
 def test_a_users_own_forward_and_progress_bar():
     """Attributes of the objects themselves, as hooks for offloading set them."""
     pipe = build("sd")
-    asked, forward, bar = [], pipe.unet.forward, pipe.progress_bar
+    calls, forward, bar = [], pipe.unet.forward, pipe.progress_bar
 
     def counted(*args, **kwargs):
-        asked.append("model")
+        calls.append("model")
         return forward(*args, **kwargs)
 
     def shown(*args, **kwargs):
-        asked.append("bar")
+        calls.append("bar")
         return bar(*args, **kwargs)
 
     pipe.unet.forward, pipe.progress_bar = counted, shown
     want = call(pipe, "sd")
-    plain, asked[:] = list(asked), []
+    plain, calls[:] = list(calls), []
     accelerate(pipe)
     for _ in range(2):
         assert off(call(pipe, "sd"), want) < LIMIT
-        assert asked == plain == ["bar", *["model"] * 4]
-        asked.clear()
+        assert calls == plain == ["bar", *["model"] * 4]
+        calls.clear()
     assert pipe.unet.forward is counted and pipe.progress_bar is shown
 
 

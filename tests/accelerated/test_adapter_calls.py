@@ -28,12 +28,12 @@ def test_the_callers_callback(sd, fast):
         sd.draw()
     seen = []
 
-    def told(pipe, step, timestep, given):
-        seen.append((step, sorted(given)))
-        return {"latents": given["latents"] * 1.5} if step == STEPS - 1 else given
+    def callback(pipe, step, timestep, callback_kwargs):
+        seen.append((step, sorted(callback_kwargs)))
+        return {"latents": callback_kwargs["latents"] * 1.5} if step == STEPS - 1 else callback_kwargs
 
     more = {"callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"], "output_type": "latent"}
-    got = sd.draw(callback_on_step_end=told, **more)
+    got = sd.draw(callback_on_step_end=callback, **more)
     want = sd.draw(sd.plain, callback_on_step_end=sd.metadata.callback(), output_type="latent")
     assert np.abs(got.picture - 1.5 * want.picture).max() < 1e-3 * np.abs(want.picture).max()
     assert seen == [(step, ["latents", "prompt_embeds"]) for step in range(STEPS)]
@@ -43,8 +43,8 @@ def test_the_callers_callback(sd, fast):
     handover = sd.metadata.callback()
 
     class Both(diffusers.callbacks.SDCFGCutoffCallback):
-        def callback_fn(self, pipe, step, timestep, given):
-            return super().callback_fn(pipe, step, timestep, handover(pipe, step, timestep, given))
+        def callback_fn(self, pipe, step, timestep, callback_kwargs):
+            return super().callback_fn(pipe, step, timestep, handover(pipe, step, timestep, callback_kwargs))
 
     plain = sd.draw(sd.plain, callback_on_step_end=Both(cutoff_step_ratio=None, cutoff_step_index=0))
     assert off(both, plain) < CLOSE / 10 and off(both, sd.want) > 1e-3
@@ -54,8 +54,10 @@ def test_the_callers_callback(sd, fast):
 
 
 def actives(pipe):
-    layers = [one for one in denoiser_of(pipe).modules() if isinstance(one, peft.tuners.tuners_utils.BaseTunerLayer)]
-    return {(tuple(one.active_adapters), one.disable_adapters) for one in layers}
+    layers = [
+        layer for layer in denoiser_of(pipe).modules() if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
+    ]
+    return {(tuple(layer.active_adapters), layer.disable_adapters) for layer in layers}
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -79,9 +81,9 @@ def test_a_call_that_is_broken_off(sd, fast):
     assert made[0] == actives(sd.pipe) == {(("pgraft",), False)} and made[-1] == {((), False)}
     assert off(sd.draw(), sd.want) < CLOSE / 10
 
-    def stop(pipe, step, timestep, given):
+    def stop(pipe, step, timestep, callback_kwargs):
         pipe._interrupt = step == STEPS - 2
-        return given
+        return callback_kwargs
 
     sd.draw(callback_on_step_end=stop)
     assert actives(sd.pipe) == {(("pgraft",), False)}
@@ -100,11 +102,11 @@ def test_another_lora_of_the_user(sd, switched_off):
         load_adapter(sd.pipe, sd.folder)
         sides = []
 
-        def told(pipe, step, timestep, given):
+        def callback(pipe, step, timestep, callback_kwargs):
             sides.append(actives(pipe))
-            return given
+            return callback_kwargs
 
-        got = sd.draw(callback_on_step_end=told)
+        got = sd.draw(callback_on_step_end=callback)
         rest = () if switched_off else ("style",)
         assert sides == [{((*rest, "pgraft"), False)}, {(rest, False)}, {(rest, False)}, {((*rest, "pgraft"), False)}]
         assert (off(got, sd.want) == 0.0) == switched_off

@@ -27,9 +27,9 @@ def sd(made):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_tools_names_load_in_diffusers(name, made):
-    one = made(name)
-    tensors, metadata = read_adapter(one.kohya)
-    assert metadata == one.metadata
+    saved = made(name)
+    tensors, metadata = read_adapter(saved.kohya)
+    assert metadata == saved.metadata
     if name in ("sd", "sdxl"):
         place = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_out_0"
         kinds = ("lora_down.weight", "lora_up.weight", "alpha")
@@ -41,18 +41,18 @@ def test_other_tools_names_load_in_diffusers(name, made):
             key.startswith("transformer.") and key.endswith(("lora_A.weight", "lora_B.weight")) for key in tensors
         )
     plain = build(name)
-    plain.load_lora_weights(one.kohya)
-    got = one.draw(plain, callback_on_step_end=metadata.callback())
-    assert off(got, one.want) < 1e-5
-    load_adapter(one.pipe, one.kohya)
-    assert off(one.draw(), one.want) < 1e-5
-    unload_adapter(one.pipe)
+    plain.load_lora_weights(saved.kohya)
+    got = saved.draw(plain, callback_on_step_end=metadata.callback())
+    assert off(got, saved.want) < 1e-5
+    load_adapter(saved.pipe, saved.kohya)
+    assert off(saved.draw(), saved.want) < 1e-5
+    unload_adapter(saved.pipe)
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl"])
 def test_every_layer_with_ranks_of_its_own_in_other_tools_names(name, tmp_path):
     pipe = build(name)
-    layers = [n for n, one in pipe.unet.named_modules() if isinstance(one, (torch.nn.Linear, torch.nn.Conv2d))]
+    layers = [n for n, module in pipe.unet.named_modules() if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))]
     own = {"rank_pattern": {"to_q": 2}, "alpha_pattern": {"to_v": 3, "ff.net.2": 1}, "use_rslora": name == "sdxl"}
     add_lora(pipe, layers, r=3, lora_alpha=1, **own)
     want = call(pipe, name, num_inference_steps=2)
@@ -61,23 +61,27 @@ def test_every_layer_with_ranks_of_its_own_in_other_tools_names(name, tmp_path):
         plain, ours = build(name), build(name)
         plain.load_lora_weights(tmp_path)
         load_adapter(ours, tmp_path)
-        for one in (plain, ours):
-            assert off(call(one, name, num_inference_steps=2), want) < 1e-4
+        for pipeline in (plain, ours):
+            assert off(call(pipeline, name, num_inference_steps=2), want) < 1e-4
     assert len(layers) > 80 and off(call(build(name), name, num_inference_steps=2), want) > 1e-2
 
 
 def test_metadata(sd, tmp_path):
-    tensors, found = read_adapter(sd.folder)
-    assert found == sd.metadata and AdapterMetadata.from_json(found.to_json()) == found
-    assert found.target_modules == tuple(sorted(TARGETS)) and (found.rank, found.alpha) == (4, 12.0)
-    assert found.base_class == "UNet2DConditionModel" and found.reward == "brightness" and found.extra == {"rounds": 3}
-    assert found.version == pgraft_fast.__version__
-    assert Schedule.from_dict(found.schedule).cut_logsnr(found.cut) == found.cut_logsnr
+    tensors, metadata = read_adapter(sd.folder)
+    assert metadata == sd.metadata and AdapterMetadata.from_json(metadata.to_json()) == metadata
+    assert metadata.target_modules == tuple(sorted(TARGETS)) and (metadata.rank, metadata.alpha) == (4, 12.0)
+    assert (
+        metadata.base_class == "UNet2DConditionModel"
+        and metadata.reward == "brightness"
+        and metadata.extra == {"rounds": 3}
+    )
+    assert metadata.version == pgraft_fast.__version__
+    assert Schedule.from_dict(metadata.schedule).cut_logsnr(metadata.cut) == metadata.cut_logsnr
     with safetensors.safe_open(sd.file, framework="pt") as opened:
         texts = opened.metadata()
     assert set(texts) == {"format", "lora_adapter_metadata", "pgraft_fast"}
     assert json.loads(texts["lora_adapter_metadata"])["unet.lora_alpha"] == 12
-    assert json.loads(texts["pgraft_fast"])["cut_logsnr"] == found.cut_logsnr
+    assert json.loads(texts["pgraft_fast"])["cut_logsnr"] == metadata.cut_logsnr
     # As diffusers itself would have written them.
     theirs = peft.get_peft_model_state_dict(sd.tuned.unet, adapter_name="tuned")
     diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, theirs)
@@ -86,8 +90,8 @@ def test_metadata(sd, tmp_path):
     for value in (math.nan, object()):
         with pytest.raises(InputError, match=r"^extra: [^\n]+ JSON [^\n]+$"):
             metadata_of(sd.tuned, extra={"loss": value})
-    later = json.loads(found.to_json()) | {"of_a_later_version": 1}
-    assert AdapterMetadata.from_json(json.dumps(later)) == found
+    later = json.loads(metadata.to_json()) | {"of_a_later_version": 1}
+    assert AdapterMetadata.from_json(json.dumps(later)) == metadata
     for broken in ("[]", "{", json.dumps(later | {"cut": 0.0}), json.dumps(later | {"rank": "four"})):
         with pytest.raises(CheckpointError, match=r"^no metadata of an adapter \([^\n]+\)$"):
             AdapterMetadata.from_json(broken)
@@ -109,13 +113,13 @@ def test_equal_tensors_give_equal_bytes(sd, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fingerprint(name, made):
-    one = made(name)
-    own = one.fingerprint
-    assert len(own) == 64 and base_fingerprint(denoiser_of(one.tuned)) == own == base_fingerprint(
+    saved = made(name)
+    own = saved.fingerprint
+    assert len(own) == 64 and base_fingerprint(denoiser_of(saved.tuned)) == own == base_fingerprint(
         denoiser_of(build(name))
     )
     assert base_fingerprint(denoiser_of(build(name, seed=1))) != own
-    assert base_fingerprint(SimpleNamespace(_orig_mod=denoiser_of(one.tuned))) == own
+    assert base_fingerprint(SimpleNamespace(_orig_mod=denoiser_of(saved.tuned))) == own
     half = denoiser_of(build(name)).half()
     assert base_fingerprint(half) == own == base_fingerprint(half.float())
     with torch.no_grad():
@@ -127,9 +131,9 @@ def test_fingerprint(name, made):
 
 def test_files_that_are_not_adapters(sd, tmp_path):
     def fails(path, line):
-        with pytest.raises(CheckpointError, match=line) as told:
+        with pytest.raises(CheckpointError, match=line) as caught:
             read_adapter(path)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(caught.value)
 
     fails(tmp_path / "none.safetensors", "there is no such file")
     fails(tmp_path, "pytorch_lora_weights.safetensors: there is no such file")

@@ -27,32 +27,32 @@ def sd(made):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_pictures_everywhere(name, made):
-    one = made(name)
-    pipe, before = one.pipe, state_of(one.pipe)
-    assert off(one.want, one.base) > 1e-2 and off(one.want, one.whole) > 1e-3
-    assert off(one.draw(one.tuned, callback_on_step_end=one.metadata.callback()), one.want) < 1e-6
+    saved = made(name)
+    pipe, before = saved.pipe, state_of(saved.pipe)
+    assert off(saved.want, saved.base) > 1e-2 and off(saved.want, saved.whole) > 1e-3
+    assert off(saved.draw(saved.tuned, callback_on_step_end=saved.metadata.callback()), saved.want) < 1e-6
     random = torch.get_rng_state()
-    assert load_adapter(pipe, one.folder) is pipe
+    assert load_adapter(pipe, saved.folder) is pipe
     assert torch.equal(torch.get_rng_state(), random)
     for _ in range(2):
-        assert off(one.draw(), one.want) == 0.0
+        assert off(saved.draw(), saved.want) == 0.0
     accelerate(pipe)
     for _ in range(2):
-        assert off(one.draw(), one.want) < CLOSE / 10
+        assert off(saved.draw(), saved.want) < CLOSE / 10
         assert taken_over(pipe)
     restore(pipe)
-    assert off(one.draw(), one.want) == 0.0
+    assert off(saved.draw(), saved.want) == 0.0
     assert unload_adapter(pipe) is pipe and state_of(pipe) == before
-    assert off(one.draw(), one.base) == 0.0
+    assert off(saved.draw(), saved.base) == 0.0
     accelerate(pipe)
-    plain = one.draw()
-    load_adapter(pipe, one.folder)
+    plain = saved.draw()
+    load_adapter(pipe, saved.folder)
     for _ in range(2):
-        assert off(one.draw(), one.want) < CLOSE / 10
+        assert off(saved.draw(), saved.want) < CLOSE / 10
     unload_adapter(pipe)
-    assert off(one.draw(), plain) < CLOSE / 10
+    assert off(saved.draw(), plain) < CLOSE / 10
     restore(pipe)
-    assert state_of(pipe) == before and off(one.draw(), one.base) == 0.0
+    assert state_of(pipe) == before and off(saved.draw(), saved.base) == 0.0
 
 
 @torch.no_grad()
@@ -84,21 +84,21 @@ def test_against_a_loop_by_hand(sd):
 
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_weight(name, made):
-    one = made(name)
-    load_adapter(one.pipe, one.folder, weight=0.0)
-    assert off(one.draw(), one.base) == 0.0
-    accelerate(one.pipe)
-    assert off(one.draw(), one.base) < CLOSE / 10
-    restore(one.pipe)
-    load_adapter(one.pipe, one.folder, weight=0.5)
-    half = one.draw()
-    assert off(half, one.base) > 1e-3 and off(half, one.want) > 1e-3
-    unload_adapter(one.pipe)
-    one.plain.set_adapters(one.plain.get_active_adapters(), 0.0)
-    assert off(one.draw(one.plain, callback_on_step_end=one.metadata.callback()), one.base) == 0.0
-    one.plain.set_adapters(one.plain.get_active_adapters(), 0.5)
-    assert off(one.draw(one.plain, callback_on_step_end=one.metadata.callback()), half) == 0.0
-    one.plain.set_adapters(one.plain.get_active_adapters(), 1.0)
+    saved = made(name)
+    load_adapter(saved.pipe, saved.folder, weight=0.0)
+    assert off(saved.draw(), saved.base) == 0.0
+    accelerate(saved.pipe)
+    assert off(saved.draw(), saved.base) < CLOSE / 10
+    restore(saved.pipe)
+    load_adapter(saved.pipe, saved.folder, weight=0.5)
+    half = saved.draw()
+    assert off(half, saved.base) > 1e-3 and off(half, saved.want) > 1e-3
+    unload_adapter(saved.pipe)
+    saved.plain.set_adapters(saved.plain.get_active_adapters(), 0.0)
+    assert off(saved.draw(saved.plain, callback_on_step_end=saved.metadata.callback()), saved.base) == 0.0
+    saved.plain.set_adapters(saved.plain.get_active_adapters(), 0.5)
+    assert off(saved.draw(saved.plain, callback_on_step_end=saved.metadata.callback()), half) == 0.0
+    saved.plain.set_adapters(saved.plain.get_active_adapters(), 1.0)
 
 
 def test_without_a_cut_it_acts_to_the_end(sd):
@@ -146,9 +146,11 @@ def test_a_second_one_replaces_the_first(sd, tmp_path):
 
 def test_a_base_with_other_weights(sd):
     other = build("sd", seed=1)
-    with pytest.warns(UserWarning, match=r"tuned from another UNet2DConditionModel .*base_fingerprint differs") as told:
+    with pytest.warns(
+        UserWarning, match=r"tuned from another UNet2DConditionModel .*base_fingerprint differs"
+    ) as caught:
         load_adapter(other, sd.folder)
-    assert len(told) == 1 and "\n" not in str(told[0].message)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_adapter(sd.pipe, sd.folder)
@@ -172,12 +174,12 @@ def test_pipelines_that_it_is_not_for(sd, made, monkeypatch):
     with pytest.raises(InputError, match=r"^weight=nan: a LoRA's weight is a finite number$"):
         load_adapter(sd.pipe, sd.folder, weight=math.nan)
     assert state_of(sd.pipe) == before
-    for one, line in (
+    for target, line in (
         (build("ddpm"), "the adapter is for UNet2DConditionModel, DDPMPipeline has UNet2DModel"),
         (3, "int has no denoiser of diffusers that takes a LoRA"),
     ):
         with pytest.raises(InputError, match=f"^{line}$"):
-            load_adapter(one, sd.folder)
+            load_adapter(target, sd.folder)
     wider = diffusers.UNet2DConditionModel.from_config({**sd.pipe.unet.config, "cross_attention_dim": 24})
     parts = {**sd.pipe.components, "unet": wider}
     with pytest.raises(

@@ -56,7 +56,7 @@ def test_latents_given(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "schedule"),
     [
         ("sd", {"timesteps": [901, 600, 333, 50]}),
         ("sdxl", {"sigmas": [10.0, 3.0, 1.0, 0.1]}),
@@ -66,11 +66,11 @@ def test_latents_given(name):
         ("flux", {"sigmas": [1.0, 0.7, 0.4, 0.2]}),
     ],
 )
-def test_timesteps_given(name, given):
+def test_timesteps_given(name, schedule):
     def make(pipe):
-        if name in ("sd", "sdxl", "pixart") and "timesteps" in given:
-            return {"timesteps": list(given["timesteps"])}
-        return {key: list(values) for key, values in given.items()}
+        if name in ("sd", "sdxl", "pixart") and "timesteps" in schedule:
+            return {"timesteps": list(schedule["timesteps"])}
+        return {key: list(values) for key, values in schedule.items()}
 
     try:
         call(cached(name), name, **make(None))
@@ -111,9 +111,9 @@ def test_a_callback_that_ends_guidance(name):
         if step == 1:
             pipe._guidance_scale = 0.0
             values["prompt_embeds"] = values["prompt_embeds"].chunk(2)[-1]
-            for one in ("add_text_embeds", "add_time_ids"):
-                if one in values:
-                    values[one] = values[one].chunk(2)[-1]
+            for key in ("add_text_embeds", "add_time_ids"):
+                if key in values:
+                    values[key] = values[key].chunk(2)[-1]
         return values
 
     inputs = ["latents", "prompt_embeds"] + (["add_text_embeds", "add_time_ids"] if name == "sdxl" else [])
@@ -127,9 +127,9 @@ def with_ip_adapter(pipe):
     crossed = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn2.processor")]
     for place, name in enumerate(crossed):
         shape = (unet.get_submodule(name).to_k.out_features, width)
-        for one in ("to_k_ip", "to_v_ip"):
+        for projection in ("to_k_ip", "to_v_ip"):
             # The odd numbers are those of the layers that see the prompt.
-            layers[f"{2 * place + 1}.{one}.weight"] = torch.randn(shape, generator=generator)
+            layers[f"{2 * place + 1}.{projection}.weight"] = torch.randn(shape, generator=generator)
     image = {
         "proj.weight": torch.randn(width * tokens, 16, generator=generator),
         "proj.bias": torch.zeros(width * tokens),
@@ -143,15 +143,15 @@ def with_ip_adapter(pipe):
 @pytest.mark.parametrize(("name", "guidance"), [("sd", 6.0), ("sdxl", 1.0), ("sd", 1.0), ("sdxl", 6.0)])
 def test_ip_adapters(name, guidance):
     embeds = torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(2))
-    given = torch.cat((torch.zeros_like(embeds), embeds)) if guidance > 1.0 else embeds
+    image_embeds = torch.cat((torch.zeros_like(embeds), embeds)) if guidance > 1.0 else embeds
     plain, fast = (with_ip_adapter(build(name)) for _ in range(2))
     accelerate(fast)
     for scale in (1.0, 0.5):
         for pipe in (plain, fast):
             pipe.set_ip_adapter_scale(scale)
-        want = call(plain, name, ip_adapter_image_embeds=[given], guidance_scale=guidance)
+        want = call(plain, name, ip_adapter_image_embeds=[image_embeds], guidance_scale=guidance)
         for _ in range(2):
-            got = call(fast, name, ip_adapter_image_embeds=[given], guidance_scale=guidance)
+            got = call(fast, name, ip_adapter_image_embeds=[image_embeds], guidance_scale=guidance)
             assert off(got, want) <= LIMIT
     assert off(call(cached(name), name, guidance_scale=guidance), want) > 1e-4
 
@@ -214,15 +214,15 @@ def test_components_of_two_pipelines_shared(name, other):
         """A picture from the text, and one from a picture, in turns."""
         image = other.from_pipe(pipe)
         image.set_progress_bar_config(disable=True)
-        found = []
+        pictures = []
         for _ in range(2):
-            found.append(call(pipe, name).picture)
+            pictures.append(call(pipe, name).picture)
             generator = torch.Generator().manual_seed(0)
             out = image(
                 "a cube", image=start, strength=0.6, num_inference_steps=6, generator=generator, output_type="np"
             )
-            found.append(out.images)
-        return found
+            pictures.append(out.images)
+        return pictures
 
     plain, fast = both(name)
     for got, want in zip(drawn(fast), drawn(plain), strict=True):
@@ -257,17 +257,17 @@ def test_embeddings_given(name):
     pipe = cached(name)
     if name == "pixart":
         text, mask, null, null_mask = pipe.encode_prompt("a ball", max_sequence_length=64)
-        given = {"prompt_embeds": text, "prompt_attention_mask": mask, "negative_prompt_embeds": null,
-                 "negative_prompt_attention_mask": null_mask, "prompt": None, "negative_prompt": None}  # fmt: skip
+        arguments = {"prompt_embeds": text, "prompt_attention_mask": mask, "negative_prompt_embeds": null,
+                     "negative_prompt_attention_mask": null_mask, "prompt": None, "negative_prompt": None}  # fmt: skip
     elif name == "sd":
         text, null = pipe.encode_prompt("a ball", "cpu", 1, True)
-        given = {"prompt_embeds": text, "negative_prompt_embeds": null, "prompt": None}
+        arguments = {"prompt_embeds": text, "negative_prompt_embeds": null, "prompt": None}
     else:
         three = {"prompt_3": None} if name == "sd3" else {}
         text, null, pooled, null_pooled = pipe.encode_prompt("a ball", prompt_2=None, **three)
-        given = {"prompt_embeds": text, "negative_prompt_embeds": null, "pooled_prompt_embeds": pooled,
-                 "negative_pooled_prompt_embeds": null_pooled, "prompt": None}  # fmt: skip
-    want = check(name, lambda pipe: copy.copy(given))
+        arguments = {"prompt_embeds": text, "negative_prompt_embeds": null, "pooled_prompt_embeds": pooled,
+                     "negative_pooled_prompt_embeds": null_pooled, "prompt": None}  # fmt: skip
+    want = check(name, lambda pipe: copy.copy(arguments))
     assert off(call(pipe, name), want) > 1e-4
 
 

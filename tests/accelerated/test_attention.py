@@ -37,7 +37,7 @@ def test_torch_attention(name, kind):
     for _ in range(2):
         assert off(call(pipe, name), want) < 1e-4
     # Sana's linear attention and SD3's joint one are no softmax attention of a single sequence.
-    assert [type(one) for one in processors(pipe)] == [type(one) for one in before]
+    assert [type(processor) for processor in processors(pipe)] == [type(processor) for processor in before]
     restore(pipe)
     assert all(a is b for a, b in zip(processors(pipe), before, strict=True))
     assert _AttentionBackendRegistry.get_active_backend() == default
@@ -55,11 +55,11 @@ def test_a_backend_set_before(default_backend):
     pipe.transformer.set_attention_backend("_native_math")
     before = default_backend()
     accelerate(pipe, attention="sdpa")
-    assert {one._attention_backend for one in processors(pipe)} == {AttentionBackendName.NATIVE}
-    assert {one._attention_backend for one in processors(other)} == {None}
+    assert {processor._attention_backend for processor in processors(pipe)} == {AttentionBackendName.NATIVE}
+    assert {processor._attention_backend for processor in processors(other)} == {None}
     assert default_backend() == before
     restore(pipe)
-    assert {one._attention_backend for one in processors(pipe)} == {AttentionBackendName._NATIVE_MATH}
+    assert {processor._attention_backend for processor in processors(pipe)} == {AttentionBackendName._NATIVE_MATH}
 
 
 def test_processors_set_before():

@@ -109,7 +109,7 @@ def test_the_old_callback(name):
         call(pipe, name)
         got, also = shown()
         assert off(got, want) < 1e-4
-        assert [one[:2] for one in also] == [one[:2] for one in seen] == [(0, seen[0][1]), (2, seen[1][1])]
+        assert [entry[:2] for entry in also] == [entry[:2] for entry in seen] == [(0, seen[0][1]), (2, seen[1][1])]
         for (_, _, a), (_, _, b) in zip(also, seen, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
@@ -178,15 +178,15 @@ def test_a_call_that_turns_out_otherwise_starts_again(seed, caplog, monkeypatch)
         got = [call(pipe, "flux", seed, **two) for _ in range(2)]
     assert sum("starts again" in record.message for record in caplog.records) == 1
     restore(pipe)
-    for one in got:
-        assert off(one, call(pipe, "flux", seed, **two)) < 1e-4
+    for result in got:
+        assert off(result, call(pipe, "flux", seed, **two)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["sd", "ddim"])
 def test_hooks_of_the_model_are_called_once_a_step(name):
     pipe = build(name)
     called = []
-    handle = pipe.unet.register_forward_hook(lambda module, given, out: called.append(1))
+    handle = pipe.unet.register_forward_hook(lambda module, inputs, out: called.append(1))
     check_same(pipe, name, taken=False)
     assert len(called) == 4 * 3
     handle.remove()
@@ -199,10 +199,10 @@ def test_a_hook_that_changes_the_output():
     accelerate(pipe)
     for _ in range(2):
         before = call(pipe, "sd")
-    handle = pipe.unet.register_forward_hook(lambda module, given, out: (out[0] * 0.9,))
+    handle = pipe.unet.register_forward_hook(lambda module, inputs, out: (out[0] * 0.9,))
     got = [call(pipe, "sd") for _ in range(2)]
     restore(pipe)
-    for one in got:
-        assert off(one, call(pipe, "sd")) < 1e-4
+    for result in got:
+        assert off(result, call(pipe, "sd")) < 1e-4
     assert np.abs(got[0].picture - before.picture).max() > 1e-3
     handle.remove()

@@ -34,19 +34,19 @@ NAMES = ("sdxl", "sd_img2img", "sd_inpaint", "sd_controlnet", "sd3", "flux", "qw
 def trajectory_of(pipe, name):
     """(trajectory, states) of a second call, with its scheduler as it was before the steps."""
     accelerate(pipe)
-    found, own = [], pipe._pgraft_fast.runner.run
+    recorded, own = [], pipe._pgraft_fast.runner.run
 
     def run(trajectory, x, first, last):
         before = {k: v.copy() if isinstance(v, list) else v for k, v in trajectory.scheduler.attributes.items()}
-        found.append((copy.copy(trajectory), x, before))
+        recorded.append((copy.copy(trajectory), x, before))
         return own(trajectory, x, first, last)
 
     pipe._pgraft_fast.runner.run = run
     calls = Calls(pipe, every_pipeline.prompts_of(name), every_pipeline.call_of(name))
     for number in (0, 1):
-        given = calls.of(number, 2, seeds_of(0, (1, 2)), 6)
-        pipe(**{key: value for key, value in given.items() if key != "generator"})
-    ((trajectory, x, before),) = found
+        arguments = calls.of(number, 2, seeds_of(0, (1, 2)), 6)
+        pipe(**{key: value for key, value in arguments.items() if key != "generator"})
+    ((trajectory, x, before),) = recorded
     trajectory.scheduler.attributes.update(before)
     return trajectory, x
 

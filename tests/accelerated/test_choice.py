@@ -120,8 +120,8 @@ def test_the_default_store_is_in_the_cache_folder(tmp_path, monkeypatch, clock):
 def test_a_way_that_raises_is_left_out(tmp_path, error, caplog, clock):
     ways = {"broken": failing(error), **Ways(clock).ways}
     assert choose("what", ways, CPU, tmp_path / "choices.json") == "fast"
-    told = str(error).split("\n")[0] or type(error).__name__
-    assert f"what: broken is left out: {told}" in caplog.text
+    reason = str(error).split("\n")[0] or type(error).__name__
+    assert f"what: broken is left out: {reason}" in caplog.text
 
 
 def test_no_way_runs(tmp_path):

@@ -40,8 +40,8 @@ def test_the_picture_is_that_of_corrected_latents(name, count, corrector):
     plain = draw(pipe, name, num_images_per_prompt=count)
     better = draw(pf.CorrectedPipeline(pipe, corrector), name, num_images_per_prompt=count)
     noise = corrector(torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(5)))
-    given = packed(noise) if name == "flux" else noise
-    assert torch.equal(better, draw(pipe, name, num_images_per_prompt=count, latents=given))
+    latents = packed(noise) if name == "flux" else noise
+    assert torch.equal(better, draw(pipe, name, num_images_per_prompt=count, latents=latents))
     assert not torch.equal(better, plain)
     # The pipeline itself is as before.
     assert torch.equal(draw(pipe, name, num_images_per_prompt=count), plain)
@@ -59,8 +59,8 @@ def test_an_accelerated_pipeline_draws_the_same(corrector):
     pipe = build("sd3")
     wanted = draw(pf.CorrectedPipeline(pipe, corrector), "sd3")
     pf.accelerate(pipe)
-    found = draw(pf.CorrectedPipeline(pipe, corrector), "sd3")
-    assert torch.allclose(found, wanted, atol=2e-3)
+    actual = draw(pf.CorrectedPipeline(pipe, corrector), "sd3")
+    assert torch.allclose(actual, wanted, atol=2e-3)
 
 
 def test_all_else_is_the_pipelines(corrector):

@@ -116,11 +116,11 @@ def test_where_memory_ends(caplog):
 
 
 def test_what_a_graph_reads_is_held_with_it():
-    graphs, asked = OtherCache(Recorder(), 1), []
+    graphs, keep_calls = OtherCache(Recorder(), 1), []
     for key in ("a", "a", "b"):
-        graphs.run(key, double, [torch.ones(2)], keep=lambda key=key: asked.append(key) or key)
-    assert asked == ["a", "b"]
-    assert [one.kept for one in graphs._held.values()] == ["b"]
+        graphs.run(key, double, [torch.ones(2)], keep=lambda key=key: keep_calls.append(key) or key)
+    assert keep_calls == ["a", "b"]
+    assert [held.kept for held in graphs._held.values()] == ["b"]
 
 
 def test_an_error_in_the_function_is_raised():
@@ -178,6 +178,6 @@ def test_a_model_s_own_key_is_asked_before_what_lies_within():
             return ()
 
     shared = nn.Linear(2, 2)
-    keys = [weights_key(Sharing(shared, on), lambda one: one.on) for on in (True, False, True)]
+    keys = [weights_key(Sharing(shared, on), lambda module: module.on) for on in (True, False, True)]
     assert keys[0] == keys[2] != keys[1]
     assert weights_key(Sharing(shared, True)) == weights_key(Sharing(shared, False))

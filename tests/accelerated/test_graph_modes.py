@@ -24,7 +24,7 @@ def with_graphs(pipe, mode="trajectory_graph"):
     """accelerate(pipe) with a mode that it refuses on the processor; its graphs."""
     accelerate(pipe)
     runner = pipe._pgraft_fast.runner
-    runner._mode = lambda *given: mode
+    runner._mode = lambda *args: mode
     runner._graphs = OtherCache(taped)
     return runner._graphs
 
@@ -99,9 +99,9 @@ def test_handover_between_two_graphs(solver):
 
 def test_what_changes_in_a_model_between_calls():
     pipe, twin = build("sd"), build("sd")
-    for one in (pipe, twin):
+    for pipeline in (pipe, twin):
         torch.manual_seed(3)
-        one.unet.add_adapter(peft.LoraConfig(target_modules=["to_q", "to_v"], r=4, init_lora_weights=False))
+        pipeline.unet.add_adapter(peft.LoraConfig(target_modules=["to_q", "to_v"], r=4, init_lora_weights=False))
     graphs = with_graphs(pipe)
 
     def scaled(unet):
@@ -116,8 +116,8 @@ def test_what_changes_in_a_model_between_calls():
     ]  # fmt: skip
     pictures = []
     for change in [lambda unet: None, *changes]:
-        for one in (pipe, twin):
-            change(one.unet)
+        for pipeline in (pipe, twin):
+            change(pipeline.unet)
         for seed in range(2):
             pictures.append(draw(twin, "sd", seed))
             assert off(draw(pipe, "sd", seed), pictures[-1]) < 1e-4

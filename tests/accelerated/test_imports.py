@@ -20,7 +20,7 @@ def run(code):
 
 def test_the_package_and_its_names_need_no_diffusers():
     """Nobody asks for it but those who do what needs it, and where it is missing they say so."""
-    told = run("""
+    output = run("""
 asked = []
 class Missing:
     def find_spec(self, name, path=None, target=None):
@@ -45,14 +45,14 @@ try:
 except ModuleNotFoundError as error:
     print(json.dumps([first, second, refused, str(error)]))
 """)
-    assert told == [
+    assert output == [
         [], [], "accelerate needs a diffusers pipeline with a scheduler, got object",
         "pgraft_fast.schedulers needs diffusers: pip install 'pgraft-fast[diffusers]'",
     ]  # fmt: skip
 
 
 def test_accelerate_loads_no_other_libraries():
-    told = run("""
+    output = run("""
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 blocks = dict(block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
@@ -69,4 +69,4 @@ for attention in ("keep", "auto"):
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(json.dumps(sorted(new & {"transformers", "xformers", "triton", "peft", "accelerate", "matplotlib", "sklearn"})))
 """)
-    assert told == []
+    assert output == []

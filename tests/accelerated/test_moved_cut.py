@@ -28,7 +28,7 @@ def saved(name, folder, shape, cut=0.4):
 def test_another_size_is_told_once_for_each_size(name, tmp_path):
     pipe = build(name)
     seen = []
-    call(pipe, name, callback_on_step_end=lambda pipe, step, time, given: seen.append(given["latents"]) or given)
+    call(pipe, name, callback_on_step_end=lambda pipe, step, time, tensors: seen.append(tensors["latents"]) or tensors)
     channels = pipe.vae.config.latent_channels
     positions = seen[0][0].numel() // channels
     side = math.isqrt(positions)
@@ -53,13 +53,13 @@ def test_another_size_is_told_once_for_each_size(name, tmp_path):
 def test_the_size_of_a_call(tmp_path):
     pipe = build("sd")
     factor = pipe.vae_scale_factor
-    for asked, positions in (
+    for arguments, positions in (
         ({"height": 4 * factor, "width": 8 * factor}, 32), ({"latents": torch.zeros(3, 4, 6, 6)}, 36),
         ({"latents": torch.zeros(3, 9, 16), "height": 64}, 36),
     ):  # fmt: skip
-        told = moved_by_size(pipe, asked, (4, 2, 2), 0.5)
-        assert f"{positions / 4:.3g} times as many" in told and f"{-math.log(positions / 4):+.2f}" in told
-        assert moved_by_size(pipe, asked, (4, positions, 1), 0.5) is None
+        message = moved_by_size(pipe, arguments, (4, 2, 2), 0.5)
+        assert f"{positions / 4:.3g} times as many" in message and f"{-math.log(positions / 4):+.2f}" in message
+        assert moved_by_size(pipe, arguments, (4, positions, 1), 0.5) is None
     assert "+1.39 away" in moved_by_size(pipe, {"latents": torch.zeros(1, 4, 2, 2)}, (4, 4, 4), 0.5)
 
 

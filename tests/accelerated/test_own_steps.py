@@ -31,23 +31,23 @@ class Two:
     """A pipeline as it is and an accelerated one of the same networks."""
 
     def __init__(self, scheduler, cls=ToyPipeline, habits=None):
-        self.plain, self.asked = cls(toy().net, scheduler, habits), []
+        self.plain, self.batch_sizes = cls(toy().net, scheduler, habits), []
         self.plain.set_progress_bar_config(disable=True)
         self.fast = copy.copy(self.plain)
         self.fast.scheduler = copy.deepcopy(scheduler)
         accelerate(self.fast)
         net = self.plain.net
-        net.forward = lambda *args, own=net.forward: (self.asked.append(len(args[0])), own(*args))[1]
+        net.forward = lambda *args, own=net.forward: (self.batch_sizes.append(len(args[0])), own(*args))[1]
 
     def check(self, prompt, seed, generator=True, **more):
         """The same pictures, in the same calls of the network, by the same random numbers."""
         made = []
         for pipe in (self.plain, self.fast):
-            self.asked.clear()
+            self.batch_sizes.clear()
             torch.manual_seed(seed)
             own = torch.Generator().manual_seed(seed) if generator else None
             images = pipe(prompt, generator=own, num_inference_steps=STEPS, **more).images
-            made.append((images, list(self.asked), torch.rand(3)))
+            made.append((images, list(self.batch_sizes), torch.rand(3)))
         (wanted, theirs, noise), (images, ours, after) = made
         assert float((images - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
         assert torch.equal(noise, after)
@@ -101,15 +101,15 @@ def test_a_start_in_the_middle(kind):
         for _ in range(2)
     )
     picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    for one in (plain, pipe):
-        one.set_progress_bar_config(disable=True)
-        one.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(one.scheduler.config)
+    for pipeline in (plain, pipe):
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(pipeline.scheduler.config)
     accelerate(pipe)
     for seed in range(3):
         drawn = [
-            one("a cube", image=picture, strength=0.6, num_inference_steps=10, output_type="np",
-                generator=torch.Generator().manual_seed(seed)).images
-            for one in (plain, pipe)
+            pipeline("a cube", image=picture, strength=0.6, num_inference_steps=10, output_type="np",
+                     generator=torch.Generator().manual_seed(seed)).images
+            for pipeline in (plain, pipe)
         ]  # fmt: skip
         assert abs(drawn[0] - drawn[1]).max() < 2e-5
     assert len(pipe._pgraft_fast.known)

@@ -36,9 +36,11 @@ def denoiser_of(pipe):
 
 
 def lora_is_on(pipe):
-    layers = [one for one in denoiser_of(pipe).modules() if isinstance(one, peft.tuners.tuners_utils.BaseTunerLayer)]
+    layers = [
+        layer for layer in denoiser_of(pipe).modules() if isinstance(layer, peft.tuners.tuners_utils.BaseTunerLayer)
+    ]
     assert layers
-    return not any(one.disable_adapters for one in layers)
+    return not any(layer.disable_adapters for layer in layers)
 
 
 @torch.no_grad()
@@ -112,7 +114,7 @@ def test_flux(shift):
         restore(pipe)
     else:
         # Without a shift the noise level is the share of the steps.
-        a, b = (drawn(pipe, "flux", callback_on_step_end=one) for one in (PGraftCallback(0.3), levels(level)))
+        a, b = (drawn(pipe, "flux", callback_on_step_end=callback) for callback in (PGraftCallback(0.3), levels(level)))
         assert off(a, b) == 0.0
     want = drawn(pipe, "flux", callback_on_step_end=levels(level))
     assert off(want, drawn(pipe, "flux")) > 1e-3
@@ -148,8 +150,8 @@ def test_beyond_the_first_step(fast):
     got = [drawn(pipe, callback_on_step_end=levels(value)) for value in (-30.0, -30.0, -5.0)]
     restore(pipe)
     # The first state of eight steps has a log-SNR of -4.
-    for one in got:
-        assert off(one, drawn(pipe, callback_on_step_end=PGraftCallback(0.97))) < 1e-4
+    for result in got:
+        assert off(result, drawn(pipe, callback_on_step_end=PGraftCallback(0.97))) < 1e-4
     assert lora_is_on(pipe)
 
 
@@ -180,10 +182,10 @@ def test_a_cut_out_of_range(cut):
         PGraftCallback(cut)
 
 
-@pytest.mark.parametrize("given", [{}, {"cut": 0.2, "cut_logsnr": 1.0}])
-def test_one_of_two_ways_to_say_it(given):
+@pytest.mark.parametrize("arguments", [{}, {"cut": 0.2, "cut_logsnr": 1.0}])
+def test_one_of_two_ways_to_say_it(arguments):
     with pytest.raises(InputError, match=r"^PGraftCallback needs cut or cut_logsnr, one of them$"):
-        PGraftCallback(**given)
+        PGraftCallback(**arguments)
 
 
 def test_a_scheduler_without_noise_levels():

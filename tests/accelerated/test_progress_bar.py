@@ -12,13 +12,13 @@ from pgraft_fast import accelerate
 
 def bars(pipe, name, **more):
     """(steps, total) of each bar at its end."""
-    told = io.StringIO()
-    pipe.set_progress_bar_config(file=told, disable=False)
+    output = io.StringIO()
+    pipe.set_progress_bar_config(file=output, disable=False)
     call(pipe, name, **more)
-    ends = [line.strip() for line in re.split(r"[\r\n]+", told.getvalue()) if line.strip()]
+    ends = [line.strip() for line in re.split(r"[\r\n]+", output.getvalue()) if line.strip()]
     counts = [tuple(map(int, re.search(r"(\d+)/(\d+) \[", line).groups())) for line in ends]
     assert all(counts[i][0] <= counts[i + 1][0] for i in range(len(counts) - 1))
-    return counts[-1], told.getvalue().count("\n")
+    return counts[-1], output.getvalue().count("\n")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +56,7 @@ def test_with_a_callback_that_interrupts(name):
 def test_an_error_closes_the_bar():
     pipe = accelerate(build("ddim"))
     call(pipe, "ddim")
-    told, layer, made = io.StringIO(), pipe.unet.conv_in, []
+    output, layer, made = io.StringIO(), pipe.unet.conv_in, []
 
     def failing(x):
         made.append(x)
@@ -65,7 +65,7 @@ def test_an_error_closes_the_bar():
         return type(layer).forward(layer, x)
 
     layer.forward = failing
-    pipe.set_progress_bar_config(file=told, disable=False)
+    pipe.set_progress_bar_config(file=output, disable=False)
     with pytest.raises(RuntimeError):
         call(pipe, "ddim")
-    assert "| 2/4 [" in told.getvalue() and told.getvalue().endswith("\n")
+    assert "| 2/4 [" in output.getvalue() and output.getvalue().endswith("\n")

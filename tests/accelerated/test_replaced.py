@@ -136,15 +136,15 @@ def test_a_replaced_step_makes_every_step(name, way, monkeypatch):
 def test_a_replaced_model_input(name, method):
     plain, pipe, want = another(name), accelerate(another(name)), None
     call(pipe, name)
-    for one in (plain, pipe):
-        own, calls = getattr(one.scheduler, method), []
+    for pipeline in (plain, pipe):
+        own, calls = getattr(pipeline.scheduler, method), []
 
         def replaced(sample, timestep, own=own, calls=calls):
             calls.append(1)
             return own(sample, timestep) * 1.1
 
-        setattr(one.scheduler, method, replaced)
-        got = call(one, name)
+        setattr(pipeline.scheduler, method, replaced)
+        got = call(pipeline, name)
         assert len(calls) == 4
         want = want or got
     assert off(got, want) < LIMIT and off(call(cached(name), name), want) > 1e-3

@@ -45,11 +45,11 @@ def test_calls_of_many_kinds_in_a_row(name):
         calls += [{"num_images_per_prompt": 2}, many, {}, many, {scale_of(name): 1.0}, {"prompt": "a sea"}, {}]
     if name == "pixart":
         # Its only scheduler here has no other result of a single step; diffusers fails.
-        calls = [one for one in calls if one.get("num_inference_steps") != 1]
-    want = [call(pipe, name, **one) for one in calls]
+        calls = [arguments for arguments in calls if arguments.get("num_inference_steps") != 1]
+    want = [call(pipe, name, **arguments) for arguments in calls]
     accelerate(pipe)
-    for one, result in zip(calls, want, strict=True):
-        assert off(call(pipe, name, **one), result) < 1e-4, one
+    for arguments, result in zip(calls, want, strict=True):
+        assert off(call(pipe, name, **arguments), result) < 1e-4, arguments
     restore(pipe)
 
 
@@ -175,8 +175,8 @@ def test_bfloat16(name):
     got = [call(pipe, name, output_type="pt").picture for _ in range(2)]
     assert taken_over(pipe)
     own = np.sqrt(np.mean((want - exact) ** 2))
-    for one in got:
-        assert np.sqrt(np.mean((one - exact) ** 2)) < 1.5 * own + 2e-3
-        assert np.sqrt(np.mean((one - want) ** 2)) < 1.5 * own + 2e-3
+    for picture in got:
+        assert np.sqrt(np.mean((picture - exact) ** 2)) < 1.5 * own + 2e-3
+        assert np.sqrt(np.mean((picture - want) ** 2)) < 1.5 * own + 2e-3
     restore(pipe)
     assert np.array_equal(call(pipe, name, output_type="pt").picture, want)

@@ -146,15 +146,15 @@ def test_a_copy_of_an_accelerated_pipeline_is_accelerated():
 )  # fmt: skip
 def test_a_loaded_adapter(copied, fast, made):
     """The handover goes along with a copy."""
-    one = made("sd")
-    pipe = load_adapter(copy.deepcopy(one.pipe), one.folder)
+    saved = made("sd")
+    pipe = load_adapter(copy.deepcopy(saved.pipe), saved.folder)
     if fast:
         accelerate(pipe)
     assert type(pipe) is diffusers.StableDiffusionPipeline
     twin = copied(pipe)
     assert type(twin) is diffusers.StableDiffusionPipeline
-    assert off(one.draw(twin), one.want) < LIMIT
-    assert off(one.draw(pipe), one.want) < LIMIT
+    assert off(saved.draw(twin), saved.want) < LIMIT
+    assert off(saved.draw(pipe), saved.want) < LIMIT
 
 
 def test_a_class_with_a_call_of_its_own():
@@ -169,5 +169,8 @@ def test_a_class_with_a_call_of_its_own():
     want = [call(pipe, "sd"), call(mine, "sd")]
     accelerate(pipe), accelerate(mine)
     for _ in range(2):
-        assert [off(call(*one), right) < LIMIT for one, right in zip([(pipe, "sd"), (mine, "sd")], want, strict=True)]
+        assert [
+            off(call(*arguments), right) < LIMIT
+            for arguments, right in zip([(pipe, "sd"), (mine, "sd")], want, strict=True)
+        ]
     assert off(want[0], want[1]) > 1e-3

@@ -15,30 +15,30 @@ from pgraft_fast.pipelines.accelerated.shortcuts import ExecutionDevice, maybe_c
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def device_queries(monkeypatch):
     """How often diffusers was asked for the device."""
-    found, own = [], DiffusionPipeline._execution_device
+    queries, own = [], DiffusionPipeline._execution_device
 
     def counted(pipe):
-        found.append(1)
+        queries.append(1)
         return own.fget(pipe)
 
     monkeypatch.setattr(DiffusionPipeline, "_execution_device", property(counted))
-    return found
+    return queries
 
 
-def test_the_device_is_asked_for_once(asked):
+def test_the_device_is_asked_for_once(device_queries):
     pipe = accelerate(build("sd"))
     for _ in range(3):
         call(pipe, "sd")
-    assert len(asked) == 1
+    assert len(device_queries) == 1
 
 
-def test_a_new_component_and_moved_weights(asked):
+def test_a_new_component_and_moved_weights(device_queries):
     pipe, device = build("sd"), ExecutionDevice()
     assert device.of(pipe) == torch.device("cpu")
     pipe.unet = copy.deepcopy(pipe.unet)
-    assert device.of(pipe) == torch.device("cpu") and len(asked) == 2
+    assert device.of(pipe) == torch.device("cpu") and len(device_queries) == 2
     for part in (pipe.text_encoder, pipe.vae, pipe.unet):
         part.to("meta")
     assert [device.of(pipe) for _ in range(2)] == [torch.device("meta")] * 2
@@ -46,7 +46,7 @@ def test_a_new_component_and_moved_weights(asked):
     assert device.of(pipe) == torch.device("meta")
 
 
-def test_where_something_could_be_offloaded_the_pipeline_is_asked(asked, monkeypatch):
+def test_where_something_could_be_offloaded_the_pipeline_is_asked(device_queries, monkeypatch):
     pipe, device = build("sd"), ExecutionDevice()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert [device.of(pipe) for _ in range(3)] == [None] * 3

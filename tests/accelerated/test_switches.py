@@ -99,8 +99,8 @@ def test_no_hooks_run_in_a_network_that_was_called_by_its_pipeline(name):
         lambda net: offloading.hooks.add_hook_to_module(net.proj_out, offloading.hooks.ModelHook()),
         lambda net: apply_group_offloading(net, torch.device("cpu"), offload_type="leaf_level"),
         lambda net: net.enable_layerwise_casting(torch.float16, torch.float32),
-        lambda net: net.proj_out.register_forward_hook(lambda *given: None),
-        lambda net: net.proj_out.register_forward_pre_hook(lambda *given: None),
+        lambda net: net.proj_out.register_forward_hook(lambda *args: None),
+        lambda net: net.proj_out.register_forward_pre_hook(lambda *args: None),
     ],
 )
 def test_hooks_are_seen_wherever_they_are(hook):

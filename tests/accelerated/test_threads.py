@@ -83,9 +83,9 @@ def test_two_pipelines_that_share_a_denoiser(name, second):
         accelerate(other)
     denoiser = getattr(first, "unet", None) or first.transformer
     before = sorted(vars(denoiser))
-    found = at_once(drawing(first, name, 1), drawing(other, name, 2, num_inference_steps=steps))
-    for pictures, right in zip(found, want, strict=True):
-        assert max(abs(one.picture - right).max() for one in pictures) < LIMIT
+    results = at_once(drawing(first, name, 1), drawing(other, name, 2, num_inference_steps=steps))
+    for pictures, right in zip(results, want, strict=True):
+        assert max(abs(result.picture - right).max() for result in pictures) < LIMIT
     assert taken_over(first) and sorted(vars(denoiser)) == before
     restore(first), restore(other)
     assert abs(call(first, name, 1).picture - want[0]).max() == 0.0
@@ -97,7 +97,7 @@ def test_one_pipeline_in_several_threads():
     want = [call(pipe, "ddim", seed).picture for seed in range(4)]
     accelerate(pipe)
     for pictures, right in zip(at_once(*(drawing(pipe, "ddim", seed) for seed in range(4))), want, strict=True):
-        assert max(abs(one.picture - right).max() for one in pictures) < LIMIT
+        assert max(abs(result.picture - right).max() for result in pictures) < LIMIT
     assert taken_over(pipe)
 
 
@@ -112,7 +112,7 @@ def test_fast_schedulers_in_several_threads():
 
     pipe.scheduler = FastDDIMScheduler.from_config(pipe.scheduler.config)
     for pictures, right in zip(at_once(*(drawing(pipe, "ddim", seed) for seed in range(3))), want, strict=True):
-        assert max(abs(one.picture - right).max() for one in pictures) < LIMIT
+        assert max(abs(result.picture - right).max() for result in pictures) < LIMIT
 
 
 class BrokenError(Exception):
@@ -139,14 +139,14 @@ def test_an_exception_in_one_thread(name, error):
                 raise error
 
     layer = denoiser.conv_in if name == "sd" else denoiser.pos_embed
-    handle, found = layer.register_forward_pre_hook(hook), []
-    thread = threading.Thread(target=lambda: found.extend(drawing(other, name, 2)()))
+    handle, results = layer.register_forward_pre_hook(hook), []
+    thread = threading.Thread(target=lambda: results.extend(drawing(other, name, 2)()))
     thread.start()
     with pytest.raises(error):
         call(pipe, name)
     thread.join()
     handle.remove()
-    assert len(found) == ROUNDS and max(off(one, want) for one in found) < LIMIT
+    assert len(results) == ROUNDS and max(off(result, want) for result in results) < LIMIT
     assert (sorted(vars(denoiser)), sorted(vars(pipe)), type(pipe)) == state
     for _ in range(2):
         assert off(call(pipe, name, 2), want) < LIMIT
@@ -156,10 +156,10 @@ def test_an_exception_in_one_thread(name, error):
 
 def test_handover_in_several_threads(made):
     """The LoRA's switch is the denoiser's: nobody sees it turned by another thread."""
-    one = made("sd")
-    pipe = load_adapter(copy.deepcopy(one.pipe), one.folder)
+    saved = made("sd")
+    pipe = load_adapter(copy.deepcopy(saved.pipe), saved.folder)
     more = {"num_inference_steps": 4}
     want = [call(pipe, "sd", seed, **more).picture for seed in range(2)]
-    found = at_once(*(drawing(pipe, "sd", seed, **more) for seed in range(2)))
-    for pictures, right in zip(found, want, strict=True):
+    results = at_once(*(drawing(pipe, "sd", seed, **more) for seed in range(2)))
+    for pictures, right in zip(results, want, strict=True):
         assert max(abs(drawn.picture - right).max() for drawn in pictures) == 0.0

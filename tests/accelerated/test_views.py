@@ -60,7 +60,7 @@ def test_a_view_of_a_view():
     assert second.size == 8
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_copies_are_copies_of_the_target(copied):
     twin = copied(view(Thing(), {"size": 8}))
     assert type(twin) is Thing and twin.size == 3
@@ -75,7 +75,7 @@ def test_a_module():
         return module(x)
 
     seen = view(module, {"__call__": called})
-    handle = module.register_forward_hook(lambda one, given, out: out + 1)
+    handle = module.register_forward_hook(lambda hooked, args, out: out + 1)
     assert torch.equal(seen(x), module(x)) and len(calls) == 1
     assert list(seen.parameters()) == list(module.parameters()) and isinstance(seen, nn.Sequential)
     handle.remove()

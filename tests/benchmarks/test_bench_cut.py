@@ -15,10 +15,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("world", ["digits symmetry", "shapes sd3"])
 def test_rows(world):
-    told = []
-    found = bench_cut.run(Settings(torch.device("cpu"), None, "smoke", world), lambda name, rows: told.append(name))
-    assert world in told and len(told) <= 2
-    rows = [row for row in found["rows"] if row["case"] == world]
+    reported = []
+    result = bench_cut.run(
+        Settings(torch.device("cpu"), None, "smoke", world), lambda name, rows: reported.append(name)
+    )
+    assert world in reported and len(reported) <= 2
+    rows = [row for row in result["rows"] if row["case"] == world]
     assert [row["cut"] for row in rows] == [0.0, *bench_cut.CUTS]
     for row in rows:
         assert 0.0 <= row["reached"] <= 1.0 and row["reached_low"] <= row["reached"] <= row["reached_high"]

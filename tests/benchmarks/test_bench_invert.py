@@ -21,10 +21,10 @@ def test_fewer_calls_than_the_plain_iteration():
 def test_the_gate_sees_another_noise(monkeypatch):
     right = bench_invert.invert
 
-    def wrong(*given, **more):
-        found = right(*given, **more)
-        found.noise.mul_(1.001)
-        return found
+    def wrong(*args, **more):
+        inversion = right(*args, **more)
+        inversion.noise.mul_(1.001)
+        return inversion
 
     monkeypatch.setattr(bench_invert, "invert", wrong)
     (case,) = bench_invert.cases(SMOKE)
@@ -42,7 +42,7 @@ def test_the_plain_iteration_ends_at_the_fixed_point():
 
 
 def test_quality_rows():
-    rows = bench_quality.run(SMOKE, lambda name, found: None)["rows"]
+    rows = bench_quality.run(SMOKE, lambda name, part_rows: None)["rows"]
     demo, distance = ([row for row in rows if row["op"] == op] for op in ("demo", "distance"))
     assert [row["provider"] for row in demo] == ["base", "graft", "p-graft"]
     for row in demo:

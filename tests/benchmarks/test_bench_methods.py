@@ -14,12 +14,12 @@ pytestmark = pytest.mark.slow
 
 
 def test_rows():
-    told = []
-    rows = bench_methods.run(Settings(torch.device("cpu"), None, "smoke"), lambda name, found: told.append(name))[
-        "rows"
-    ]
+    reported = []
+    rows = bench_methods.run(
+        Settings(torch.device("cpu"), None, "smoke"), lambda name, part_rows: reported.append(name)
+    )["rows"]
     # The base and both methods, each as soon as it is done.
-    assert told == ["kept", "seed 0 pgraft 2000", "seed 0 pgraft 2000", "seed 0 ddpo 2000"]
+    assert reported == ["kept", "seed 0 pgraft 2000", "seed 0 pgraft 2000", "seed 0 ddpo 2000"]
     kept = {row["kept"]: row for row in rows if row["op"] == "kept"}
     assert kept[2]["optimizer_steps"] == 1 and kept[1]["optimizer_steps"] == 1 and kept[2]["share_of_time"] == 1.0
     methods = {row["provider"]: row for row in rows if row["op"] == "methods"}

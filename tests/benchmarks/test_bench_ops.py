@@ -56,7 +56,7 @@ def test_who_is_compared(result):
         assert providers["solver_step", name, "float32"] == {"ours", "diffusers", "eager", "copy"}
     assert providers["reward_filter", "top 4", "float32"] >= {"ours", "torch", "torch.topk", "torch.sort"}
     assert providers["reward_filter", "top 4 + gather", "float32"] == {"ours", "torch", "copy", "copy_preallocated"}
-    assert all("ours" in found for found in providers.values())
+    assert all("ours" in names for names in providers.values())
 
 
 def test_it_tells_where_it_was_measured(result):
@@ -212,8 +212,8 @@ def test_without_diffusers(monkeypatch, capsys):
     assert main(["bench", "sampling"]) == 2
     assert "diffusers, which is missing: pip install" in capsys.readouterr().err
     case = next(case for case in bench_ops.cases(SMOKE) if case.case == "ddim")
-    found = {row["provider"]: row["gate"] for row in measure(case, SMOKE)}
-    assert found == {"ours": "ok", "diffusers": "skipped", "eager": "ok", "copy": "ok"}
+    outcomes = {row["provider"]: row["gate"] for row in measure(case, SMOKE)}
+    assert outcomes == {"ours": "ok", "diffusers": "skipped", "eager": "ok", "copy": "ok"}
 
 
 def test_without_the_source(monkeypatch, capsys):

@@ -35,12 +35,12 @@ def test_gates_are_green_and_rows_whole(rows):
 @pytest.mark.parametrize("variant", ["vp", "flow"])
 def test_losers_cost_training_where_all_rows_are_trained_on(variant):
     """Rows that go through the trained model: ten passes over 8 kept ones of 64, or over all."""
-    task, given = digits_task(DigitsSettings(variant=variant)), bench_round.settings_of(variant, 4)
+    task, settings = digits_task(DigitsSettings(variant=variant)), bench_round.settings_of(variant, 4)
     plain, every = (
-        bench_round._plain(task, given, variant, SMOKE.device, compiled=False, all_rows=all_rows)
+        bench_round._plain(task, settings, variant, SMOKE.device, compiled=False, all_rows=all_rows)
         for all_rows in (False, True)
     )
-    ours = bench_round.OurRound(task, given, SMOKE.device, "eager", task.reward("symmetry"))
+    ours = bench_round.OurRound(task, settings, SMOKE.device, "eager", task.reward("symmetry"))
     seen = {}
     models = {"ours": ours._learner.model, "plain": plain.tuned, "all rows": every.tuned}
     run = {"ours": ours.run, "plain": plain.run, "all rows": every.run}
@@ -60,14 +60,14 @@ def test_the_gate_sees_another_loss(variant, monkeypatch):
         task, bench_round.settings_of(variant, 4), variant, SMOKE.device, compiled=False, all_rows=False
     )
     assert bench_round._same_work(task, plain, variant, SMOKE.device) is None
-    monkeypatch.setattr(bench_round, "pgraft_loss", lambda *given, **more: 1.01 * pgraft_loss(*given, **more))
+    monkeypatch.setattr(bench_round, "pgraft_loss", lambda *args, **more: 1.01 * pgraft_loss(*args, **more))
     assert "the losses differ" in bench_round._same_work(task, plain, variant, SMOKE.device)
 
 
 def test_the_gate_sees_another_law():
-    one = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    assert bench_round._same_law(one, one.flip(0)) is None
-    assert "standard errors off" in bench_round._same_law(one, one + 0.5)
+    rewards = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    assert bench_round._same_law(rewards, rewards.flip(0)) is None
+    assert "standard errors off" in bench_round._same_law(rewards, rewards + 0.5)
 
 
 def test_a_round_of_real_size_at_a_small_one():

@@ -53,9 +53,9 @@ def result(tmp_path_factory):
 def test_every_gate_is_green_and_every_row_whole(result):
     data, lines = result
     assert (data["bench"], data["failed"], data["size"]) == ("sampling", 0, "smoke")
-    found = [(row["case"], row["batch"], row["provider"]) for row in data["rows"]]
+    measured = [(row["case"], row["batch"], row["provider"]) for row in data["rows"]]
     cases = [("digits", 16), ("digits", 1), ("tiny sd", 4)]
-    assert found == [(*case, provider) for case in cases for provider in ("diffusers", "ours")]
+    assert measured == [(*case, provider) for case in cases for provider in ("diffusers", "ours")]
     for row, line in zip(data["rows"], lines, strict=True):
         assert row["gate"] == "ok" and set(row) == KEYS, row
         assert 0 < row["p20_ms"] <= row["p50_ms"] <= row["p80_ms"] and row["readings"] == 5
@@ -170,13 +170,13 @@ def test_out_of_memory_skips_the_provider_or_the_case():
     with pytest.raises(torch.OutOfMemoryError):
         measure(replace(case, optional=False), SMOKE)
     fits = harness.Provider("ours", lambda: 0.5, lambda: None, own_clock=True, optional=True)
-    found = [
+    providers = [
         fits,
         replace(fits, name="in the gate", gate=full),
         replace(fits, name="later", run=full),
         replace(fits, name="at last", columns=full),
     ]
-    rows = measure(replace(case, build=lambda settings: found), SMOKE)
+    rows = measure(replace(case, build=lambda settings: providers), SMOKE)
     assert [row["gate"] for row in rows] == ["ok", "skipped", "skipped", "skipped"]
     assert rows[0]["p50_ms"] == 500.0 and [row["p50_ms"] for row in rows[1:]] == [None] * 3
     assert rows[3]["note"] == "OutOfMemoryError: CUDA out of memory."

@@ -26,10 +26,10 @@ def exact(schedule, parameterization):
 
     def model(x, t):
         rows = []
-        for state, one in zip(x, t, strict=True):
-            alpha, sigma = (float(value) for value in schedule.alpha_sigma(one))
+        for state, time in zip(x, t, strict=True):
+            alpha, sigma = (float(value) for value in schedule.alpha_sigma(time))
             x_0 = posterior_mean(state.reshape(-1, 1), alpha, sigma).view_as(state)
-            rows.append(convert(x_0[None], state[None], schedule, one[None], "x_0", parameterization)[0])
+            rows.append(convert(x_0[None], state[None], schedule, time[None], "x_0", parameterization)[0])
         return torch.stack(rows)
 
     return model
@@ -48,14 +48,14 @@ def test_the_model_of_blocks_is_the_optimal_one(parameterization, side, own):
     alpha, sigma = (value.view(-1, 1, 1, 1) for value in schedule.alpha_sigma(t))
     y_0 = repeated(x_0, side)
     y = alpha * y_0 + sigma * torch.randn(y_0.shape, generator=generator, dtype=torch.float64)
-    found = Lifted(exact(inner, parameterization), inner, parameterization, side, schedule)(y, t)
+    answer = Lifted(exact(inner, parameterization), inner, parameterization, side, schedule)(y, t)
     for row in range(3):
         blocks = y[row].unfold(1, side, side).unfold(2, side, side).reshape(12, side * side)
         mean = posterior_mean(blocks, float(alpha[row]), float(sigma[row])).view(2, 3, 2)
         wanted = convert(
             repeated(mean[None], side), y[row][None], schedule, t[row : row + 1], "x_0", parameterization
         )  # fmt: skip
-        torch.testing.assert_close(found[row][None], wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(answer[row][None], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_guided_answers_and_the_ends_of_the_range():
@@ -68,6 +68,8 @@ def test_guided_answers_and_the_ends_of_the_range():
 
     lifted = Lifted(guided, schedule, "velocity", 2)
     for t in (1e-4, 1.0):
-        found = lifted(y, torch.full((2,), t), torch.zeros(2, dtype=torch.int64))
-        assert found.scale == 3.0 and bool(found.out.isfinite().all()) and not torch.equal(found.out, found.out_null)
+        answer = lifted(y, torch.full((2,), t), torch.zeros(2, dtype=torch.int64))
+        assert (
+            answer.scale == 3.0 and bool(answer.out.isfinite().all()) and not torch.equal(answer.out, answer.out_null)
+        )
     assert lifted.calls_a_sample == 1

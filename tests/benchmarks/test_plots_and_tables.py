@@ -151,8 +151,8 @@ def test_the_command_draws_what_a_file_holds(tmp_path, capsys):
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (4, 2)])
 def test_a_panel_a_model(size):
     count, rows = size
-    found = [{**row, "case": f"m{index}"} for index in range(count) for row in ROWS if row["bench"] == "sampling"]
+    measured = [{**row, "case": f"m{index}"} for index in range(count) for row in ROWS if row["bench"] == "sampling"]
     figure = plots.Figure()
-    assert plots.images_per_hour(found, figure)
+    assert plots.images_per_hour(measured, figure)
     assert sum(axis.has_data() for axis in figure.axes) == count
     assert figure.get_size_inches()[1] == pytest.approx(3.6 * rows)

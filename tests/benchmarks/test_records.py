@@ -32,7 +32,7 @@ def test_rows_come_back_as_written(tmp_path):
     }  # fmt: skip
     header = path.read_text().splitlines()[0].split(",")
     assert header[:3] == ["run", "bench", "size"] and header[-2:] == ["commit", "dirty"]
-    assert [one.name for one in tmp_path.iterdir()] == ["a.csv"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_processes_that_append_at_once_lose_nothing(tmp_path, monkeypatch):
@@ -43,20 +43,20 @@ def test_processes_that_append_at_once_lose_nothing(tmp_path, monkeypatch):
     )
     file = tmp_path / "rows.csv"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(file), str(number)]) for number in range(4)]
-    assert [one.wait() for one in writers] == [0] * 4
+    assert [writer.wait() for writer in writers] == [0] * 4
     assert {(row["provider"], row["case"]) for row in records.read(file)} == {
         (w, n) for w in range(4) for n in range(25)
     }
-    assert [one.name for one in tmp_path.iterdir() if one.name != "cache"] == ["rows.csv"]
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name != "cache"] == ["rows.csv"]
 
 
 def test_the_newest_run_of_each_case(tmp_path):
     old, new = result("2026-01-01T00:00:00Z"), result("2026-01-02T00:00:00Z", p50_ms=2.5)
     other = result("2026-01-01T00:00:00Z", case="c")
     quick = {**result("2026-01-03T00:00:00Z"), "size": "quick"}
-    rows = [row for one in (old, other, new, quick) for row in records.rows_of(one)]
-    found = records.newest(rows, "ops")
-    assert [(row["case"], row["p50_ms"]) for row in found if row["provider"] == "ours"] == [("c", 1.5), ("a, b", 2.5)]
+    rows = [row for run in (old, other, new, quick) for row in records.rows_of(run)]
+    newest = records.newest(rows, "ops")
+    assert [(row["case"], row["p50_ms"]) for row in newest if row["provider"] == "ours"] == [("c", 1.5), ("a, b", 2.5)]
     assert [row["run"] for row in records.newest(rows, "ops", "quick")] == ["2026-01-03T00:00:00Z"] * 2
     assert records.newest(rows, "sampling") == []
 

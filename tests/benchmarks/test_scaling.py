@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 def test_rows_come_in_pairs():
     names = []
-    rows = scaling.run(Settings(torch.device("cpu"), size="smoke"), lambda name, found: names.append(name))["rows"]
+    rows = scaling.run(Settings(torch.device("cpu"), size="smoke"), lambda name, part_rows: names.append(name))["rows"]
     assert names == ["candidates", "steps"]
     assert [row["provider"] for row in rows] == ["measured", "model"] * 2
     assert all(row["p50_ms"] > 0 for row in rows)
@@ -27,8 +27,8 @@ def test_a_model_that_is_off_is_red():
 
 def test_ranks_share_the_prompts():
     """Two processes of a thread each answer, each with its own seconds."""
-    found = scaling._in_processes(2, 1, probing=False)
-    assert len(found) == 2 and all(seconds > 0 for seconds in found)
+    durations = scaling._in_processes(2, 1, probing=False)
+    assert len(durations) == 2 and all(seconds > 0 for seconds in durations)
 
 
 def test_a_rank_that_fails_is_told():

@@ -24,7 +24,7 @@ def piece(name, code, seconds=20.0, **more):
 
 
 def test_pieces_end_in_their_own_ways(tmp_path, monkeypatch, capsys):
-    given = [
+    pieces = [
         piece("fine", "print('ok')"), piece("wrong", "raise SystemExit(4)"), piece("less", "raise SystemExit(3)"),
         piece("long", "print('begun', flush=True); import time; time.sleep(60)", 1.0),
         piece("gpu", "", gpu=True), piece("module", "", needs=("no_such_module",)),
@@ -32,8 +32,8 @@ def test_pieces_end_in_their_own_ways(tmp_path, monkeypatch, capsys):
         piece("waits", "import os; print(os.environ['OMP_WAIT_POLICY'])"),
         piece("packages", "import pgraft_fast, pgraft_fast_kernels, pgraft_fast_csrc, pgraft_fast_benchmarks"),
     ]  # fmt: skip
-    found, log = checked(given, tmp_path, monkeypatch)
-    assert found == 1
+    status, log = checked(pieces, tmp_path, monkeypatch)
+    assert status == 1
     assert ends(tmp_path) == [
         "done", "failed with status 4", "skipped: a package is missing, see the log",
         "cut off after 1 s; what it wrote stays", "skipped: no CUDA device", "skipped: no_such_module is not installed",
@@ -41,18 +41,18 @@ def test_pieces_end_in_their_own_ways(tmp_path, monkeypatch, capsys):
     ]  # fmt: skip
     for lines in ("== fine\nok\n", "== long\nbegun\n", "== waits\nPASSIVE\n"):
         assert lines in log
-    told = capsys.readouterr().out
-    assert "fine: done" in told and "pip download" in told and "no_such_module" in told
+    output = capsys.readouterr().out
+    assert "fine: done" in output and "pip download" in output and "no_such_module" in output
     # A table last.
-    assert [line.split()[0] for line in told.rstrip().splitlines()[-9:]] == [one.name for one in given]
+    assert [line.split()[0] for line in output.rstrip().splitlines()[-9:]] == [entry.name for entry in pieces]
     monkeypatch.setattr(gpu_check, "MINUTES_OF_ALL", 0.0)
-    assert checked(given, tmp_path, monkeypatch)[0] == 0
+    assert checked(pieces, tmp_path, monkeypatch)[0] == 0
     assert set(ends(tmp_path)) == {"skipped: the time is up"}
 
 
-def checked(given, folder, monkeypatch):
+def checked(pieces, folder, monkeypatch):
     """The exit status, and all that the pieces printed."""
-    monkeypatch.setattr(gpu_check, "pieces", lambda part, out: given)
+    monkeypatch.setattr(gpu_check, "pieces", lambda part, out: pieces)
     monkeypatch.setattr(gpu_check, "_has_gpu", lambda: False)
     for name in waiting.NAMES:
         monkeypatch.delenv(name, raising=False)
@@ -61,7 +61,7 @@ def checked(given, folder, monkeypatch):
 
 
 def ends(folder):
-    return [one["end"] for one in json.loads((folder / "out" / "check.json").read_text())["pieces"]]
+    return [entry["end"] for entry in json.loads((folder / "out" / "check.json").read_text())["pieces"]]
 
 
 def test_a_cut_off_piece_is_a_failure_and_its_children_end_with_it(tmp_path, monkeypatch):
@@ -103,18 +103,18 @@ def test_a_check_that_is_stopped_while_a_piece_starts_stops_it(tmp_path, monkeyp
             checked([piece("sleeps", "import time; time.sleep(600)")], tmp_path, monkeypatch)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert [one.returncode for one in started] == [-signal.SIGKILL]
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
     assert signal.getsignal(signal.SIGINT) is interrupt
 
 
 def writers(file):
     """Processes that have it open."""
-    found = set()
+    pids = set()
     for place in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
             if place.samefile(file):
-                found.add(int(place.parts[2]))
-    return found
+                pids.add(int(place.parts[2]))
+    return pids
 
 
 def test_packages_on_the_path_are_still_there(tmp_path, monkeypatch):
@@ -131,10 +131,10 @@ def test_an_unknown_part_is_told(monkeypatch, capsys):
 
 @pytest.mark.parametrize("part", gpu_check.PARTS)
 def test_the_limits_of_a_part_fit_into_its_minutes(tmp_path, part):
-    found = gpu_check.pieces(part, tmp_path)
-    assert sum(one.seconds for one in found) <= 60 * gpu_check.MINUTES
+    pieces = gpu_check.pieces(part, tmp_path)
+    assert sum(entry.seconds for entry in pieces) <= 60 * gpu_check.MINUTES
     everything = gpu_check.pieces("all", tmp_path)
-    assert [one.name for one in everything if one in found] == [one.name for one in found]
+    assert [entry.name for entry in everything if entry in pieces] == [entry.name for entry in pieces]
 
 
 def test_a_benchmark_from_a_plain_checkout(tmp_path):

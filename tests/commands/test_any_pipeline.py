@@ -122,7 +122,7 @@ def test_arguments_of_each_prompt(tmp_path, capsys):
         for n in range(3)
     ]  # fmt: skip
     # One of the three is held out.
-    near = [float((one - load_file(out)["samples"][0]).abs().max()) for one in drawn]
+    near = [float((sample - load_file(out)["samples"][0]).abs().max()) for sample in drawn]
     assert min(near) < 1e-5 < sorted(near)[1]
     assert main(["sample", str(tmp_path / "run"), "--prompt", "a dog"]) == 2
     assert "come with image, strength; leave it out" in capsys.readouterr().err
@@ -146,5 +146,5 @@ def test_arguments_of_each_prompt(tmp_path, capsys):
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line(tmp_path, capsys, name, reward, model, call, line):
     assert main(["finetune", str(config(tmp_path, name, reward, model, call))]) == 2
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line in told
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line in last_line

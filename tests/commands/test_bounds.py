@@ -16,11 +16,11 @@ from pgraft_fast.schema import Settings
 
 def schemas() -> list[type[Settings]]:
     """Every table of the configs imported above."""
-    found, left = [], [Settings]
+    collected, left = [], [Settings]
     while left:
         left += (more := left.pop().__subclasses__())
-        found += more
-    return [one for one in found if one.__module__.startswith("pgraft_fast.")]
+        collected += more
+    return [schema for schema in collected if schema.__module__.startswith("pgraft_fast.")]
 
 
 def options() -> list[tuple[str, typing.Any]]:
@@ -36,14 +36,16 @@ def options() -> list[tuple[str, typing.Any]]:
 def unbounded(part: object, path: str = "") -> list[str]:
     """Where a JSON schema has a number without a least and a largest value."""
     if isinstance(part, list):
-        return [found for place, one in enumerate(part) for found in unbounded(one, f"{path}.{place}")]
+        return [location for place, item in enumerate(part) for location in unbounded(item, f"{path}.{place}")]
     if not isinstance(part, dict):
         return []
-    found = []
+    paths = []
     if part.get("type") in ("number", "integer"):
         low, high = ({"minimum", "exclusiveMinimum"} & set(part)), ({"maximum", "exclusiveMaximum"} & set(part))
-        found += [] if low and high else [path]
-    return found + [more for key, one in part.items() if key != "default" for more in unbounded(one, f"{path}.{key}")]
+        paths += [] if low and high else [path]
+    return paths + [
+        more for key, value in part.items() if key != "default" for more in unbounded(value, f"{path}.{key}")
+    ]
 
 
 def test_the_walk_finds_numbers_without_bounds():
@@ -56,20 +58,22 @@ def test_the_walk_finds_numbers_without_bounds():
 
 
 def test_every_number_of_every_config_has_bounds():
-    found = schemas()
+    tables = schemas()
     assert {"TrainSettings", "DdpoSettings", "Lora", "BudgetSettings", "CorrectorSettings"} <= {
-        one.__name__ for one in found
+        table.__name__ for table in tables
     }
-    assert {one.__name__: unbounded(one.model_json_schema()) for one in found} == {one.__name__: [] for one in found}
+    assert {table.__name__: unbounded(table.model_json_schema()) for table in tables} == {
+        table.__name__: [] for table in tables
+    }
     assert "Policy" in TextConfig.model_json_schema()["$defs"]
     # Not finite is out of every bound but those of a comparison with nan.
-    assert all(one.model_config["allow_inf_nan"] is False for one in found)
+    assert all(table.model_config["allow_inf_nan"] is False for table in tables)
 
 
 def test_every_number_of_every_option_has_bounds():
-    found = options()
-    assert {"sample n", "demo seeds", "bench threads", "evaluate samples"} <= {name for name, _ in found}
-    assert {name: unbounded(TypeAdapter(hint).json_schema()) for name, hint in found} == {name: [] for name, _ in found}
+    hints = options()
+    assert {"sample n", "demo seeds", "bench threads", "evaluate samples"} <= {name for name, _ in hints}
+    assert {name: unbounded(TypeAdapter(hint).json_schema()) for name, hint in hints} == {name: [] for name, _ in hints}
 
 
 BAD = ("inf", "-inf", "nan", "-1e40", "1e400", "9" * 40, "-" + "9" * 5000, "true", '"7"', "[1]", "{a = 1}", '""')
@@ -110,8 +114,8 @@ def test_numbers_of_other_configs(tmp_path, read, schema):
     for table, field in schema.model_fields.items():
         if table == "model":
             continue
-        for name, told in TypeAdapter(field.annotation).json_schema().get("properties", {}).items():
-            if not {one.get("type") for one in (told, *told.get("anyOf", ()))} & {"integer", "number"}:
+        for name, spec in TypeAdapter(field.annotation).json_schema().get("properties", {}).items():
+            if not {variant.get("type") for variant in (spec, *spec.get("anyOf", ()))} & {"integer", "number"}:
                 continue
             for value in BAD:
                 path = tmp_path / "config.toml"

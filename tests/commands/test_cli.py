@@ -78,8 +78,8 @@ def test_sample(finished, tmp_path, source, capsys):
 def test_base_samples_of_a_run_are_those_of_the_task(finished, tmp_path):
     for name, more in (("digits", ["--steps", "4"]), (str(finished / "run"), ["--base"])):
         assert main(["sample", name, "--n", "3", "--out", str(tmp_path / f"{len(more)}.safetensors"), *more]) == 0
-    one, two = (safetensors.torch.load_file(tmp_path / f"{n}.safetensors")["samples"] for n in (1, 2))
-    assert torch.equal(one, two)
+    task_samples, run_samples = (safetensors.torch.load_file(tmp_path / f"{n}.safetensors")["samples"] for n in (1, 2))
+    assert torch.equal(task_samples, run_samples)
 
 
 def test_report_again(finished, capsys):

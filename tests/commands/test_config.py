@@ -87,11 +87,11 @@ def test_byte_order_mark(tmp_path, read, ends):
     name = {read_config: "digits", read_text_config: "shapes", read_correct_config: "correct_digits"}[read]
     text = SHIPPED.with_name(f"{name}.toml").read_text().replace("\n", ends)
     text = re.sub('run = ".*"', 'run = "a\u2028b\x85c\ufeff"', text)
-    found = []
+    configs = []
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / "c.toml").write_bytes(text.encode(encoding))
-        found.append(read(tmp_path / "c.toml", {}))
-    assert found[0] == found[1] and found[0].run == "a\u2028b\x85c\ufeff"
+        configs.append(read(tmp_path / "c.toml", {}))
+    assert configs[0] == configs[1] and configs[0].run == "a\u2028b\x85c\ufeff"
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,8 @@ def test_pictures_stage_by_stage(pictures, capsys):
     assert main(["fit-corrector", str(pictures)]) == 2
     assert "run `pgraft-fast invert` with this config" in one_line(capsys)
     assert main(["invert", str(pictures), "--json", str(pictures.parent / "told.json")]) == 0
-    told = json.loads((pictures.parent / "told.json").read_text())
-    assert told["samples"] == 24 and told["failed"] == 0 and told["calls_per_sample"] > 10
+    report = json.loads((pictures.parent / "told.json").read_text())
+    assert report["samples"] == 24 and report["failed"] == 0 and report["calls_per_sample"] > 10
     assert main(["evaluate", str(pictures)]) == 2
     assert "run `pgraft-fast fit-corrector` with this config" in one_line(capsys)
     assert main(["fit-corrector", str(pictures)]) == 0

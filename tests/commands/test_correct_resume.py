@@ -65,7 +65,7 @@ def done(tmp_path):
 
 def test_changes_between_stages_are_refused_by_name(done, capsys):
     text = done.read_text()
-    for stage, old, new, told in (
+    for stage, old, new, message in (
         ("train-base", "[base]\n", "[base]\nema = 0.5\n", "ema=0.5 differs from 0.995"),
         ("invert", "[base]\n", "[base]\nema = 0.5\n", "training.ema=0.5 differs from 0.995 of the base in"),
         ("fit-corrector", "steps = 10", "steps = 9", "steps=9 differs from 10 of the inversion in"),
@@ -90,7 +90,7 @@ def test_changes_between_stages_are_refused_by_name(done, capsys):
         capsys.readouterr()
         assert main([stage, str(done)]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
-        assert line.startswith("pgraft-fast: ") and told in line, line
+        assert line.startswith("pgraft-fast: ") and message in line, line
     draw_pictures(done.parent / "pictures", seed=1)
     done.write_text(text)
     for stage in ("train-base", "invert", "evaluate"):

@@ -51,9 +51,9 @@ def test_rows(demo):
     assert by["graft-clean:all"]["vendi"] != by["base"]["vendi"]
     table = comparison_table(rows)
     place = table.header.index("beyond its control")
-    told = {cells[0]: cells[place] for cells in table.rows}
+    column = {cells[0]: cells[place] for cells in table.rows}
     beyond = 100 * (by["pgraft"]["reward"] - by["pgraft:random"]["reward"])
-    assert told["P-GRAFT"] == f"{beyond:+.1f}" and told["DDPO"] == "-"
+    assert column["P-GRAFT"] == f"{beyond:+.1f}" and column["DDPO"] == "-"
 
 
 def test_adapters_load_and_change_pictures(demo):
@@ -74,10 +74,10 @@ def test_report(demo, browse):
 
 def test_a_random_reward_is_that_of_the_sample_alone():
     reward, ids = Uninformed("random", 3), torch.arange(20_000)
-    found = reward(torch.zeros(20_000, 1), [""] * 20_000, ids.tolist())
-    assert 0.24 < float(found.mean()) < 0.26
-    assert torch.equal(reward(torch.ones(7, 1), ["a"] * 7, ids[5:12].tolist()), found[5:12])
-    assert not torch.equal(Uninformed("random", 4)(torch.zeros(99, 1), [""] * 99, ids[:99].tolist()), found[:99])
+    rewards = reward(torch.zeros(20_000, 1), [""] * 20_000, ids.tolist())
+    assert 0.24 < float(rewards.mean()) < 0.26
+    assert torch.equal(reward(torch.ones(7, 1), ["a"] * 7, ids[5:12].tolist()), rewards[5:12])
+    assert not torch.equal(Uninformed("random", 4)(torch.zeros(99, 1), [""] * 99, ids[:99].tolist()), rewards[:99])
     assert Uninformed("all", 3)(torch.zeros(2, 1), ["", ""], [0, 1]).tolist() == [1.0, 1.0]
 
 
@@ -107,7 +107,7 @@ def test_steps_that_are_asked_for_are_taken():
 @pytest.mark.faults
 def test_forty_thousand_calls_gain_a_tenth():
     settings = ComparisonSettings(methods=("pgraft",), budgets=(40_000,), samples=512)
-    base, tuned = (one.row() for _, one in compare(settings, print, lambda: None))
+    base, tuned = (outcome.row() for _, outcome in compare(settings, print, lambda: None))
     assert 0.3 < base["reward"] < 0.7
     # Measured: 18 %.
     assert tuned["gain"] > 0.08 and tuned["gain_ci"][0] > 0.02

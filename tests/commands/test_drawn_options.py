@@ -92,11 +92,11 @@ def drawn_run(rng: random.Random, run: Path) -> str:
         "sample": {"prompts": 2, "candidates": 4, "steps": 2}, "select": {"k": 2},
         "train": {"steps": 2, "batch_size": 4}, "evaluate": {"samples": 4},
     }  # fmt: skip
-    found: dict = {"run": str(run)}
+    top_level: dict = {"run": str(run)}
     for key in rng.sample(sorted(EDGES), rng.randint(1, 6)):
         name, _, inner = key.rpartition(".")
-        (tables.setdefault(name, {}) if name else found)[inner] = rng.choice(EDGES[key])
-    return to_toml(found | tables)
+        (tables.setdefault(name, {}) if name else top_level)[inner] = rng.choice(EDGES[key])
+    return to_toml(top_level | tables)
 
 
 def run_drawn(folder: Path, seeds: range, capsys) -> list[int]:
@@ -158,20 +158,20 @@ def drawn_options(rng: random.Random, finished: Path) -> list[str]:
     name = rng.choice(sorted(COMMANDS))
     options, quick = COMMANDS[name]
     places = (str(finished / "run"), str(finished / "config.toml"), "none", "", ".", "none.toml", "\0")
-    found = [name]
+    arguments = [name]
     if not quick:
         # One that is wrong, or minutes would pass.
-        found.append(rng.choice(places))
+        arguments.append(rng.choice(places))
     elif name != "info" and rng.random() < 0.95:
-        found.append(rng.choice(("digits", *places)))
+        arguments.append(rng.choice(("digits", *places)))
     if name == "sample" and rng.random() < 0.9:
         # A hundred samples of 25 steps take their time.
-        found += ["--n", "2", "--steps", "2"]
+        arguments += ["--n", "2", "--steps", "2"]
     for option in rng.sample(options, rng.randint(0, len(options))):
-        found += [option, rng.choice(VALUES[option])]
+        arguments += [option, rng.choice(VALUES[option])]
     if rng.random() < 0.1:
-        found.append(rng.choice(("--nothing", "-x", str(odd(rng)).replace("\0", ""), "--base", "--dry-run")))
-    return found
+        arguments.append(rng.choice(("--nothing", "-x", str(odd(rng)).replace("\0", ""), "--base", "--dry-run")))
+    return arguments
 
 
 def options_drawn(finished: Path, folder: Path, seeds: range, capsys, monkeypatch) -> list[int]:

@@ -15,8 +15,8 @@ def test_a_plan_and_nothing_else(tmp_path, capsys):
     config = tiny_config(tmp_path, rounds=2)
     before = sorted(tmp_path.rglob("*"))
     assert main(["finetune", str(config), "--dry-run", "--json", "-"]) == 0
-    told = capsys.readouterr()
-    plan = json.loads(told.out)
+    captured = capsys.readouterr()
+    plan = json.loads(captured.out)
     assert (plan["rounds"], plan["rounds_asked"], plan["fits"], plan["why"]) == (2, 2, True, None)
     # 16 samples of 4 steps, and 6 steps of 8 rows, each counted three times.
     assert (
@@ -24,7 +24,7 @@ def test_a_plan_and_nothing_else(tmp_path, capsys):
     )
     assert plan["seconds"] == pytest.approx(2 * plan["round"]["seconds"] + plan["evaluation_seconds"], abs=0.01)
     assert plan["peak_memory_mb"] > 50
-    assert "everything fits the budget" in told.err
+    assert "everything fits the budget" in captured.err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -39,8 +39,8 @@ def test_a_budget_that_is_too_small(tmp_path, capsys):
 
 def test_the_tighter_limit_counts(tmp_path):
     config = read_config(tiny_config(tmp_path, rounds=9, more="[budget]\nwall_seconds = 100\nmodel_calls = 1000\n"), {})
-    one = Estimate(sample=8.0, score=1.0, train=1.0, model_calls=100)
-    assert rounds_that_fit(config, one, evaluation=10.0) == (
+    estimate = Estimate(sample=8.0, score=1.0, train=1.0, model_calls=100)
+    assert rounds_that_fit(config, estimate, evaluation=10.0) == (
         7, "budget: 100 s, of which 23.0 s are for evaluation"
     )  # fmt: skip
     assert rounds_that_fit(config, Estimate(1.0, 0.0, 0.0, 400), 1.0)[0] == 2

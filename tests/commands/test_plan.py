@@ -40,11 +40,11 @@ def with_cut(config, cut, sample=None):
 def test_the_plan_of_a_config(tmp_path, capsys, browse, larger):
     config = with_cut(tiny_config(tmp_path), 0.3, larger)
     assert main(["plan", str(config), "--json", "-"]) == 0
-    told = capsys.readouterr()
-    plan = json.loads(told.out)
-    assert plan["told"].startswith("The cut is ") and plan["told"][:40] in told.err and plan["share"] <= 0.15
-    assert [one["cut"] for one in plan["outlooks"]] == [0.0, 0.1, 0.25, 0.5]
-    assert "in the config; report: " in told.err and "share kept" in told.err
+    captured = capsys.readouterr()
+    plan = json.loads(captured.out)
+    assert plan["told"].startswith("The cut is ") and plan["told"][:40] in captured.err and plan["share"] <= 0.15
+    assert [outlook["cut"] for outlook in plan["outlooks"]] == [0.0, 0.1, 0.25, 0.5]
+    assert "in the config; report: " in captured.err and "share kept" in captured.err
     (page,) = tmp_path.rglob("plan/index.html")
     assert json.loads((page.parent / "plan.json").read_text()) == plan
     assert plan["levels"] is not None

@@ -81,9 +81,9 @@ def copied(begun, tmp_path):
 def goes_on(folder, capsys, *options) -> str:
     """What was said; it must have gone on."""
     status = main(["finetune", str(folder / "config.toml"), *options])
-    told = capsys.readouterr().err
-    assert status == 0 and "goes on after round 1" in told
-    return told
+    messages = capsys.readouterr().err
+    assert status == 0 and "goes on after round 1" in messages
+    return messages
 
 
 def refusal(folder, capsys) -> str:
@@ -119,7 +119,7 @@ def one_weight(name):
     def change(folder):
         path = folder / "sd" / name
         tensors = load_file(path)
-        key = max(tensors, key=lambda one: tensors[one].numel())
+        key = max(tensors, key=lambda candidate: tensors[candidate].numel())
         tensors[key].view(-1)[-1] += 1e-3
         save_file(tensors, path, {"format": "pt"})
 
@@ -128,10 +128,10 @@ def one_weight(name):
 
 def swapped_words(folder):
     path = folder / "sd/tokenizer/tokenizer.json"
-    told = json.loads(path.read_text())
-    words = told["model"]["vocab"]
+    tokenizer = json.loads(path.read_text())
+    words = tokenizer["model"]["vocab"]
     words["a</w>"], words["b</w>"] = words["b</w>"], words["a</w>"]
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(tokenizer))
     vocab = folder / "sd/tokenizer/vocab.json"
     if vocab.exists():
         vocab.write_text(json.dumps(words))
@@ -202,10 +202,10 @@ def test_what_a_result_depends_on_is_refused_by_name(copied, capsys, changes):
     for change, *_ in changes:
         change(copied)
     line = refusal(copied, capsys)
-    told = [one for _, *each in changes for one in each]
-    for one in told:
-        assert re.search(one, line), (one, line)
-    assert line.count(" differs from ") == len(told), line
+    patterns = [pattern for _, *each in changes for pattern in each]
+    for pattern in patterns:
+        assert re.search(pattern, line), (pattern, line)
+    assert line.count(" differs from ") == len(patterns), line
     assert re.search(r"of the run in .*run; set it back or use another folder$", line)
 
 
@@ -242,10 +242,10 @@ def test_what_may_change_goes_on(copied, capsys):
     for change in (resaved, all_that_may, elsewhere):
         change(copied)
     state = copied / "run/checkpoints/round-000001/state.json"
-    rewrite(state, lambda told: told["versions"].update(torch="1.0"))
+    rewrite(state, lambda content: content["versions"].update(torch="1.0"))
     assert "begun with other versions (torch 1.0 -> " in goes_on(copied, capsys)
     for path in (copied / "run/checkpoints").glob("*/state.json"):
-        rewrite(path, lambda told: told["settings"].pop("held-out prompts"))
+        rewrite(path, lambda content: content["settings"].pop("held-out prompts"))
     assert "was begun by another version, which tells other things of it (held-out prompts)" in refusal(copied, capsys)
 
 
@@ -253,9 +253,9 @@ def rewrite(path, change):
     """A file of a checkpoint, its manifest with it."""
     import hashlib
 
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
     manifest = path.with_name("manifest.json")
     hashes = json.loads(manifest.read_text())
     hashes["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -278,16 +278,16 @@ def test_an_evaluation_before_the_first_round_is_not_taken_for_another(copied, b
     monkeypatch.delenv("STOP_ROUNDS")
     held_out.write_text(own)
     assert main(["finetune", str(path)]) == 0
-    found, wanted = (json.loads((one / "run/result.json").read_text()) for one in (copied, begun))
-    assert found["before"] == wanted["before"] and found["after"] == wanted["after"]
+    actual, wanted = (json.loads((folder / "run/result.json").read_text()) for folder in (copied, begun))
+    assert actual["before"] == wanted["before"] and actual["after"] == wanted["after"]
 
 
 def test_evaluate_refuses_another_pipeline(copied, capsys):
     one_weight("vae/diffusion_pytorch_model.safetensors")(copied)
     path = copied / "run/config.json"
-    told = json.loads(path.read_text())
-    told["model"]["folder"] = str(copied / "sd")
-    path.write_text(json.dumps(told))
+    config = json.loads(path.read_text())
+    config["model"]["folder"] = str(copied / "sd")
+    path.write_text(json.dumps(config))
     assert main(["evaluate", str(copied / "run")]) == 2
     assert "pipeline.vae.weights=" in capsys.readouterr().err
 
@@ -330,10 +330,10 @@ def test_files_of_a_command_and_of_a_model_count(tmp_path):
     command = CommandSettings(kind="command", command=f"python3 {tmp_path}/serve.py {tmp_path}/mine.py:reward")
     model = ClipScoreSettings(kind="clip_score", model=str(tmp_path / "clip"))
     build("sd").text_encoder.save_pretrained(tmp_path / "clip")
-    found = [reward_contents([command, model])]
+    contents = [reward_contents([command, model])]
     for name in ("serve.py", "near_helper.py", "near_package/factor.py", "clip/config.json"):
         with (tmp_path / name).open("a") as file:
             file.write("\n")
-        found.append(reward_contents([command, model]))
-    assert [one[0] != other[0] for one, other in pairwise(found)] == [True, True, True, False]
-    assert [one[1] != other[1] for one, other in pairwise(found)] == [False, False, False, True]
+        contents.append(reward_contents([command, model]))
+    assert [earlier[0] != other[0] for earlier, other in pairwise(contents)] == [True, True, True, False]
+    assert [earlier[1] != other[1] for earlier, other in pairwise(contents)] == [False, False, False, True]

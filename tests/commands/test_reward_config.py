@@ -61,10 +61,10 @@ def test_several(tmp_path):
     with build(text, task_rewards=tasks, folder=tmp_path, logs=tmp_path / "logs") as reward:
         assert reward.name == "length + -2 command + 0.5 stroke_mass + jpeg_compressibility + jpeg_size"
         assert reward.max_invalid_share == 0.25
-        found = score(reward, SAMPLES, PROMPTS, IDS)
+        rewards = score(reward, SAMPLES, PROMPTS, IDS)
     levels = ((torch.linspace(-1, 1, 4) + 1) * 127.5).round() / 255
     # The sizes of JPEG files take each other away.
-    torch.testing.assert_close(found, torch.tensor([1.0, 2.0, 3.0, 4.0]) - 2 * levels + 0.5 * stroke_mass(SAMPLES))
+    torch.testing.assert_close(rewards, torch.tensor([1.0, 2.0, 3.0, 4.0]) - 2 * levels + 0.5 * stroke_mass(SAMPLES))
     assert (tmp_path / "logs" / "command.log").exists()
 
 

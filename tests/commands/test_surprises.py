@@ -42,15 +42,15 @@ def test_a_surprise_is_one_line_a_log_and_70(broken, error, tmp_path, monkeypatc
     monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path))
     broken(error)
     assert cli.main(["info", "--json", str(tmp_path / "out.json")]) == 70
-    told = capsys.readouterr().err
-    found = LINE.fullmatch(told)
-    assert found and type(error).__name__ in found[1] and len(told) < 700 + len(str(tmp_path))
-    log = Path(found[2]).read_text()
+    message = capsys.readouterr().err
+    match = LINE.fullmatch(message)
+    assert match and type(error).__name__ in match[1] and len(message) < 700 + len(str(tmp_path))
+    log = Path(match[2]).read_text()
     assert "Traceback (most recent call last)" in log and "in collect" in log
     assert (
         log.startswith("pgraft-fast info --json ")
         and "pgraft-fast 0." in log
-        and Path(found[2]).parent.parent == tmp_path
+        and Path(match[2]).parent.parent == tmp_path
     )
 
 
@@ -67,14 +67,14 @@ def test_a_cache_that_cannot_be_written(broken, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     broken(ValueError("odd"))
     assert cli.main(["info"]) == 70
-    found = LINE.fullmatch(capsys.readouterr().err)
-    assert found and Path(found[2]).parent == tmp_path and "odd" in Path(found[2]).read_text()
+    match = LINE.fullmatch(capsys.readouterr().err)
+    assert match and Path(match[2]).parent == tmp_path and "odd" in Path(match[2]).read_text()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file/temporary"))
     assert cli.main(["info"]) == 70
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
-        "no folder for a log could be written (Not a directory); set PGRAFT_FAST_CACHE" in told
-        and told.count("\n") == 1
+        "no folder for a log could be written (Not a directory); set PGRAFT_FAST_CACHE" in message
+        and message.count("\n") == 1
     )
 
 
@@ -110,15 +110,15 @@ def test_stopped_while_libraries_are_loaded():
 
 
 def test_in_the_middle_of_a_run(tmp_path, monkeypatch, capsys):
-    def of_round(*given):
+    def of_round(*args):
         raise LookupError("nobody expected this")
 
     # The variable would have the C++ library built again.
     monkeypatch.setattr(surprise, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("pgraft_fast.finetune.rounds.PromptBatch.of_round", of_round)
     assert cli.main(["finetune", str(tiny_config(tmp_path))]) == 70
-    found = LINE.fullmatch(capsys.readouterr().err.splitlines(keepends=True)[-1])
-    assert found and "in of_round" in Path(found[2]).read_text()
+    match = LINE.fullmatch(capsys.readouterr().err.splitlines(keepends=True)[-1])
+    assert match and "in of_round" in Path(match[2]).read_text()
 
 
 def test_a_reader_that_goes_away():

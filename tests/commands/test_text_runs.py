@@ -84,7 +84,7 @@ def test_again_changes_nothing_and_more_rounds_go_on(finished, tmp_path, capsys)
 
 
 # Runs of "sdxl" and "sd3" are in test_text_configs.py, too.
-@pytest.mark.parametrize("name", [*(pytest.param(one, marks=pytest.mark.faults) for one in ("sdxl", "sd3")), "flux"])
+@pytest.mark.parametrize("name", [*(pytest.param(kind, marks=pytest.mark.faults) for kind in ("sdxl", "sd3")), "flux"])
 def test_other_pipelines(tmp_path, name):
     config = text_config(tmp_path, name, rounds=1)
     assert main(["finetune", str(config)]) == 0
@@ -123,9 +123,9 @@ def test_evaluate_sample_export_and_report(finished, tmp_path, capsys):
     run = str(finished / "run")
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "a green cube", "tag": "colors"}\n{"prompt": "three cats", "tag": "counting"}\n')
-    told = tmp_path / "told.json"
-    assert main(["evaluate", run, "--prompts", str(other), "--samples", "8", "--json", str(told)]) == 0
-    rows = json.loads(told.read_text())["rows"]
+    json_path = tmp_path / "told.json"
+    assert main(["evaluate", run, "--prompts", str(other), "--samples", "8", "--json", str(json_path)]) == 0
+    rows = json.loads(json_path.read_text())["rows"]
     assert set(rows) == {"base", "tuned"} and set(rows["tuned"]["categories"]) == {"colors", "counting"}
     assert rows["base"]["reward"] != rows["tuned"]["reward"]
     (page,) = (finished / "run").glob("evaluation-other-*/report/index.html")
@@ -145,20 +145,20 @@ def test_evaluate_sample_export_and_report(finished, tmp_path, capsys):
 
 def test_evaluations_of_files_with_the_same_name(finished, tmp_path):
     """Each keeps its own folder, the held-out prompts of the run too; the same prompts again take theirs."""
-    run, found = finished / "run", {}
+    run, evaluations = finished / "run", {}
     for folder, text in (("a", "a green cube\n"), ("b", "three cats\n"), ("c", "a green cube\n")):
         file = tmp_path / folder / "held-out.txt"
         file.parent.mkdir()
         file.write_text(text)
         assert main(["evaluate", str(run), "--prompts", str(file), "--samples", "4"]) == 0
-        found[folder] = {path: path.read_bytes() for path in run.glob("evaluation-held-out-*/result.json")}
+        evaluations[folder] = {path: path.read_bytes() for path in run.glob("evaluation-held-out-*/result.json")}
     assert main(["evaluate", str(run), "--samples", "4"]) == 0
     assert (run / "evaluation-held-out/result.json").exists()
-    assert [len(one) for one in found.values()] == [1, 2, 2]
-    (first,) = found["a"]
-    assert found["b"][first] == found["a"][first]
-    asked = {json.loads(data)["prompts"] for data in found["c"].values()}
-    assert asked == {str(tmp_path / "b/held-out.txt"), str(tmp_path / "c/held-out.txt")}
+    assert [len(files) for files in evaluations.values()] == [1, 2, 2]
+    (first,) = evaluations["a"]
+    assert evaluations["b"][first] == evaluations["a"][first]
+    prompt_files = {json.loads(data)["prompts"] for data in evaluations["c"].values()}
+    assert prompt_files == {str(tmp_path / "b/held-out.txt"), str(tmp_path / "c/held-out.txt")}
 
 
 def test_a_prompt_file_with_a_name_as_long_as_names_can_be(finished, tmp_path):
@@ -184,10 +184,10 @@ def test_memory_presets(tmp_path):
     from pgraft_fast.commands.text_config import read_text_config
 
     config = text_config(tmp_path, rounds=1, top='memory = "8gb"')
-    found = read_text_config(config, {})
-    assert found.model.dtype == "bf16" and found.train.micro_batch == 1 and found.train.checkpointing
+    settings = read_text_config(config, {})
+    assert settings.model.dtype == "bf16" and settings.train.micro_batch == 1 and settings.train.checkpointing
     # What the file says stays.
-    assert found.sample.batch_size == 8
+    assert settings.sample.batch_size == 8
     config.write_text(config.read_text().replace("prompts = 4\n", "prompts = 2\n").replace("epochs = 2", "epochs = 1"))
     assert main(["finetune", str(config)]) == 0
 

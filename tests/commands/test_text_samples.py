@@ -46,8 +46,8 @@ def own(name, prompts, **call):
     pipe = build(name)
     generators = [torch.Generator().manual_seed(5 + number) for number in range(2)]
     size = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}
-    asked = {**call_arguments(name), **size, **call, "prompt": prompts, "generator": generators}
-    return pipe(**asked).images * 2.0 - 1.0
+    arguments = {**call_arguments(name), **size, **call, "prompt": prompts, "generator": generators}
+    return pipe(**arguments).images * 2.0 - 1.0
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
@@ -64,9 +64,9 @@ def test_an_empty_negative_prompt_is_one(tmp_path):
     (tmp_path / "given").mkdir()
     run, _ = run_of(tmp_path / "given", "sdxl", 'negative_prompt = ""')
     prompts = ["a red cube", "two cats"]
-    given, absent = own("sdxl", prompts, negative_prompt=["", ""]), own("sdxl", prompts)
-    assert float((given - absent).abs().max()) > 0.01
-    assert torch.allclose(drawn(run), given, atol=1e-5)
+    empty, absent = own("sdxl", prompts, negative_prompt=["", ""]), own("sdxl", prompts)
+    assert float((empty - absent).abs().max()) > 0.01
+    assert torch.allclose(drawn(run), empty, atol=1e-5)
     run, _ = run_of(tmp_path, "sdxl")
     assert torch.allclose(drawn(run), absent, atol=1e-5)
 
@@ -103,8 +103,8 @@ def test_the_other_side_of_guidance_in_rollouts(tmp_path, name, negative):
     steps = []
     step = pipe.scheduler.step
     pipe.scheduler.step = lambda *args, **kwargs: steps.append(args) or step(*args, **kwargs)
-    asked = {**call_arguments(name), "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 3.0}
-    pipe(**{**asked, "prompt": "a red cube", "negative_prompt": negative})
+    arguments = {**call_arguments(name), "height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 3.0}
+    pipe(**{**arguments, "prompt": "a red cube", "negative_prompt": negative})
     task, (out, t, _) = subject.task, steps[0]
     args, kwargs, _ = heard[0]
     x = kwargs.get("hidden_states", args[0] if args else None)[:1]
@@ -118,15 +118,15 @@ def test_the_other_side_of_guidance_in_rollouts(tmp_path, name, negative):
 
 def test_eta_of_a_digits_run(tmp_path):
     """`sample` draws by the run's solver as its evaluations do, eta included."""
-    found = {}
+    samples = {}
     for eta in (None, 0.0, 1.0):
         run = tmp_path / str(eta)
         run.mkdir()
-        given = {"run": str(run), "sample": {"steps": 4, "solver": "ddim", "eta": eta}}
-        (run / "config.json").write_text(json.dumps(given))
+        config = {"run": str(run), "sample": {"steps": 4, "solver": "ddim", "eta": eta}}
+        (run / "config.json").write_text(json.dumps(config))
         (run / "result.json").write_text("{}")
-        found[eta] = drawn(run)
-    assert torch.equal(found[None], found[0.0]) and not torch.allclose(found[1.0], found[0.0], atol=0.1)
+        samples[eta] = drawn(run)
+    assert torch.equal(samples[None], samples[0.0]) and not torch.allclose(samples[1.0], samples[0.0], atol=0.1)
 
 
 def test_the_tuned_model_has_a_guidance_of_its_own(tmp_path, capsys):
@@ -154,17 +154,17 @@ def test_the_tuned_model_has_a_guidance_of_its_own(tmp_path, capsys):
             return kwargs
 
         generators = [torch.Generator().manual_seed(5 + number) for number in range(2)]
-        found = pipe(["a cat"] * 2, height=16, width=16, num_inference_steps=4, guidance_scale=above, output_type="pt",
-                     generator=generators, callback_on_step_end=callback)  # fmt: skip
-        return found.images * 2.0 - 1.0
+        output = pipe(["a cat"] * 2, height=16, width=16, num_inference_steps=4, guidance_scale=above, output_type="pt",
+                      generator=generators, callback_on_step_end=callback)  # fmt: skip
+        return output.images * 2.0 - 1.0
 
-    found = ours()
-    assert torch.allclose(found, plain(1.5, 3.0), atol=1e-4)
+    samples = ours()
+    assert torch.allclose(samples, plain(1.5, 3.0), atol=1e-4)
     assert torch.allclose(ours("--guidance", "2.0"), plain(2.0, 2.0), atol=1e-4)
-    assert not torch.allclose(found, ours("--guidance", "3.0"), atol=1e-3)
-    told = json.loads((run / "config.json").read_text())
-    told["sample"]["guidance_tuned"] = 1.0
-    (run / "config.json").write_bytes(to_json(told))
+    assert not torch.allclose(samples, ours("--guidance", "3.0"), atol=1e-3)
+    run_config = json.loads((run / "config.json").read_text())
+    run_config["sample"]["guidance_tuned"] = 1.0
+    (run / "config.json").write_bytes(to_json(run_config))
     capsys.readouterr()
     assert main(["sample", str(run), "--out", str(out)]) == 2
     assert "do not turn guidance on or off within a call" in capsys.readouterr().err

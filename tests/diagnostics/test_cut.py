@@ -41,17 +41,17 @@ def measured(rewards, again, rule, **options):
 def test_the_share_is_that_of_the_state(rule, spread):
     """Of normal rewards a state that knows the share `keep` of the variance keeps just that share of the gain."""
     rewards, again = drawn(1, 40_000, 4, 0.6, spread)
-    found = measured(rewards, again[..., 0], rule, **RULES[rule])
-    assert found.share == pytest.approx(0.6, abs=4 * found.error) and found.error < 0.02
+    estimate = measured(rewards, again[..., 0], rule, **RULES[rule])
+    assert estimate.share == pytest.approx(0.6, abs=4 * estimate.error) and estimate.error < 0.02
     # The gain itself: acceptance over what the prompt gives.
     mask = accept(rewards, rule, **RULES[rule]).mask
     chance = torch.distributions.Normal(0.0, 1.0)
     if rule == "preference":
-        assert found.gain == pytest.approx(1 / math.pi**0.5, abs=0.02)
+        assert estimate.gain == pytest.approx(1 / math.pi**0.5, abs=0.02)
     if rule == "threshold" and spread == 0.0:
         aim = float(chance.log_prob(torch.tensor(0.8)).exp() / (1 - chance.cdf(torch.tensor(0.8))))
-        assert found.gain == pytest.approx(aim, abs=0.02)
-    assert found.rows == int(mask.sum()) and found.groups == int(mask.any(dim=1).sum())
+        assert estimate.gain == pytest.approx(aim, abs=0.02)
+    assert estimate.rows == int(mask.sum()) and estimate.groups == int(mask.any(dim=1).sum())
 
 
 def test_a_group_s_mean_would_be_wrong_for_a_threshold():
@@ -70,8 +70,8 @@ def test_intervals_cover():
         keep = 0.1 + 0.8 * (seed % 9) / 8
         rule = ("top_k", "threshold")[seed % 2]
         rewards, again = drawn(seed + 10, 120, 4, keep, spread=0.5)
-        found = measured(rewards, again[..., 0], rule, **({"k": 2} if rule == "top_k" else {"threshold": 0.3}))
-        inside += found.low <= keep <= found.high
+        estimate = measured(rewards, again[..., 0], rule, **({"k": 2} if rule == "top_k" else {"threshold": 0.3}))
+        inside += estimate.low <= keep <= estimate.high
     assert 930 <= inside <= 970
 
 
@@ -92,13 +92,13 @@ def test_against_brute_force_on_an_exact_mixture(cut):
         return done.x_0.view(-1, times).double()
 
     base, group = base_rewards(rewards, "top_k")[mask], torch.arange(rewards.shape[0])
-    one = kept_gain(rewards[mask], continued(1)[:, 0], base, group)
+    single = kept_gain(rewards[mask], continued(1)[:, 0], base, group)
     many = kept_gain(rewards[mask], continued(64).mean(dim=1), base, group)
-    assert abs(one.share - many.share) < 3 * math.hypot(one.error, many.error)
+    assert abs(single.share - many.share) < 3 * math.hypot(single.error, many.error)
     # 1 - E Var(r | x_t) / Var(r), which predicts it.
     within = float(continued(64).var(dim=1).mean() / rewards.var())
     assert many.share == pytest.approx(1 - within, abs=0.12)
-    assert many.error < one.error
+    assert many.error < single.error
 
 
 def test_share_of_variance_within_prompts():
@@ -113,10 +113,10 @@ def test_the_level_above_which_training_helps():
     edges = torch.linspace(0, 1, 11).tolist()
     curve = torch.tensor([0.5, 0.2, -0.1, 0.05, -0.2, -0.4, -0.5, -0.5, -0.4, -0.2])
     noise = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
-    found = learned_levels(curve + 0.2 * noise, edges)
+    levels = learned_levels(curve + 0.2 * noise, edges)
     # From 0.2 on: the small loss at 0.3 to 0.4 is less than what 0.2 to 0.3 brings.
-    assert found.lowest == pytest.approx(0.2) and found.error < 0.1
-    assert found.change == pytest.approx(curve.tolist(), abs=0.04) and max(found.errors) < 0.015
+    assert levels.lowest == pytest.approx(0.2) and levels.error < 0.1
+    assert levels.change == pytest.approx(curve.tolist(), abs=0.04) and max(levels.errors) < 0.015
     assert learned_levels(-curve.abs() + 0.01 * noise, edges).lowest == 0.0
     assert learned_levels(curve.abs() + 0.01 * noise, edges).lowest == 1.0
     assert learned_levels(curve + 20 * noise[:20], edges).error > 0.1
@@ -150,8 +150,8 @@ def test_a_longer_training_gains_more_up_to_its_limit():
 def test_a_state_tells_between_nothing_and_all():
     ends = {}
     for share in (-0.3, 0.0, 1.0, 1.2):
-        found = grown_gain(Estimate(0.02), Estimate(0.1), Estimate(share, 0.05), 10.0)
-        ends[share] = (found.low, found.mean, found.high)
+        gain = grown_gain(Estimate(0.02), Estimate(0.1), Estimate(share, 0.05), 10.0)
+        ends[share] = (gain.low, gain.mean, gain.high)
     assert ends[-0.3] == (0.0, 0.0, 0.0) and ends[0.0][:2] == (0.0, 0.0) and ends[0.0][2] > 0.0
     assert ends[1.2][1] == ends[1.0][1] and ends[1.0][0] < ends[1.2][0]
     assert ends[1.0][2] == pytest.approx(ends[1.2][2], rel=0.05)
@@ -159,21 +159,21 @@ def test_a_state_tells_between_nothing_and_all():
 
 def test_the_error_of_the_gain_is_that_of_redraws():
     """Over groups: rows of one share their prompt."""
-    found = []
+    estimates = []
     for seed in range(300):
         rewards, again = drawn(seed, 12, 16, 0.6, 0.7)
-        found.append(measured(rewards, again[..., 0], "threshold", threshold=0.8))
-    gains = torch.tensor([one.gain for one in found])
-    errors = torch.tensor([one.gain_error for one in found])
+        estimates.append(measured(rewards, again[..., 0], "threshold", threshold=0.8))
+    gains = torch.tensor([estimate.gain for estimate in estimates])
+    errors = torch.tensor([estimate.gain_error for estimate in estimates])
     assert float(errors.mean()) == pytest.approx(float(gains.std()), rel=0.15)
 
 
 def test_what_cannot_be_told():
-    one = torch.ones(3, dtype=torch.float64)
+    values = torch.ones(3, dtype=torch.float64)
     with pytest.raises(InputError, match=r"1 group\(s\) with accepted rows"):
-        kept_gain(one, one, 0 * one, torch.zeros(3, dtype=torch.int64))
+        kept_gain(values, values, 0 * values, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(InputError, match="no better than what their prompts give anyway"):
-        kept_gain(one, one, one, torch.arange(3))
+        kept_gain(values, values, values, torch.arange(3))
     with pytest.raises(InputError, match="at least 2 rows"):
         learned_levels(torch.zeros(1, 2), [0.0, 0.5, 1.0])
     # Rewards that failed are left out.

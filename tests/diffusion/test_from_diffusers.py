@@ -24,8 +24,8 @@ BETA_SCHEDULERS = [
 @pytest.mark.parametrize("scheduler", BETA_SCHEDULERS, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("source", ["scheduler", "dict"])
 def test_beta_schedules(scheduler, source):
-    given = scheduler if source == "scheduler" else {**scheduler.config, "_class_name": type(scheduler).__name__}
-    schedule = Schedule.from_diffusers(given)
+    definition = scheduler if source == "scheduler" else {**scheduler.config, "_class_name": type(scheduler).__name__}
+    schedule = Schedule.from_diffusers(definition)
     table = scheduler.alphas_cumprod.double()
     t = torch.arange(1, table.numel() + 1, dtype=torch.float64) / table.numel()
     assert torch.allclose(schedule.alpha(t), table.sqrt(), atol=2e-5, rtol=2e-5)

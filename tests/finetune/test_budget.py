@@ -50,14 +50,14 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize(("wall", "takes", "spent", "told"), TOLD)
-def test_times_mean_something_at_any_scale(wall, takes, spent, told):
+@pytest.mark.parametrize(("wall", "takes", "spent", "message"), TOLD)
+def test_times_mean_something_at_any_scale(wall, takes, spent, message):
     clock = Clock()
     budget = Budget(BudgetSettings(wall_seconds=wall), Ledger(clock=clock))
     budget.round_took(takes)
     clock.now += spent
     assert not budget.allows_round(1)
-    assert budget.why_not(1) == f"budget: {told}"
+    assert budget.why_not(1) == f"budget: {message}"
 
 
 def test_joules_too():

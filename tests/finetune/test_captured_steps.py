@@ -47,10 +47,10 @@ def kept(condition=True, contrast=False, rows=9):
     return Kept(x, ids, ids % 3 if condition else None, 0.3, advantage=advantage, group=ids // 3 if contrast else None)
 
 
-def trained(graphs, settings=SETTINGS, dtype=torch.float32, rounds=2, given=None, learner=None, **more):
+def trained(graphs, settings=SETTINGS, dtype=torch.float32, rounds=2, states=None, learner=None, **more):
     learner = Learner(Net(dtype), settings) if learner is None else learner
     options = {"parameterization": "epsilon", "seed": 3, "graphs": graphs, **more}
-    reports = [train(learner, kept() if given is None else given, VP, **options) for _ in range(rounds)]
+    reports = [train(learner, kept() if states is None else states, VP, **options) for _ in range(rounds)]
     return learner, reports
 
 
@@ -67,11 +67,11 @@ def same(a, b):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_weights_bit_for_bit(objective, condition, dtype):
     settings = SETTINGS.model_copy(update={"objective": objective})
-    given = kept(condition, objective == "contrast")
+    states = kept(condition, objective == "contrast")
     graphs = OtherCache(taped)
-    (plain, wanted), (graphed, found) = (trained(cache, settings, dtype, given=given) for cache in (None, graphs))
+    (plain, wanted), (graphed, reports) = (trained(cache, settings, dtype, states=states) for cache in (None, graphs))
     same(graphed, plain)
-    assert [report.loss for report in found] == [report.loss for report in wanted]
+    assert [report.loss for report in reports] == [report.loss for report in wanted]
     # Gradients and step; the first step of all is plain, and two runs are for a capture.
     assert len(graphs) == 2
     assert len(plain.model.calls) == 10 and len(graphed.model.calls) == 3
@@ -157,15 +157,15 @@ def test_where_a_capture_does_not_succeed(failing):
 def test_nothing_is_read_back_or_brought_on_cuda(objective, schedule, monkeypatch):
     """The loss and what follows its gradient, on fake CUDA tensors, through which a CPU build takes no gradient."""
     settings = SETTINGS.model_copy(update={"objective": objective})
-    given, net, rows = kept(contrast=objective == "contrast"), Net(), torch.arange(4)
+    states, net, rows = kept(contrast=objective == "contrast"), Net(), torch.arange(4)
     # Fake tables are not remembered, see tests/diffusion.
     monkeypatch.setattr(noise_laws, "_on_device", functools.cache(noise_laws._on_device))
     # What is known of the cut is worked out once, on the host.
-    real = _Losses(Learner(net, settings), given, schedule, "epsilon", 3, None)
+    real = _Losses(Learner(net, settings), states, schedule, "epsilon", 3, None)
     real.of(real.inputs(real.batch(rows, rows, rows)))
     with FakeTensorMode(allow_non_fake_inputs=True):
         learner = Learner(to_fake_cuda(net), settings)
-        make = _Losses(learner, given, schedule, "epsilon", 3, None)
+        make = _Losses(learner, states, schedule, "epsilon", 3, None)
         inputs = [on_fake_cuda(value) for value in make.inputs(make.batch(rows, rows, rows))]
         for _ in range(2):
             # The first step makes the moments.

@@ -66,10 +66,10 @@ def test_every_damage_is_found(tmp_path_factory, data):
         case _:
             victim.unlink()
     warnings = []
-    found = load_newest(folder, warnings.append)
+    loaded = load_newest(folder, warnings.append)
     # White space of the manifest carries no meaning: a flip there may leave everything whole.
-    whole = same(found, checkpoint(2, seed=2)) and victim.name == "manifest.json"
-    assert whole or (same(found, checkpoint(1, seed=1)) and warnings)
+    whole = same(loaded, checkpoint(2, seed=2)) and victim.name == "manifest.json"
+    assert whole or (same(loaded, checkpoint(1, seed=1)) and warnings)
     shutil.rmtree(folder)
 
 

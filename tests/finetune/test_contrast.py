@@ -18,8 +18,8 @@ ONE = Mixture((1.0,), MIXTURE.mean[1:], MIXTURE.std[1:])
 def gradient(loss_of, out):
     """Of a loss in the model's answer."""
     out = out.clone().requires_grad_(True)
-    (found,) = torch.autograd.grad(loss_of(out), out)
-    return found
+    (slope,) = torch.autograd.grad(loss_of(out), out)
+    return slope
 
 
 @pytest.mark.parametrize("schedule", [FLOW, COSINE], ids=["flow", "cosine"])
@@ -81,9 +81,9 @@ def residuals(answer, frozen, x, advantage, t, edges):
     )  # fmt: skip
     (slope,) = torch.autograd.grad(loss.sum(), seen["out"])
     rest, place = -0.5 * slope.flatten(), torch.bucketize(seen["x"].flatten(), edges)
-    found = [rest[place == number] for number in range(1, edges.numel())]
-    means = torch.stack([one.mean() for one in found])
-    return means / torch.stack([one.std() / one.numel() ** 0.5 for one in found]), means
+    binned = [rest[place == number] for number in range(1, edges.numel())]
+    means = torch.stack([values.mean() for values in binned])
+    return means / torch.stack([values.std() / values.numel() ** 0.5 for values in binned]), means
 
 
 @pytest.mark.parametrize("t", [0.3, 0.6, 0.95])
@@ -98,7 +98,7 @@ def test_the_optimum_on_a_mixture(t, strength):
     edges = torch.linspace(-1.2, 1.2, 13, dtype=torch.float64)
 
     def weight(x_t):
-        ours, theirs = (torch.tensor(one.pdf(x_t.numpy(), 1 - t, t)) for one in (ONE, other))
+        ours, theirs = (torch.tensor(mixture.pdf(x_t.numpy(), 1 - t, t)) for mixture in (ONE, other))
         return 2 * ours / (ours + theirs)
 
     def optimum(x_t, times):
@@ -180,7 +180,7 @@ def test_a_pass_over_rewards_takes_whole_groups():
         assert sorted(rows.tolist()) == list(range(7))
         assert len(group[rows].unique_consecutive()) == 3
         leader = {0: 4, 7: 8, 30: 20}
-        assert key.tolist() == [leader[int(one)] for one in group[rows]]
+        assert key.tolist() == [leader[int(number)] for number in group[rows]]
         firsts.add(int(group[rows[0]]))
     assert firsts == {0, 7, 30} and kept.rows == 7
     part = kept.where(group != 7)
@@ -195,18 +195,18 @@ def test_noise_that_is_shared_leaves_less_in_the_difference():
     out = torch.zeros(1, 1, dtype=torch.float64)
     sizes = []
     for shared in (True, False):
-        found = []
+        gradients = []
         for start in range(0, 4096, 64):
             part = slice(start, start + 64)
             noise = torch.randn(32, 1, dtype=torch.float64).repeat_interleave(2, 0) if shared else torch.randn(64, 1)
             t = torch.linspace(0.6, 1.0, 32, dtype=torch.float64).repeat_interleave(2)
-            found.append(gradient(
-                lambda one, part=part, noise=noise, t=t: pgraft_loss(
-                    lambda x, t: one.expand_as(x), FLOW, rows[part], cut=0.0, objective="contrast", t=t, noise=noise,
+            gradients.append(gradient(
+                lambda answer, part=part, noise=noise, t=t: pgraft_loss(
+                    lambda x, t: answer.expand_as(x), FLOW, rows[part], cut=0.0, objective="contrast", t=t, noise=noise,
                     parameterization="epsilon", frozen=lambda x, t: torch.zeros_like(x), advantage=advantage[part],
                 ), out,
             ))  # fmt: skip
-        sizes.append(float(torch.cat(found).std()))
+        sizes.append(float(torch.cat(gradients).std()))
     assert sizes[0] < 0.05 * sizes[1]
 
 
@@ -214,31 +214,31 @@ def test_advantages_of_acceptance():
     mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.bool)
     rewards = torch.rand(4, 4)
     rewards[3, 3] = torch.nan
-    found = acceptance_advantages(mask, rewards, 2.0)
-    assert found[0].tolist() == [3.0, -3.0, -3.0, -3.0]
-    assert found[1].tolist() == found[2].tolist() == [0.0] * 4
-    assert found[3].tolist() == pytest.approx([4 / 3, 4 / 3, -4 / 3, 0.0])
+    advantages = acceptance_advantages(mask, rewards, 2.0)
+    assert advantages[0].tolist() == [3.0, -3.0, -3.0, -3.0]
+    assert advantages[1].tolist() == advantages[2].tolist() == [0.0] * 4
+    assert advantages[3].tolist() == pytest.approx([4 / 3, 4 / 3, -4 / 3, 0.0])
 
 
 def test_advantages_of_rewards():
     rewards = torch.tensor([[1.0, 3.0, 2.0], [0.3, 0.3, 0.3], [5.0, 7.0, torch.inf]])
-    found = reward_advantages(rewards, 1.0)
+    advantages = reward_advantages(rewards, 1.0)
     # Squares within groups: 2, 0, 2 over (2 + 2 + 1) degrees of freedom.
     scale = (4 / 5) ** 0.5
-    assert found[0].tolist() == pytest.approx([-1 / scale, 1 / scale, 0.0])
-    assert found[1].tolist() == [0.0] * 3
-    assert found[2].tolist() == pytest.approx([-1 / scale, 1 / scale, 0.0])
+    assert advantages[0].tolist() == pytest.approx([-1 / scale, 1 / scale, 0.0])
+    assert advantages[1].tolist() == [0.0] * 3
+    assert advantages[2].tolist() == pytest.approx([-1 / scale, 1 / scale, 0.0])
     assert torch.equal(reward_advantages(torch.full((2, 3), 0.1), 3.0), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [
         {"objective": "contrast"},
         {"objective": "contrast", "advantage": torch.ones(2)},
         {"objective": "state", "frozen": lambda x, t: x, "advantage": torch.ones(2)},
     ],
 )
-def test_what_belongs_together(given):
+def test_what_belongs_together(arguments):
     with pytest.raises(InputError, match="frozen and advantage belong to contrast"):
-        pgraft_loss(lambda x, t: x, FLOW, torch.randn(2, 3), cut=0.5, **given)
+        pgraft_loss(lambda x, t: x, FLOW, torch.randn(2, 3), cut=0.5, **arguments)

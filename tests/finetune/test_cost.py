@@ -39,13 +39,13 @@ def test_lines(points, fixed, each):
 
 def test_a_round_is_the_sum_of_its_parts():
     model = CostModel(call=Line(1.0, 0.1), train=Line(2.0, 0.5), score=Line(0.0, 0.01))
-    given = settings()
-    found = model.round(given, evaluations_of(FLOW, given, "velocity"))
+    config = settings()
+    cost = model.round(config, evaluations_of(FLOW, config, "velocity"))
     # 20 samples in batches of 8, 8 and 4, six steps each.
-    assert found.sample == pytest.approx(6 * (1.8 + 1.8 + 1.4))
-    assert found.train == pytest.approx(7 * 6.0) and found.score == pytest.approx(0.2)
-    assert found.seconds == pytest.approx(found.sample + found.train + found.score)
-    assert found.model_calls == 20 * 6 + 3 * 7 * 8
+    assert cost.sample == pytest.approx(6 * (1.8 + 1.8 + 1.4))
+    assert cost.train == pytest.approx(7 * 6.0) and cost.score == pytest.approx(0.2)
+    assert cost.seconds == pytest.approx(cost.sample + cost.train + cost.score)
+    assert cost.model_calls == 20 * 6 + 3 * 7 * 8
     heun = settings(solver="heun")
     assert evaluations_of(FLOW, heun, "velocity") == 11
 
@@ -67,14 +67,14 @@ class Slow(nn.Module):
 
 
 def test_a_probe_finds_the_times(monkeypatch):
-    given, clock = settings(), Clock()
+    config, clock = settings(), Clock()
     monkeypatch.setattr("pgraft_fast.sampling.timing.time", clock)
 
     def reward(x):
         clock.now += 1e-4 * x.shape[0]
         return x.sum(1)
 
-    cost = probe(Slow(clock), FLOW, reward, given, shape=(4,), parameterization="velocity", prompts=Prompts(["a"]))
+    cost = probe(Slow(clock), FLOW, reward, config, shape=(4,), parameterization="velocity", prompts=Prompts(["a"]))
     for batch in (2, 5, 8):
         assert cost.call(batch) == pytest.approx(2e-3 + 5e-4 * batch)
         # A training step calls the network once.

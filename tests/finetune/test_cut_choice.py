@@ -43,28 +43,28 @@ def outlooks(shares, gain=0.05, base=BASE, error=0.01):
     ],
 )
 def test_the_cut(shares, lowest, accepted, more, cut):
-    found, told = choose(outlooks(shares, **more), lowest, accepted)
-    assert found == cut and told.startswith(f"The cut is {cut:g}: ") and told.endswith(".")
+    chosen, sentence = choose(outlooks(shares, **more), lowest, accepted)
+    assert chosen == cut and sentence.startswith(f"The cut is {cut:g}: ") and sentence.endswith(".")
 
 
 def test_the_sentence_tells_why_and_what_it_costs():
-    given = outlooks({0.1: 0.99, 0.25: 0.8})
-    assert choose(given, 0.0, 400)[1] == (
+    measured = outlooks({0.1: 0.99, 0.25: 0.8})
+    assert choose(measured, 0.0, 400)[1] == (
         "The cut is 0.1: the decision keeps at least 95% of its gain down to a cut of 0.1, and training helps at every "
         "noise level."
     )
-    assert choose(given, 0.6, 400)[1] == (
+    assert choose(measured, 0.6, 400)[1] == (
         "The cut is 0.25: training helps only above 0.60 of the steps, and this cut gives up 1.2% of the reward at "
         "most (0 keeps 100%, 0.1 keeps 99%, 0.25 keeps 80%)."
     )
-    assert "only 30 candidates of a round are accepted, which a model gives again" in choose(given, 0.0, 30)[1]
+    assert "only 30 candidates of a round are accepted, which a model gives again" in choose(measured, 0.0, 30)[1]
     assert "but every larger cut costs too much of the gain" in choose(outlooks({0.1: 0.7}), 1.0, 400)[1]
     assert choose(outlooks({0.1: 0.99}), 0.6, 400)[1].endswith(
         "down to a cut of 0.1, the largest one that was measured."
     )
-    assert choose(given, None, 400)[1].endswith("down to a cut of 0.1; there was no room for a pilot.")
+    assert choose(measured, None, 400)[1].endswith("down to a cut of 0.1; there was no room for a pilot.")
 
 
 def test_a_cut_that_was_not_measured_is_not_taken():
-    given = [*outlooks({0.1: 0.99}), CutOutlook(0.25, 0.25, 0.0, None)]
-    assert choose(given, 0.6, 30)[0] == 0.1
+    measured = [*outlooks({0.1: 0.99}), CutOutlook(0.25, 0.25, 0.0, None)]
+    assert choose(measured, 0.6, 30)[0] == 0.1

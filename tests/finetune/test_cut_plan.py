@@ -43,20 +43,20 @@ def settings(objective="state", **update):
     return FinetuneSettings(**(values | update))
 
 
-def planned(given=None, reward=lambda x: x.sum(1), **update):
+def planned(config=None, reward=lambda x: x.sum(1), **update):
     arguments = {"shape": (4,), "parameterization": "velocity", "share": 1.0} | update
-    return plan_cut(Net(), FLOW, reward, settings() if given is None else given, **arguments)
+    return plan_cut(Net(), FLOW, reward, settings() if config is None else config, **arguments)
 
 
 @pytest.fixture(scope="module")
 def digits():
     task = digits_task(DigitsSettings(reward="symmetry"))
-    given = FinetuneSettings(
+    config = FinetuneSettings(
         sample=SampleSettings(prompts=100, candidates=16, steps=25), select=SelectSettings(k=4),
         train=TrainSettings(steps=200, batch_size=64, learning_rate=1e-3),
     )  # fmt: skip
     return plan_cut(
-        task.model, task.schedule, task.rewards["symmetry"], given, shape=task.shape,
+        task.model, task.schedule, task.rewards["symmetry"], config, shape=task.shape,
         parameterization=task.parameterization, prompts=task.prompts,
     ), task  # fmt: skip
 
@@ -65,10 +65,10 @@ def test_on_digits(digits):
     """Measured with many more: s = 0.99, 0.81 and 0.52 at these cuts; a trained P-GRAFT(0.25) reaches 0.835."""
     plan, task = digits
     assert plan.share <= 0.15
-    assert [one.cut for one in plan.outlooks] == [0.0, *CUTS]
-    kept = [one.kept for one in plan.outlooks[1:]]
-    for found, aim in zip(kept, (0.99, 0.81, 0.52), strict=True):
-        assert abs(found.share - aim) < 4 * found.error < 0.5
+    assert [outlook.cut for outlook in plan.outlooks] == [0.0, *CUTS]
+    kept = [outlook.kept for outlook in plan.outlooks[1:]]
+    for estimate, aim in zip(kept, (0.99, 0.81, 0.52), strict=True):
+        assert abs(estimate.share - aim) < 4 * estimate.error < 0.5
     # Fewer than 64 of the plan's own candidates were accepted; of a round of the run 400 are.
     assert plan.accepted < 64
     assert plan.cut == 0.1 and plan.told.startswith("The cut is 0.1: the decision keeps at least 95%")
@@ -124,12 +124,12 @@ def test_calls_are_counted():
 def test_where_it_cannot_tell_it_says_so(update, reward, why):
     plan = planned(settings(**update), **({} if reward is None else {"reward": reward}))
     assert plan.cut == FALLBACK and plan.told.startswith("The plan cannot tell: ") and why in plan.told
-    assert plan.levels is None and all(one.kept is None for one in plan.outlooks)
+    assert plan.levels is None and all(outlook.kept is None for outlook in plan.outlooks)
 
 
 def test_a_cut_without_a_step_below_it_is_left_out():
-    assert [one.cut for one in planned().outlooks] == [0.0, 0.25, 0.5]
-    assert [one.cut for one in planned(cuts=(0.01,)).outlooks] == [0.0]
+    assert [outlook.cut for outlook in planned().outlooks] == [0.0, 0.25, 0.5]
+    assert [outlook.cut for outlook in planned(cuts=(0.01,)).outlooks] == [0.0]
 
 
 def test_bad_input():
@@ -151,11 +151,11 @@ def test_share_of_a_time():
 
 
 def trainer(run, rounds=2, **update):
-    given = settings(train=TrainSettings(
+    config = settings(train=TrainSettings(
         steps=60, batch_size=16, learning_rate=1e-2, cut="auto", rounds=rounds, objective="contrast",
     ))  # fmt: skip
     lines = []
-    made = Trainer(Net(), FLOW, lambda x: x.sum(1), given, shape=(4,), parameterization="velocity", run=run,
+    made = Trainer(Net(), FLOW, lambda x: x.sum(1), config, shape=(4,), parameterization="velocity", run=run,
                    prompts=Prompts(["a", "b"]), log=lines.append, **update)  # fmt: skip
     return made, lines
 
@@ -174,7 +174,7 @@ def test_a_run_chooses_its_cut_once_and_goes_on_with_it(tmp_path):
         parts, lines = trainer(tmp_path / "parts", rounds)
         parts.run_rounds()
     assert parts.plan == plan and not any("The cut is" in line for line in lines)
-    assert [one["reward"] for one in parts.history] == [one["reward"] for one in straight.history]
+    assert [entry["reward"] for entry in parts.history] == [entry["reward"] for entry in straight.history]
     assert all(torch.equal(a, b) for a, b in zip(parts.tuned.parameters(), straight.tuned.parameters(), strict=True))
 
 

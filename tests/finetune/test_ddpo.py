@@ -35,8 +35,8 @@ class Net(nn.Module):
 
     def forward(self, x, t, condition=None):
         self.rows += x.shape[0]
-        given = torch.zeros_like(t) if condition is None else condition.to(t.dtype)
-        return self.layers(torch.cat((x, t[:, None], given[:, None]), dim=1))
+        label = torch.zeros_like(t) if condition is None else condition.to(t.dtype)
+        return self.layers(torch.cat((x, t[:, None], label[:, None]), dim=1))
 
 
 class WithGuidance:
@@ -61,9 +61,9 @@ class Catch:
         loss.backward()
 
     def step(self, follow=True):
-        found = torch.cat([p.grad.flatten() for p in self.model.parameters()])
-        self.gradients.append(found)
-        return bool(found.isfinite().all()), found.norm()
+        gradient = torch.cat([p.grad.flatten() for p in self.model.parameters()])
+        self.gradients.append(gradient)
+        return bool(gradient.isfinite().all()), gradient.norm()
 
 
 def draw(model, n=6, steps=5, **update):
@@ -89,8 +89,8 @@ def plain_gradient(net, old, recorded, advantage, condition, settings, scale):
         forward = sigma_t**2 - ratio**2 * sigma_s**2
         mean = ratio * sigma_s**2 / sigma_t**2 * x_t + alpha_s * forward / sigma_t**2 * x_0
         law = torch.distributions.Normal(mean, (forward * sigma_s**2 / sigma_t**2).sqrt())
-        found = law.log_prob(x_s)
-        return found.mean(1) if settings.log_prob == "mean" else found.sum(1)
+        density = law.log_prob(x_s)
+        return density.mean(1) if settings.log_prob == "mean" else density.sum(1)
 
     losses = []
     for step in range(len(recorded.times) - 1):
@@ -143,14 +143,14 @@ def test_gradient_against_autograd(variant, log_prob, clip_range, scale, dtype, 
 def test_both_variants_agree_where_the_model_has_not_moved():
     net = Net()
     recorded, advantage = draw(net), torch.randn(6)
-    found = []
+    gradients = []
     for settings in (SCORE, DdpoSettings(batch_size=6)):
         learner = Catch(net)
         report = train_ddpo(learner, recorded, advantage, None, settings, seed=0)
         assert report.kl < 1e-9
         assert report.clipped == (None if settings is SCORE else 0.0)
-        found.append(learner.gradients[0])
-    assert torch.allclose(*found, rtol=1e-3, atol=1e-6)
+        gradients.append(learner.gradients[0])
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
 class Linear(nn.Module):
@@ -197,10 +197,10 @@ def test_score_gradient_is_an_unbiased_estimate():
             )  # fmt: skip
             train_ddpo(learner, part, reward[rows] + 1.0, None, settings, seed=0)
         # The loss is minus the mean over the 5 steps with noise.
-        found = -5.0 * torch.stack(learner.gradients)
-        error = found.std(dim=0) / parts**0.5
+        estimates = -5.0 * torch.stack(learner.gradients)
+        error = estimates.std(dim=0) / parts**0.5
         assert bool((error < 0.1 * exact.abs()).all())
-        assert bool(((found.mean(dim=0) - exact).abs() < 3.5 * error).all())
+        assert bool(((estimates.mean(dim=0) - exact).abs() < 3.5 * error).all())
 
 
 @pytest.mark.parametrize(
@@ -286,26 +286,26 @@ def test_all_pairs_once_a_pass_whatever_the_order_of_samples():
 def test_parts_of_a_batch_add_up():
     net = Net()
     recorded, advantage = draw(net, n=7), torch.randn(7)
-    found = []
+    results = []
     for size in (100, 7, 3, 1):
         learner = Catch(net)
         settings = DdpoSettings(batch_size=4, clip_range=0.1)
         report = train_ddpo(learner, recorded, advantage, None, settings, seed=0, memory=BatchSize(size))
-        found.append((torch.stack(learner.gradients), report.loss))
-    for gradients, loss in found[1:]:
-        assert torch.allclose(gradients, found[0][0], rtol=1e-4, atol=1e-6)
-        assert loss == pytest.approx(found[0][1], abs=1e-6)
+        results.append((torch.stack(learner.gradients), report.loss))
+    for gradients, loss in results[1:]:
+        assert torch.allclose(gradients, results[0][0], rtol=1e-4, atol=1e-6)
+        assert loss == pytest.approx(results[0][1], abs=1e-6)
 
 
 def test_narrow_states_train_alike():
     net = Net()
-    advantage, found = torch.randn(64), []
+    advantage, gradients = torch.randn(64), []
     for dtype in (None, torch.float16):
         learner = Catch(net)
         report = train_ddpo(learner, draw(net, n=64, state_dtype=dtype), advantage, None, SCORE, seed=0)
         assert report.kl < 1e-9
-        found.append(learner.gradients[0])
-    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.999
+        gradients.append(learner.gradients[0])
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
 
 
 def test_training_stops_when_told_after_one_step():

@@ -18,25 +18,25 @@ def test_statistics_against_numpy():
     for prompts in ([5, 2], [5, 5], [2, 9]):
         rewards = generator.normal(size=(2, 3)).astype(np.float32)
         rewards[0, 1] = np.nan
-        found = advantages(torch.tensor(rewards), torch.tensor(prompts), statistics, settings)
+        actual = advantages(torch.tensor(rewards), torch.tensor(prompts), statistics, settings)
         for prompt, row in zip(prompts, rewards, strict=True):
             memory[prompt] = (memory.get(prompt, []) + [float(r) for r in row if np.isfinite(r)])[-6:]
         for index, prompt in enumerate(prompts):
             known = np.array(memory[prompt] if len(memory[prompt]) >= 4 else rewards[np.isfinite(rewards)], np.float64)
             expected = (rewards[index] - known.mean()) / (known.std() + 1e-6)
             expected = np.where(np.isfinite(expected), expected.clip(-1.2, 1.2), 0.0)
-            assert found[index].numpy() == pytest.approx(expected, abs=1e-6)
-    assert float(found.abs().max()) == pytest.approx(1.2)
+            assert actual[index].numpy() == pytest.approx(expected, abs=1e-6)
+    assert float(actual.abs().max()) == pytest.approx(1.2)
 
 
 def test_global_statistics_against_numpy():
     rewards = torch.tensor([[1.0, 2.0, float("nan")], [4.0, float("inf"), 5.0]])
     statistics = PromptStatistics(32)
-    found = advantages(rewards, torch.tensor([0, 1]), statistics, DdpoSettings(statistics="global"))
+    actual = advantages(rewards, torch.tensor([0, 1]), statistics, DdpoSettings(statistics="global"))
     known = np.array([1.0, 2.0, 4.0, 5.0])
     expected = (known - 3.0) / (known.std() + 1e-6)
-    assert found.flatten()[[0, 1, 3, 5]].tolist() == pytest.approx(expected.tolist())
-    assert found[0, 2] == found[1, 1] == 0.0
+    assert actual.flatten()[[0, 1, 3, 5]].tolist() == pytest.approx(expected.tolist())
+    assert actual[0, 2] == actual[1, 1] == 0.0
     assert statistics.state() == {}
 
 

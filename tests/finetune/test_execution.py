@@ -29,7 +29,7 @@ def _with_twins(monkeypatch):
 def test_a_twin_has_the_same_weights():
     net, x = Net().eval(), torch.randn(5, 32)
     twin = Execution("eager", CPU).of(net)
-    kinds = [type(one).__name__ for one in twin.modules()]
+    kinds = [type(layer).__name__ for layer in twin.modules()]
     # The last layer is too small to be worth it.
     assert kinds.count("_Linear") == 1 and kinds.count("Linear") == 1
     assert type(net.layers[0]) is nn.Linear
@@ -57,8 +57,8 @@ def test_a_twin_trains_and_evaluates_with_the_original():
 
 
 def test_one_twin_a_module():
-    run, one, other = Execution("eager", CPU), Net(), Net()
-    assert run.of(one) is run.of(one) is not run.of(other)
+    run, net, other = Execution("eager", CPU), Net(), Net()
+    assert run.of(net) is run.of(net) is not run.of(other)
 
 
 class Scaled(nn.Module):
@@ -74,16 +74,16 @@ class Scaled(nn.Module):
 
 def test_models_on_one_network_share_its_twin():
     net, run, x = Net(), Execution("eager", CPU), torch.randn(400, 32)
-    one, other = Scaled(net, 1.0), Scaled(net, -2.0)
-    first, second = run.of(one), run.of(other)
+    model, other = Scaled(net, 1.0), Scaled(net, -2.0)
+    first, second = run.of(model), run.of(other)
     assert first.twin.net is second.twin.net is not net and type(net.layers[0]) is nn.Linear
     # The network is as whoever was told last to train or to evaluate left it.
-    one.train()
+    model.train()
     other.eval()
     torch.testing.assert_close(second(x), other(x))
-    torch.testing.assert_close(first(x), one(x))
+    torch.testing.assert_close(first(x), model(x))
     assert torch.equal(first(x), first(x))
-    one.train()
+    model.train()
     other.training = False
     assert not torch.equal(second(x), second(x))
 

@@ -41,10 +41,10 @@ def test_the_real_clock(tmp_path):
     made = time.perf_counter()
     with ledger.phase("sample"):
         time.sleep(0.01)
-    asked = time.perf_counter()
+    query_time = time.perf_counter()
     summary = ledger.summary()
     # Readings of one clock, one inside the other.
-    assert asked - made <= summary["total_seconds"] <= time.perf_counter() - began
+    assert query_time - made <= summary["total_seconds"] <= time.perf_counter() - began
     assert 0.01 <= summary["seconds"]["sample"] <= summary["total_seconds"]
     assert sum(summary["seconds"].values()) == pytest.approx(summary["total_seconds"], abs=1e-5)
 

@@ -8,17 +8,17 @@ from pgraft_fast.finetune.memory import BatchSize
 
 
 def test_halves_until_it_fits_and_remembers():
-    told, asked = [], []
-    size = BatchSize(16, "sampling", told.append)
+    reported_sizes, tried_sizes = [], []
+    size = BatchSize(16, "sampling", reported_sizes.append)
 
     def work(rows):
-        asked.append(rows)
+        tried_sizes.append(rows)
         if rows > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows
 
-    assert size.run(work) == 4 and size.value == 4 and told == [8, 4]
-    assert size.run(work) == 4 and asked == [16, 8, 4, 4]
+    assert size.run(work) == 4 and size.value == 4 and reported_sizes == [8, 4]
+    assert size.run(work) == 4 and tried_sizes == [16, 8, 4, 4]
 
 
 def test_other_errors_pass():

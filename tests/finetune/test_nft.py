@@ -33,14 +33,14 @@ class Net(nn.Module):
         return self.layers(torch.cat((x, t[:, None]), dim=1))
 
 
-def learned(given, advantage=None, memory=None, steps=5, **more):
+def learned(settings, advantage=None, memory=None, steps=5, **more):
     learner, ledger = Learner(Net(), TrainSettings(learning_rate=1e-2)), Ledger()
     torch.manual_seed(1)
     x_0, ids = torch.randn(6, 4), torch.arange(6) + 10
     advantage = torch.tensor([1.0, -1.0, 0.5, 0.0, -2.0, 9.0]) if advantage is None else advantage
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]
     report = train_nft(
-        learner, FLOW, x_0, ids, advantage, None, times, given, parameterization="velocity", seed=0, ledger=ledger,
+        learner, FLOW, x_0, ids, advantage, None, times, settings, parameterization="velocity", seed=0, ledger=ledger,
         memory=memory, **more,
     )  # fmt: skip
     return learner, ledger, report
@@ -50,17 +50,17 @@ def learned(given, advantage=None, memory=None, steps=5, **more):
 def test_the_loss_by_hand(beta):
     """In the velocity of a linear flow, element by element: x_0 = x_t - t v."""
     torch.manual_seed(0)
-    given = NftSettings(beta=beta, advantage_clip=2.0)
+    settings = NftSettings(beta=beta, advantage_clip=2.0)
     out, old, x_0, x_t = torch.randn(4, 3, 2, 2, dtype=torch.float64)
     t, advantage = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([-5.0, 0.5, 2.0], dtype=torch.float64)
-    found = nft_loss(out, old, x_0, lambda v: x_t - t[:, None, None] * v, advantage, given)
+    loss = nft_loss(out, old, x_0, lambda v: x_t - t[:, None, None] * v, advantage, settings)
     for row, share in enumerate((0.0, 0.625, 1.0)):
         total = 0.0
         for part, sign in ((share, 1.0), (1.0 - share, -1.0)):
             v = old[row] + sign * beta * (out[row] - old[row])
             rest = x_t[row] - t[row] * v - x_0[row]
             total += part / beta * float((rest**2).mean() / rest.abs().mean())
-        assert float(found[row]) == pytest.approx(2.0 * total, rel=1e-6)
+        assert float(loss[row]) == pytest.approx(2.0 * total, rel=1e-6)
 
 
 def test_advantages():
@@ -112,11 +112,11 @@ def test_bad_input():
 
 
 def run_of(folder, rounds=12, reward=lambda x: x.sum(1)):
-    given = FinetuneSettings(
+    settings = FinetuneSettings(
         method="nft", sample=SampleSettings(prompts=4, candidates=8, steps=5), select=SelectSettings(k=2),
         train=TrainSettings(rounds=rounds, learning_rate=1e-2), nft=NftSettings(batch_size=8, beta=0.5),
     )  # fmt: skip
-    run = Trainer(Net(), FLOW, reward, given, shape=(4,), parameterization="velocity", prompts=Prompts(["a", "b"]),
+    run = Trainer(Net(), FLOW, reward, settings, shape=(4,), parameterization="velocity", prompts=Prompts(["a", "b"]),
                   run=folder, log=lambda text: None)  # fmt: skip
     run.run_rounds()
     return run

@@ -108,7 +108,7 @@ def learned_states(rows, objective, t_cut, steps=2500, batch=256):
     torch.manual_seed(0)
     net = Net()
     average = copy.deepcopy(net)
-    pair = [list(one.parameters()) for one in (average, net)]
+    pair = [list(model.parameters()) for model in (average, net)]
     optimizer = torch.optim.Adam(net.parameters(), 3e-3, fused=True)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):

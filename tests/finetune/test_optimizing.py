@@ -16,12 +16,12 @@ CPU = torch.device("cpu")
 def test_averages_follow():
     values = [torch.randn(3, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64, requires_grad=True)]
     averages = [torch.randn(3, dtype=torch.float64), torch.randn(2, 2, dtype=torch.float64)]
-    want = [0.9 * one + 0.1 * other.detach() for one, other in zip(averages, values, strict=True)]
+    want = [0.9 * average + 0.1 * other.detach() for average, other in zip(averages, values, strict=True)]
     follow(iter(averages), iter(values), 0.9)
-    assert all(torch.allclose(one, other, atol=1e-15) for one, other in zip(averages, want, strict=True))
-    assert not any(one.requires_grad for one in averages)
+    assert all(torch.allclose(average, other, atol=1e-15) for average, other in zip(averages, want, strict=True))
+    assert not any(average.requires_grad for average in averages)
     follow(averages, values, 0.0)
-    assert all(torch.equal(one, other) for one, other in zip(averages, values, strict=True))
+    assert all(torch.equal(average, other) for average, other in zip(averages, values, strict=True))
 
 
 def test_warm_up():
@@ -48,7 +48,7 @@ def test_moments_go_to_another_optimiser_and_on():
     moments = {name: value.clone() for name, value in moments_of(optimizer).items()}
     assert set(moments) == {f"{i}.{name}" for i in (0, 1) for name in ("step", "exp_avg", "exp_avg_sq")}
     rest, _ = trained(3, moments, half.state_dict())
-    assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), rest.parameters(), strict=True))
+    assert all(torch.equal(weight, other) for weight, other in zip(whole.parameters(), rest.parameters(), strict=True))
 
 
 def test_a_clock_counts_and_gives_the_last_result(monkeypatch):
@@ -69,5 +69,5 @@ def test_one_of_each():
         r"torch\.cuda\.synchronize": {"timing.py", "graphs.py"},
     }
     for pattern, home in homes.items():
-        found = {p.name for p in Path(pgraft_fast.__file__).parent.rglob("*.py") if re.search(pattern, p.read_text())}
-        assert found == home, pattern
+        names = {p.name for p in Path(pgraft_fast.__file__).parent.rglob("*.py") if re.search(pattern, p.read_text())}
+        assert names == home, pattern

@@ -41,10 +41,10 @@ def settings(rounds=3, **update):
     return FinetuneSettings(**(values | update))
 
 
-def trainer(run, given=None, reward=lambda x: x.sum(1), **update):
-    given = settings() if given is None else given
+def trainer(run, config=None, reward=lambda x: x.sum(1), **update):
+    config = settings() if config is None else config
     arguments = {"shape": (4,), "parameterization": "velocity", "log": lambda text: None} | update
-    return Trainer(Net(), FLOW, reward, given, run=run, **arguments)
+    return Trainer(Net(), FLOW, reward, config, run=run, **arguments)
 
 
 def weights(a):
@@ -81,15 +81,15 @@ def test_resumed_run_is_bit_identical(tmp_path):
 
 @pytest.mark.parametrize("frozen", ["reference", "ema"])
 def test_contrast_trains_both_sides_and_goes_on_bit_identical(tmp_path, frozen):
-    def given(rounds):
+    def contrast_settings(rounds):
         return settings(rounds, train=TrainSettings(
             steps=6, batch_size=4, learning_rate=1e-2, cut=0.4, rounds=rounds, objective="contrast", frozen=frozen,
         ))  # fmt: skip
 
-    straight = trainer(tmp_path / "straight", given(3))
+    straight = trainer(tmp_path / "straight", contrast_settings(3))
     straight.run_rounds()
     for rounds in (1, 2, 3):
-        resumed = trainer(tmp_path / "parts", given(rounds))
+        resumed = trainer(tmp_path / "parts", contrast_settings(rounds))
         resumed.run_rounds()
     assert_same(straight, resumed)
     # A row that is trained on asks the frozen model once.
@@ -187,10 +187,10 @@ def test_budget_of_model_calls(tmp_path):
 @pytest.mark.parametrize("wall", [0.3, 0.7, 1.9])
 def test_budget_of_wall_time(tmp_path, wall):
     clock = Clock()
-    given = settings(rounds=50, budget=BudgetSettings(wall_seconds=wall))
+    config = settings(rounds=50, budget=BudgetSettings(wall_seconds=wall))
     run = trainer(
         tmp_path,
-        given,
+        config,
         reward=clock.during(lambda x: x.sum(1), 0.05),
         check=clock.during(lambda: None, 0.01),
         ledger=Ledger(tmp_path / "ledger.jsonl", clock=clock),
@@ -226,12 +226,12 @@ def test_no_time_at_all(tmp_path):
     clock.now += 1.0
     with pytest.raises(InputError, match=r"^budget: of 1.00 ms nothing is left for a first round: not one round fits"):
         trainer(tmp_path / "a", settings(budget=BudgetSettings(wall_seconds=1e-3)), ledger=late).run_rounds()
-    given = settings(
+    config = settings(
         budget=BudgetSettings(wall_seconds=0.5), sample=SampleSettings(prompts=2, candidates=4, batch_size=1)
     )
     slow = clock.during(lambda x: x.sum(1), 0.2)
     with pytest.raises(InputError, match="the time is up before the first round has sampled"):
-        trainer(tmp_path / "b", given, reward=slow, ledger=Ledger(clock=clock)).run_rounds()
+        trainer(tmp_path / "b", config, reward=slow, ledger=Ledger(clock=clock)).run_rounds()
 
 
 def test_time_that_ends_in_a_later_round(tmp_path):
@@ -246,9 +246,9 @@ def test_time_that_ends_in_a_later_round(tmp_path):
 
 
 def test_nothing_accepted(tmp_path):
-    given = settings(select=SelectSettings(rule="threshold", threshold=1e9))
+    config = settings(select=SelectSettings(rule="threshold", threshold=1e9))
     with pytest.raises(InputError, match="no candidate was accepted by rule 'threshold'"):
-        trainer(tmp_path / "a", given).run_rounds()
+        trainer(tmp_path / "a", config).run_rounds()
     best = settings(rounds=1, select=SelectSettings(rule="threshold", threshold=1e9, empty="best"))
     run = trainer(tmp_path / "b", best)
     run.run_rounds()
@@ -320,7 +320,7 @@ def test_compiled_models_are_called_instead(tmp_path, monkeypatch, twins):
     fast.run_rounds()
     assert len(made) == 3
     # Each in training and without gradients, or without them alone.
-    assert len(graphs) >= 3 and all(any(node.op == "call_function" for node in one.graph.nodes) for one in graphs)
+    assert len(graphs) >= 3 and all(any(node.op == "call_function" for node in traced.graph.nodes) for traced in graphs)
     learner = fast._learner
     whose = [next(module.parameters()) for module in made]
     assert whose[0] is next(learner.model.parameters()) and whose[2] is next(learner.ema.parameters())

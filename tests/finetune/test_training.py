@@ -44,55 +44,57 @@ def settings(**update):
     return FinetuneSettings(**(values | update))
 
 
-def gather(given, **update):
+def gather(config, **update):
     arguments = {"shape": (4,), "parameterization": "velocity", "cuts": (0.0, 0.4)} | update
-    return collect(Net(), FLOW, lambda x: x.sum(1), Prompts(["a", "b", "c"], torch.arange(3.0)), given, **arguments)
+    return collect(Net(), FLOW, lambda x: x.sum(1), Prompts(["a", "b", "c"], torch.arange(3.0)), config, **arguments)
 
 
 def test_kept_rows_are_the_best_of_their_group():
     ledger = Ledger()
-    found = gather(settings(), ledger=ledger)
-    assert found.rewards.shape == (3, 4)
-    assert torch.allclose(found.rewards.flatten(), found.rollout.x_0.sum(1))
+    collected = gather(settings(), ledger=ledger)
+    assert collected.rewards.shape == (3, 4)
+    assert torch.allclose(collected.rewards.flatten(), collected.rollout.x_0.sum(1))
     for group in range(3):
-        best = found.rewards[group].topk(2).indices
-        assert found.acceptance.mask[group].nonzero().flatten().tolist() == sorted(best.tolist())
-    state, clean = found.kept(0.4, "state"), found.kept(0.4, "clean")
-    index = found.acceptance.index
-    assert torch.equal(state.x, found.rollout.x_cut[0.4][index])
-    assert torch.equal(clean.x, found.rollout.x_0[index])
+        best = collected.rewards[group].topk(2).indices
+        assert collected.acceptance.mask[group].nonzero().flatten().tolist() == sorted(best.tolist())
+    state, clean = collected.kept(0.4, "state"), collected.kept(0.4, "clean")
+    index = collected.acceptance.index
+    assert torch.equal(state.x, collected.rollout.x_cut[0.4][index])
+    assert torch.equal(clean.x, collected.rollout.x_0[index])
     assert state.t_cut == clean.t_cut == pytest.approx(0.4)
-    assert torch.equal(state.condition, found.condition[index])
+    assert torch.equal(state.condition, collected.condition[index])
     assert ledger.model_calls == 12 * 5
 
 
 @pytest.mark.parametrize("kind", ["acceptance", "reward"])
 def test_contrast_takes_the_rows_of_mixed_groups(kind):
     """Of three groups one is all accepted and one all rejected: what the rule does not tell apart teaches nothing."""
-    given = settings(select=SelectSettings(rule="threshold", threshold=0.0))
+    config = settings(select=SelectSettings(rule="threshold", threshold=0.0))
 
     def reward(x, prompts):
         return x.sum(1) + torch.tensor([{"a": 0.0, "b": 100.0, "c": -100.0}[prompt] for prompt in prompts])
 
-    found = collect(Net(), FLOW, reward, Prompts(["a", "b", "c"], torch.arange(3.0)), given, shape=(4,),
-                    parameterization="velocity", cuts=(0.0, 0.4))  # fmt: skip
-    (mixed,) = ((found.acceptance.group_count > 0) & (found.acceptance.group_count < 4)).nonzero().flatten().tolist()
-    kept = found.kept(0.4, "contrast", strength=2.0, advantage=kind)
+    collected = collect(Net(), FLOW, reward, Prompts(["a", "b", "c"], torch.arange(3.0)), config, shape=(4,),
+                        parameterization="velocity", cuts=(0.0, 0.4))  # fmt: skip
+    (mixed,) = (
+        ((collected.acceptance.group_count > 0) & (collected.acceptance.group_count < 4)).nonzero().flatten().tolist()
+    )
+    kept = collected.kept(0.4, "contrast", strength=2.0, advantage=kind)
     rows = slice(4 * mixed, 4 * mixed + 4)
-    assert torch.equal(kept.x, found.rollout.x_cut[0.4][rows]) and kept.t_cut == found.rollout.t_cut[0.4]
-    assert torch.equal(kept.sample_id, found.rollout.sample_id[rows])
-    assert torch.equal(kept.condition, found.condition[rows])
-    accepted = found.acceptance.mask[mixed]
+    assert torch.equal(kept.x, collected.rollout.x_cut[0.4][rows]) and kept.t_cut == collected.rollout.t_cut[0.4]
+    assert torch.equal(kept.sample_id, collected.rollout.sample_id[rows])
+    assert torch.equal(kept.condition, collected.condition[rows])
+    accepted = collected.acceptance.mask[mixed]
     share = float(accepted.float().mean())
     if kind == "acceptance":
-        assert kept.advantage.tolist() == pytest.approx([4 * (1 - share) * (1 if one else -1) for one in accepted])
+        assert kept.advantage.tolist() == pytest.approx([4 * (1 - share) * (1 if flag else -1) for flag in accepted])
         assert kept.rows == 2 * min(int(accepted.sum()), 4 - int(accepted.sum()))
     else:
-        rest = found.rewards[mixed] - found.rewards[mixed].mean()
+        rest = collected.rewards[mixed] - collected.rewards[mixed].mean()
         assert torch.allclose(kept.advantage / kept.advantage.abs().max(), rest / rest.abs().max(), atol=1e-5)
         assert kept.rows == 4
     # Cut 0: final samples.
-    assert torch.equal(found.kept(0.0, "contrast", advantage=kind).x, found.rollout.x_0[rows])
+    assert torch.equal(collected.kept(0.0, "contrast", advantage=kind).x, collected.rollout.x_0[rows])
 
 
 def test_prompts_come_in_turn_and_depend_on_the_round_alone():
@@ -111,16 +113,16 @@ def test_sample_ids_do_not_repeat_over_rounds():
 
 
 def test_binary_rule_drops_copies():
-    given = settings(select=SelectSettings(rule="binary", threshold=-100.0))
+    config = settings(select=SelectSettings(rule="binary", threshold=-100.0))
 
     class Constant(Net):
         def forward(self, x, t, condition=None):
             return torch.zeros_like(x)
 
-    found = collect(
-        Constant(), FLOW, lambda x: x.sum(1), Prompts(["a"]), given, shape=(4,), parameterization="x_0", cuts=(0.4,)
+    collected = collect(
+        Constant(), FLOW, lambda x: x.sum(1), Prompts(["a"]), config, shape=(4,), parameterization="x_0", cuts=(0.4,)
     )
-    assert found.acceptance.group_count.tolist() == [1, 1, 1]
+    assert collected.acceptance.group_count.tolist() == [1, 1, 1]
 
 
 def rows_of(ids, **more):

@@ -18,21 +18,21 @@ CALLS = 6_000
 
 def subject(folder, **more):
     lora = {"lora.targets": ["to_q", "to_k", "to_v", "to_out.0"]}
-    asked = tuple({"model.device": "cuda", "sample.batch_size": 16, **lora, **more}.items())
-    return subject_of(ComparisonSettings(steps=6, more=asked).of("pgraft", CALLS, 0, folder), print)
+    options = tuple({"model.device": "cuda", "sample.batch_size": 16, **lora, **more}.items())
+    return subject_of(ComparisonSettings(steps=6, more=options).of("pgraft", CALLS, 0, folder), print)
 
 
 @pytest.mark.parametrize("shipped", ["sd", "sd3"])
 def test_rounds_read_their_own_prompts(tmp_path, shipped):
-    given = subject(tmp_path, **{"sample.candidates": 4, "model.shipped": shipped})
-    task, config, cache_of_all = given.task, given.config, GraphCache()
-    for weight in given.learner.ema.parameters():
+    run_subject = subject(tmp_path, **{"sample.candidates": 4, "model.shipped": shipped})
+    task, config, cache_of_all = run_subject.task, run_subject.config, GraphCache()
+    for weight in run_subject.learner.ema.parameters():
         weight.data.add_(0.02 * torch.randn_like(weight))
     for round_ in range(2):
         eager, graphed = (
             collect(
-                task.model, task.schedule, given.reward, task.prompts, config, shape=task.shape, round_=round_,
-                parameterization=task.parameterization, cuts=(0.25,), tuned=given.learner.ema, device="cuda",
+                task.model, task.schedule, run_subject.reward, task.prompts, config, shape=task.shape, round_=round_,
+                parameterization=task.parameterization, cuts=(0.25,), tuned=run_subject.learner.ema, device="cuda",
                 graphs=cache,
             )
             for cache in (None, cache_of_all)
@@ -45,7 +45,7 @@ def test_rounds_read_their_own_prompts(tmp_path, shipped):
 
 @pytest.mark.parametrize("mode", ["eager", "graph"])
 def test_a_run(tmp_path, mode):
-    given = subject(tmp_path, mode=mode)
-    trainer = trainer_of(given, tmp_path, Ledger())
+    run_subject = subject(tmp_path, mode=mode)
+    trainer = trainer_of(run_subject, tmp_path, Ledger())
     trainer.run_rounds()
     assert trainer.rounds_done == 1 and not graphs._failed

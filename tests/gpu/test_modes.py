@@ -14,7 +14,7 @@ import pgraft_fast as pf  # noqa: E402
 
 
 def brightness(media, prompts):
-    return [float(one.astype("float64").mean()) for one in media]
+    return [float(picture.astype("float64").mean()) for picture in media]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

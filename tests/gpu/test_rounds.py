@@ -13,11 +13,11 @@ from pgraft_fast.sampling import graphs, guided  # noqa: E402
 from pgraft_fast.tasks.digits.task import DigitsSettings, digits_task  # noqa: E402
 
 
-def trainer(folder, **given):
+def trainer(folder, **options):
     task = digits_task(DigitsSettings())
     settings = FinetuneSettings(
-        sample=SampleSettings(prompts=4, candidates=8, steps=6, batch_size=16, **given.pop("sample", {})),
-        select=SelectSettings(rule="top_k", k=2), **given,
+        sample=SampleSettings(prompts=4, candidates=8, steps=6, batch_size=16, **options.pop("sample", {})),
+        select=SelectSettings(rule="top_k", k=2), **options,
     )  # fmt: skip
     return Trainer(
         task.model.cuda(), task.schedule, lambda samples, prompts, sample_ids: samples.flatten(1).mean(dim=1),
@@ -60,8 +60,8 @@ def test_rounds_without_a_cut(tmp_path, method):
 def test_guided_rollouts():
     task = digits_task(DigitsSettings())
     assert task.prompts.null is not None
-    found = pf.rollout(
+    result = pf.rollout(
         guided(task.model.cuda(), 2.0, task.prompts.null), task.schedule, shape=task.shape, n=10, steps=5,
         parameterization=task.parameterization, condition=torch.arange(10), device="cuda",
     )  # fmt: skip
-    assert bool(found.x_0.isfinite().all())
+    assert bool(result.x_0.isfinite().all())

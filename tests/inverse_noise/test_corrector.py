@@ -180,6 +180,6 @@ def test_fields_of_pictures():
     ],
 )
 def test_bad_input(noise, arguments, message):
-    given = {"network": NETWORK, "settings": FitSettings(steps=1, batch_size=4)} | arguments
+    options = {"network": NETWORK, "settings": FitSettings(steps=1, batch_size=4)} | arguments
     with pytest.raises(InputError, match=message):
-        NoiseCorrector.fit(noise, **given)
+        NoiseCorrector.fit(noise, **options)

@@ -13,14 +13,17 @@ def normal(n, d, seed):
 
 
 def test_normal_noise_is_normal():
-    found = [diagnose(normal(400, 12, seed), seed) for seed in range(12)]
-    assert not any(one.correctable for one in found)
+    diagnoses = [diagnose(normal(400, 12, seed), seed) for seed in range(12)]
+    assert not any(diagnosis.correctable for diagnosis in diagnoses)
     for name in ("mean_p", "radius_p", "ks_p", "energy_p"):
-        values = torch.tensor([getattr(one, name) for one in found])
+        values = torch.tensor([getattr(diagnosis, name) for diagnosis in diagnoses])
         assert float(values.min()) > 1e-3 and float(values.max()) > 0.3, name
-    low, high = found[0].spectrum_range
-    assert all(low * 0.85 < float(one.spectrum.min()) and float(one.spectrum.max()) < high * 1.15 for one in found)
-    assert "nothing to correct was found" in found[0].summary()
+    low, high = diagnoses[0].spectrum_range
+    assert all(
+        low * 0.85 < float(diagnosis.spectrum.min()) and float(diagnosis.spectrum.max()) < high * 1.15
+        for diagnosis in diagnoses
+    )
+    assert "nothing to correct was found" in diagnoses[0].summary()
 
 
 @pytest.mark.parametrize(
@@ -35,9 +38,9 @@ def test_normal_noise_is_normal():
     ],
 )
 def test_deviations_are_seen(change, seen):
-    found = diagnose(change(normal(1500, 12, 1)))
-    assert getattr(found, seen) <= 2e-3 and found.correctable
-    assert "a corrector has something to learn" in found.summary()
+    diagnosis = diagnose(change(normal(1500, 12, 1)))
+    assert getattr(diagnosis, seen) <= 2e-3 and diagnosis.correctable
+    assert "a corrector has something to learn" in diagnosis.summary()
 
 
 def test_the_energy_test_is_exact_under_permutation():

@@ -56,10 +56,10 @@ def test_linear_gaussian_flows(solver, steps):
     matrix, offset = affine_of(model, steps, solver, 5)
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact = torch.linalg.solve(matrix, (x - offset).T).T
-    found = pf.invert(model, x.float(), steps, solver=solver, tolerance=1e-7)
-    assert found.converged.all() and found.noise.dtype is torch.float32
-    assert float((found.noise - exact).norm() / exact.norm()) < 1e-5
-    assert float(found.round_trip.max()) < 1e-5
+    inversion = pf.invert(model, x.float(), steps, solver=solver, tolerance=1e-7)
+    assert inversion.converged.all() and inversion.noise.dtype is torch.float32
+    assert float((inversion.noise - exact).norm() / exact.norm()) < 1e-5
+    assert float(inversion.round_trip.max()) < 1e-5
     # In float64 to its own precision.
     exactly = pf.invert(model, x, steps, solver=solver, tolerance=1e-13, round_trip_limit=1e-12)
     assert float((exactly.noise - exact).norm() / exact.norm()) < 1e-11
@@ -69,12 +69,12 @@ def test_contraction_is_that_of_the_map():
     """h times the largest singular value bounds it; for a symmetric map and many directions it is nearly reached."""
     mean, covariance = gaussian()
     model = LinearFlow(mean, covariance)
-    found = pf.invert(model, 3.0 * torch.randn(500, 5, generator=torch.Generator().manual_seed(2)), 8)
+    inversion = pf.invert(model, 3.0 * torch.randn(500, 5, generator=torch.Generator().manual_seed(2)), 8)
     times = torch.linspace(1.0, 0.0, 9).tolist()
     for number in range(8):
         bound = float(torch.linalg.matrix_norm(model.matrix(times[number])[0], 2)) / 8
-        assert 0.5 * bound < float(found.contraction_of_step[number]) < 1.05 * bound
-    assert found.contraction == pytest.approx(float(found.contraction_of_step.max()))
+        assert 0.5 * bound < float(inversion.contraction_of_step[number]) < 1.05 * bound
+    assert inversion.contraction == pytest.approx(float(inversion.contraction_of_step.max()))
 
 
 def test_the_generator_is_that_of_rollouts():
@@ -92,13 +92,13 @@ def test_digits_come_back(caplog):
     model, x = load_mlp_flow(), dequantised("held_out", 300, 0)
     calls = []
     with caplog.at_level(logging.WARNING):
-        found = pf.invert(model, x, 20, on_batch=calls.append, batch_size=128)
+        inversion = pf.invert(model, x, 20, on_batch=calls.append, batch_size=128)
     assert calls == [128, 128, 44] and caplog.records == []
-    assert found.converged.all() and float(found.round_trip.max()) < 1e-5 and found.calls < 90 * 300
-    assert float((generate(model, found.noise, 20) - x).abs().max()) < 1e-4
-    assert found.summary().startswith("300 of 300 samples inverted, 8")
+    assert inversion.converged.all() and float(inversion.round_trip.max()) < 1e-5 and inversion.calls < 90 * 300
+    assert float((generate(model, inversion.noise, 20) - x).abs().max()) < 1e-4
+    assert inversion.summary().startswith("300 of 300 samples inverted, 8")
     whole = pf.invert(model, x, 20, batch_size=300)
-    assert torch.allclose(found.noise, whole.noise, atol=2e-5)
+    assert torch.allclose(inversion.noise, whole.noise, atol=2e-5)
 
 
 class Steep(nn.Module):
@@ -115,9 +115,9 @@ class Steep(nn.Module):
 def test_a_map_that_expands_is_solved_or_flagged(caplog):
     """h L = 3: the plain iteration diverges, the step is one to one, so mixing or damping must find the answer."""
     x = torch.linspace(-3.0, 3.0, 64)[:, None]
-    found = pf.invert(Steep(12.0), x, 4)
-    assert found.converged.all() and float(found.round_trip.max()) < 1e-5
-    assert found.contraction > 1.0
+    inversion = pf.invert(Steep(12.0), x, 4)
+    assert inversion.converged.all() and float(inversion.round_trip.max()) < 1e-5
+    assert inversion.contraction > 1.0
     with caplog.at_level(logging.WARNING):
         lost = pf.invert(Steep(-12.0), x, 4, max_iterations=5)
     assert not lost.converged.all()
@@ -131,27 +131,27 @@ def test_scaled_weights_end_and_say_so(caplog):
     with torch.no_grad():
         model.layers[-1].weight.mul_(40.0)
     with caplog.at_level(logging.WARNING):
-        found = pf.invert(model, dequantised("train", 16, 0), 4, max_iterations=8)
-    assert not found.converged.any() and torch.isnan(found.noise).all() and found.contraction > 1.0
+        inversion = pf.invert(model, dequantised("train", 16, 0), 4, max_iterations=8)
+    assert not inversion.converged.any() and torch.isnan(inversion.noise).all() and inversion.contraction > 1.0
     assert "16 failed" in caplog.text
 
 
 def test_a_sample_that_is_no_number_fails_alone():
     model, x = load_mlp_flow(), dequantised("train", 6, 0)
     x[2, 0, 3, 3] = float("nan")
-    found = pf.invert(model, x, 5)
-    assert found.converged.tolist() == [True, True, False, True, True, True]
+    inversion = pf.invert(model, x, 5)
+    assert inversion.converged.tolist() == [True, True, False, True, True, True]
     other = pf.invert(model, x[:2], 5)
-    assert torch.allclose(found.noise[:2], other.noise, atol=1e-5)
+    assert torch.allclose(inversion.noise[:2], other.noise, atol=1e-5)
 
 
 def test_converged_samples_leave_the_batch():
     """A sample at the fixed point costs one call a step, whatever its neighbours need."""
     model = LinearFlow(torch.zeros(1, dtype=torch.float64), 0.5 * torch.eye(1, dtype=torch.float64))
     x = torch.cat((torch.zeros(50, 1), torch.ones(1, 1)))
-    found = pf.invert(model, x, 4)
+    inversion = pf.invert(model, x, 4)
     alone = pf.invert(model, torch.ones(1, 1), 4)
-    assert found.calls == 50 * 4 + alone.calls and found.converged.all()
+    assert inversion.calls == 50 * 4 + alone.calls and inversion.converged.all()
 
 
 def test_a_narrow_model_keeps_a_wide_state():
@@ -160,8 +160,8 @@ def test_a_narrow_model_keeps_a_wide_state():
             assert x.dtype is torch.bfloat16 and t.dtype is torch.bfloat16
             return -0.2 * x
 
-    found = pf.invert(Narrow(), torch.randn(20, 3), 4, dtype=torch.bfloat16, tolerance=1e-4, round_trip_limit=1e-3)
-    assert found.noise.dtype is torch.float32 and found.converged.all()
+    inversion = pf.invert(Narrow(), torch.randn(20, 3), 4, dtype=torch.bfloat16, tolerance=1e-4, round_trip_limit=1e-3)
+    assert inversion.noise.dtype is torch.float32 and inversion.converged.all()
 
 
 def test_conditions_stay_with_their_samples():
@@ -171,9 +171,9 @@ def test_conditions_stay_with_their_samples():
 
     condition = torch.linspace(-1.0, 1.0, 9)[:, None]
     x = torch.ones(9, 1)
-    found = pf.invert(Conditional(), x, 10, condition=condition, batch_size=4)
+    inversion = pf.invert(Conditional(), x, 10, condition=condition, batch_size=4)
     wanted = (1.0 - condition / 10) ** -10
-    assert torch.allclose(found.noise, wanted, rtol=1e-4)
+    assert torch.allclose(inversion.noise, wanted, rtol=1e-4)
     assert torch.allclose(generate(Conditional(), wanted, 10, condition=condition), x, rtol=1e-5)
 
 

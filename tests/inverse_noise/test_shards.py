@@ -19,8 +19,8 @@ def data(index):
 def shard(folder, check=lambda: None, **update):
     arguments = {"shard": 16, "identity": {"data": "digits"}, "steps": 3} | update
     lines = []
-    found = invert_shards(load_mlp_flow(), data, TOTAL, folder, check=check, log=lines.append, **arguments)
-    return found, lines
+    shards = invert_shards(load_mlp_flow(), data, TOTAL, folder, check=check, log=lines.append, **arguments)
+    return shards, lines
 
 
 def contents(folder):
@@ -36,12 +36,12 @@ def straight(tmp_path_factory):
 
 def test_shards_hold_what_invert_finds(tmp_path):
     done = []
-    found, _ = shard(tmp_path, on_shard=done.append)
-    assert done == [16, 32, 48, 50] and (found.total, found.failed) == (TOTAL, 0)
+    shards, _ = shard(tmp_path, on_shard=done.append)
+    assert done == [16, 32, 48, 50] and (shards.total, shards.failed) == (TOTAL, 0)
     whole = invert(load_mlp_flow(), data(torch.arange(TOTAL)), 3, batch_size=16)
-    assert torch.allclose(found.noise(), whole.noise, atol=1e-5)
-    assert found.index().tolist() == list(range(TOTAL))
-    assert found.calls == whole.calls and found.worst_round_trip < 1e-5
+    assert torch.allclose(shards.noise(), whole.noise, atol=1e-5)
+    assert shards.index().tolist() == list(range(TOTAL))
+    assert shards.calls == whole.calls and shards.worst_round_trip < 1e-5
 
 
 def test_a_stopped_inversion_goes_on_with_the_same_bytes(tmp_path, straight):
@@ -80,9 +80,9 @@ def test_samples_that_fail_are_counted_and_left_out(tmp_path):
         x[index % 10 == 3] = float("nan")
         return x
 
-    found = invert_shards(load_mlp_flow(), holed, TOTAL, tmp_path, shard=16, steps=3)
-    assert found.failed == 5 and found.noise().shape == (45, 1, 8, 8)
-    assert 3 not in found.index().tolist() and torch.isfinite(found.noise()).all()
+    shards = invert_shards(load_mlp_flow(), holed, TOTAL, tmp_path, shard=16, steps=3)
+    assert shards.failed == 5 and shards.noise().shape == (45, 1, 8, 8)
+    assert 3 not in shards.index().tolist() and torch.isfinite(shards.noise()).all()
 
 
 def test_another_inversion_is_refused(tmp_path):

@@ -24,8 +24,8 @@ def both(run, inputs, monkeypatch):
     many = hold(run, inputs, "triton")
     with monkeypatch.context() as patch, use_backend("triton"):
         patch.setattr(parts, "FULL_BATCH", 0)
-        one = run(**inputs)
-    assert all(torch.equal(a, b) for a, b in zip(many, one, strict=True))
+        single = run(**inputs)
+    assert all(torch.equal(a, b) for a, b in zip(many, single, strict=True))
 
 
 def test_the_split_is_by_size_and_batch():

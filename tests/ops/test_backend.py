@@ -65,9 +65,9 @@ def test_without_a_compiler(tmp_path):
     done = python(NORMALS, **missing)
     assert done.returncode == 0
     assert done.stdout == f"{philox_normal(1, torch.arange(3), torch.tensor([0]), 2).sum()!r}\n"
-    told = [line for line in done.stderr.splitlines() if "pgraft_fast:" in line]
-    assert len(told) == 1
-    assert "needs a C++20 compiler and found none (no-such-compiler): install g++ or set CXX" in told[0]
+    lines = [line for line in done.stderr.splitlines() if "pgraft_fast:" in line]
+    assert len(lines) == 1
+    assert "needs a C++20 compiler and found none (no-such-compiler): install g++ or set CXX" in lines[0]
     refused = python(NORMALS, PGRAFT_FAST_BACKEND="cpp", **missing)
     assert refused.returncode == 1
     assert refused.stderr.splitlines()[-1].startswith("pgraft_fast.errors.BackendError: backend 'cpp' needs a C++20")
@@ -156,9 +156,9 @@ def test_ahead_of_time_build(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for asked in "10":
-        assert (tmp_path / asked / "pgraft_fast_csrc").is_dir()
-        assert (tmp_path / asked / "pgraft_fast_csrc" / _name()).exists() == (asked == "1")
+    for setting in "10":
+        assert (tmp_path / setting / "pgraft_fast_csrc").is_dir()
+        assert (tmp_path / setting / "pgraft_fast_csrc" / _name()).exists() == (setting == "1")
 
 
 def _shipped():

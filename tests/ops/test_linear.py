@@ -29,26 +29,26 @@ def test_values_and_gradients(rows, n, m, biased, turned):
     inputs = [value for value in (x, weight, bias) if value is not None]
     exact = [value.detach().double().requires_grad_() for value in inputs]
     wanted = F.linear(exact[0], exact[1], exact[2] if biased else None)
-    found, eager = linear(x, weight, bias), F.linear(x, weight, bias)
-    values = [found, *torch.autograd.grad(found, inputs, grad)]
+    output, eager = linear(x, weight, bias), F.linear(x, weight, bias)
+    values = [output, *torch.autograd.grad(output, inputs, grad)]
     plain = [eager, *torch.autograd.grad(eager, inputs, grad)]
     truth = [wanted, *torch.autograd.grad(wanted, exact, grad.double())]
-    for k, e, t in zip(values, plain, (one.detach() for one in truth), strict=True):
+    for k, e, t in zip(values, plain, (tensor.detach() for tensor in truth), strict=True):
         assert k.shape == e.shape and k.dtype is torch.float32
         eps = torch.finfo(torch.float32).eps
         # Sums of up to 130 products in another order.
         off, allowed = (float((value.detach().double() - t).abs().max()) for value in (k, e))
         assert off <= 2 * allowed + 8 * eps * float(t.abs().max())
     with torch.no_grad():
-        assert torch.equal(linear(x, weight, bias), found)
+        assert torch.equal(linear(x, weight, bias), output)
 
 
 def test_one_of_several_gradients():
     x, weight, bias = drawn((4, 6), (3, 6), (3,))
     for wanted in range(3):
-        given_ = [value.clone().requires_grad_(place == wanted) for place, value in enumerate((x, weight, bias))]
-        linear(*given_).sum().backward()
-        assert [value.grad is not None for value in given_] == [place == wanted for place in range(3)]
+        leaves = [value.clone().requires_grad_(place == wanted) for place, value in enumerate((x, weight, bias))]
+        linear(*leaves).sum().backward()
+        assert [value.grad is not None for value in leaves] == [place == wanted for place in range(3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -56,8 +56,8 @@ def test_a_number_does_not_depend_on_its_neighbours(n, steps, values, seed):
     numbers = torch.arange(steps)[:, None]
     everything = philox_normal(seed, ids, numbers, values)
     assert everything.shape == (steps, n, values)
-    one = philox_normal(seed, ids[-1:], numbers[-1:], values)
-    assert torch.equal(one[0, 0], everything[-1, -1])
+    single = philox_normal(seed, ids[-1:], numbers[-1:], values)
+    assert torch.equal(single[0, 0], everything[-1, -1])
     assert torch.equal(philox_normal(seed, ids.flip(0), numbers, values).flip(1), everything)
 
 

@@ -153,10 +153,10 @@ def test_large_rows_go_past_the_cache():
 def test_filter_and_gather_keep_the_best_states():
     rewards, states, prompts = torch.randn(20, 8), torch.randn(160, 5), torch.arange(160).view(160, 1)
     kept = reward_filter(rewards, "top_k", k=3)
-    rows, asked = gather_rows(kept.packed, states, prompts)
+    rows, kept_prompts = gather_rows(kept.packed, states, prompts)
     best = rewards.topk(3).indices.sort(1).values + torch.arange(20)[:, None] * 8
     assert torch.equal(rows, states[best.flatten()])
-    assert torch.equal(asked[:, 0], best.flatten())
+    assert torch.equal(kept_prompts[:, 0], best.flatten())
 
 
 def test_operators():

@@ -27,8 +27,8 @@ EVERY = [*CASES, *(name for name in NAMES if name not in SERVED)]
 
 def arrays(out):
     """All numbers of what a call returned."""
-    found = out[0] if isinstance(out, tuple) else next(iter(out.values()))
-    parts = found if isinstance(found, list) else [found]
+    content = out[0] if isinstance(out, tuple) else next(iter(out.values()))
+    parts = content if isinstance(content, list) else [content]
     return [np.asarray(part.float() if isinstance(part, torch.Tensor) else part, dtype=np.float64) for part in parts]
 
 
@@ -60,15 +60,15 @@ class Pair:
     def drawn(self, pipe, number, seed, **how):
         """Latents where there are any: what decoding rounds hides differences."""
         calls = replace(self.calls, pipe=pipe, **how)
-        given = calls.of(number, self.rows, seeds_of(seed, range(self.rows)), self.steps)
+        arguments = calls.of(number, self.rows, seeds_of(seed, range(self.rows)), self.steps)
         self.made.clear()
-        return arrays(pipe(**given | ({"output_type": "latent"} if self.raw else {}))), len(self.made)
+        return arrays(pipe(**arguments | ({"output_type": "latent"} if self.raw else {}))), len(self.made)
 
     def check(self, number, seed, **how):
         """The same from both; the networks' calls of both."""
         wanted, plain = self.drawn(self.plain, number, seed, **how)
-        found, fast = self.drawn(self.fast, number, seed, **how)
-        for mine, theirs in zip(found, wanted, strict=True):
+        outputs, fast = self.drawn(self.fast, number, seed, **how)
+        for mine, theirs in zip(outputs, wanted, strict=True):
             assert mine.shape == theirs.shape
             assert np.abs(mine - theirs).max() <= 1e-5 * max(1.0, np.abs(theirs).max())
         return plain, fast
@@ -101,11 +101,13 @@ def test_what_it_draws(name, caplog):
 def test_two_prompts_in_one_call(name):
     plain, fast, words = build(name), accelerate(build(name)), prompts_of(name)
     for pair in ([words[0], words[1]], [words[2], words[0]]):
-        found = []
+        outputs = []
         for pipe in (plain, fast):
-            given = Calls(pipe, [pair], call_of(name), repeat=True).of(0, 1, [7], STEPS)
+            arguments = Calls(pipe, [pair], call_of(name), repeat=True).of(0, 1, [7], STEPS)
             generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-            found.append(arrays(pipe(**given | {"prompt": pair, "generator": generators, "output_type": "latent"})))
-        for theirs, mine in zip(*found, strict=True):
+            outputs.append(
+                arrays(pipe(**arguments | {"prompt": pair, "generator": generators, "output_type": "latent"}))
+            )
+        for theirs, mine in zip(*outputs, strict=True):
             assert np.abs(mine - theirs).max() <= 1e-5 * max(1.0, np.abs(theirs).max())
     assert len(fast._pgraft_fast.known)

@@ -36,8 +36,8 @@ def drawn(pipe, prompt, seed, **more):
 def check(pipe, plain, calls):
     """The same from both."""
     for prompt, seed, more in calls:
-        wanted, found = drawn(plain, prompt, seed, **more), drawn(pipe, prompt, seed, **more)
-        assert float((found - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
+        wanted, actual = drawn(plain, prompt, seed, **more), drawn(pipe, prompt, seed, **more)
+        assert float((actual - wanted).abs().max()) <= 1e-5 * max(1.0, float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -48,9 +48,9 @@ def test_drawn_loops(seed):
     plain, pipe = (toy(habits, scheduler, weights) for _ in range(2))
     accelerate(pipe)
     steps, count = rng.randrange(2, 7), 1 if habits.single else rng.randrange(1, 3)
-    asked = {"num_inference_steps": steps, "num_images_per_prompt": count}
-    scales = [asked | {"guidance_scale": scale} for scale in (1.0, 4.0, 6.0)]
-    check(pipe, plain, [(f"picture {number}", number, one) for one in scales for number in range(3)])
+    common = {"num_inference_steps": steps, "num_images_per_prompt": count}
+    scales = [common | {"guidance_scale": scale} for scale in (1.0, 4.0, 6.0)]
+    check(pipe, plain, [(f"picture {number}", number, options) for options in scales for number in range(3)])
     left = any(getattr(habits, name) for name in WHY)
     assert left or habits.rescaled or len(pipe._pgraft_fast.known)
 
@@ -69,7 +69,7 @@ def test_why_a_loop_is_left(habit, caplog):
 class Returning(ToyPipeline):
     """Whose result is more than what its last state tells."""
 
-    told = "output"
+    returned = "output"
 
     def __call__(self, prompt, guidance_scale=3.0, num_inference_steps=4, generator=None):
         x = torch.randn(1, 3, 4, 4, generator=generator)
@@ -81,26 +81,26 @@ class Returning(ToyPipeline):
                 out = self._guided(x, t, label)
                 done = self.scheduler.step(out, t, x, return_dict=False)
                 x, sums = done[0], sums + done[0].mean()
-                if self.told == "x_0":
+                if self.returned == "x_0":
                     x, x_0 = done
-        told = {"output": out, "sums": x + sums, "x_0": 0.5 * x + 0.5 * x_0 if self.told == "x_0" else None}
-        return ImagePipelineOutput(images=told[self.told])
+        results = {"output": out, "sums": x + sums, "x_0": 0.5 * x + 0.5 * x_0 if self.returned == "x_0" else None}
+        return ImagePipelineOutput(images=results[self.returned])
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("returned", "why"),
     [
         ("output", "its result depends on more than the last state"),
         ("sums", "its result depends on more than the last state"),
         ("x_0", "without it the pipeline raises ValueError: not enough values to unpack (expected 2, got 1)"),
     ],
 )
-def test_a_result_of_more_than_the_last_state(told, why, caplog):
+def test_a_result_of_more_than_the_last_state(returned, why, caplog):
     pipes = []
     for _ in range(2):
         base = toy()
         pipes.append(Returning(base.net, base.scheduler))
-        pipes[-1].told = told
+        pipes[-1].returned = returned
     plain, pipe = pipes
     with caplog.at_level("INFO", logger="pgraft_fast"):
         accelerate(pipe)
@@ -176,21 +176,21 @@ def test_a_pipeline_that_is_set_otherwise(how):
     plain, pipe = toy(), toy()
     accelerate(pipe)
     check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
-    for one in (plain, pipe):
-        one.habits = Habits(**{how: not getattr(one.habits, how)})
+    for pipeline in (plain, pipe):
+        pipeline.habits = Habits(**{how: not getattr(pipeline.habits, how)})
     check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
-    for one in (plain, pipe):
-        one.habits = Habits()
+    for pipeline in (plain, pipe):
+        pipeline.habits = Habits()
     check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {})])
 
 
 class Tripled(ToyPipeline):
     """Asks for a third answer where somebody outside says so."""
 
-    asked: ClassVar[list[int]] = []
+    requests: ClassVar[list[int]] = []
 
     def _guided(self, x, t, label):
-        if not self.asked:
+        if not self.requests:
             return super()._guided(x, t, label)
         time, labels = t.expand(3 * len(x)), torch.cat((0.0 * label, label, 0.5 * label))
         null, out, half = self.net(torch.cat((x, x, x)), time, labels)[0].chunk(3)
@@ -202,11 +202,11 @@ def test_rows_that_were_not_there_before():
     accelerate(pipe)
     calls = [("a cube", 1, {}), ("two cubes", 2, {})]
     check(pipe, plain, calls)
-    Tripled.asked.append(1)
+    Tripled.requests.append(1)
     try:
         check(pipe, plain, calls)
     finally:
-        Tripled.asked.clear()
+        Tripled.requests.clear()
     check(pipe, plain, calls)
 
 
@@ -243,9 +243,9 @@ class Chained(ToyPipeline):
 def test_a_network_whose_answer_another_one_takes(scheduler):
     base, second = toy(scheduler=scheduler), toy(seed=1).net
     plain, pipe = (Chained(Hinted(), second, copy.deepcopy(base.scheduler)) for _ in range(2))
-    for one in (plain, pipe):
-        one.set_progress_bar_config(disable=True)
-        one.net.load_state_dict(base.net.state_dict())
+    for pipeline in (plain, pipe):
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.net.load_state_dict(base.net.state_dict())
     accelerate(pipe)
     for scale in (1.0, 3.0):
         check(pipe, plain, [(words, seed, {"guidance_scale": scale}) for seed, words in enumerate(("a", "bb", "ccc"))])
@@ -296,9 +296,9 @@ class Feeding(ToyPipeline):
 def test_networks_that_change_their_arguments(writes, caplog):
     base = toy()
     plain, pipe = (Feeding(Greedy(), copy.deepcopy(base.scheduler)) for _ in range(2))
-    for one in (plain, pipe):
-        one.net.load_state_dict(base.net.state_dict())
-        one.writes = writes
+    for pipeline in (plain, pipe):
+        pipeline.net.load_state_dict(base.net.state_dict())
+        pipeline.writes = writes
     with caplog.at_level("INFO", logger="pgraft_fast"):
         accelerate(pipe)
         check(pipe, plain, [("a cube", 1, {}), ("two cubes", 2, {}), ("a ball", 3, {"num_inference_steps": 7})])

@@ -108,9 +108,9 @@ def pair(habits, kind, seed):
 def check(plain, pipe, seed, prompt, **more):
     """The same from both."""
     made = []
-    for one in (plain, pipe):
+    for pipeline in (plain, pipe):
         torch.manual_seed(seed)
-        made.append(one(prompt, generator=torch.Generator().manual_seed(seed), **more).images)
+        made.append(pipeline(prompt, generator=torch.Generator().manual_seed(seed), **more).images)
     assert float((made[0] - made[1]).abs().max()) <= 2e-5
 
 
@@ -136,8 +136,8 @@ def test_what_real_answers_and_states_do_not_tell(habit, kind, caplog):
     plain, pipe = pair([habit], kind, 0)
     # So that nothing is limited, and of two networks the first one is asked, in the call that is watched.
     with torch.no_grad():
-        for one in (plain, pipe):
-            one.net.to_v.weight.mul_(0.1)
+        for pipeline in (plain, pipe):
+            pipeline.net.to_v.weight.mul_(0.1)
     with caplog.at_level("INFO", logger="pgraft_fast"):
         for seed in range(4):
             check(plain, pipe, seed, "a cube", num_inference_steps=12)

@@ -77,8 +77,8 @@ def test_calls_and_gradients(watched):
     assert unguided.calls_a_sample <= watched.driven.calls_a_sample
     out = unguided(x, torch.tensor([0.95, 0.99]), torch.tensor([0, 1]))
     weights = [weight for weight in net.parameters() if weight.requires_grad]
-    found = torch.autograd.grad(out.square().sum(), weights, allow_unused=True)
-    assert sum(float(one.abs().sum()) for one in found if one is not None) > 0.0
+    gradients = torch.autograd.grad(out.square().sum(), weights, allow_unused=True)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients if gradient is not None) > 0.0
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl_img2img", "sd3", "wan", "dit"])

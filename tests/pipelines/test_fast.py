@@ -24,8 +24,8 @@ def test_rows_of_two_prompts_at_all_times(name):
     """In one batch, at every state and time of a call of each prompt's own; with guidance and without."""
     facts = facts_of(Calls(build(name), prompts_of(name)[:2], call_of(name)))
     driven = Driven.of(facts)
-    told = tuple(driven.why[way] and driven.why[way].partition(" (off")[0] for way in (GUIDED, UNGUIDED))
-    assert told == DRIVEN.get(name, (None, None))
+    reasons = tuple(driven.why[way] and driven.why[way].partition(" (off")[0] for way in (GUIDED, UNGUIDED))
+    assert reasons == DRIVEN.get(name, (None, None))
     for kind, way in ((GUIDED, facts.guided), (UNGUIDED, facts.unguided)):
         if facts.seeded:
             # Of the row's own seed then, which this does not ask for.
@@ -36,8 +36,8 @@ def test_rows_of_two_prompts_at_all_times(name):
         numbers = torch.tensor([n for n, _ in steps for _ in range(2)])
         x, wanted = (torch.cat(values) for values in zip(*((s.x[:2], s.out[:2]) for _, s in steps), strict=True))
         with torch.no_grad():
-            found = driven.like(way=kind)(x, t.float() if facts.times.table is None else t, numbers)
-        assert float((found - wanted).abs().max()) <= 2e-5 * float(wanted.abs().max())
+            output = driven.like(way=kind)(x, t.float() if facts.times.table is None else t, numbers)
+        assert float((output - wanted).abs().max()) <= 2e-5 * float(wanted.abs().max())
     driven.close()
 
 
@@ -54,7 +54,7 @@ def test_gradients_are_those_of_its_own_loop(name):
         out = driven(x, t, numbers)
         grads.append((out.detach(), *torch.autograd.grad(out.square().sum(), weights, allow_unused=True)))
     # Some are zero but for rounding.
-    size = max(float(one.abs().max()) for one in grads[1] if one is not None)
+    size = max(float(gradient.abs().max()) for gradient in grads[1] if gradient is not None)
     for mine, theirs in zip(*grads, strict=True):
         assert (mine is None) == (theirs is None)
         assert mine is None or torch.allclose(mine, theirs, rtol=1e-3, atol=1e-5 * size)
@@ -100,6 +100,6 @@ def test_rescaled_guidance_is_explained(name):
     for step in own.steps:
         t = torch.full((2,), facts.times.back(float(step.t.reshape(-1)[0])))
         with torch.no_grad():
-            found = driven(step.x[:2], t, torch.ones(2, dtype=torch.int64))
-        assert float((found - step.out[:2]).abs().max()) <= 2e-5 * float(step.out.abs().max())
+            output = driven(step.x[:2], t, torch.ones(2, dtype=torch.int64))
+        assert float((output - step.out[:2]).abs().max()) <= 2e-5 * float(step.out.abs().max())
     driven.close()

@@ -34,8 +34,8 @@ def test_a_tuned_model_that_equals_the_reference(name):
     }  # fmt: skip
     plain = rollout(task.model, task.schedule, **draw)
     for cut in (0.25, 0.5, 0.75):
-        found = rollout(task.model, task.schedule, tuned=learner.ema, cut=cut, **draw)
-        assert torch.equal(found.x_0, plain.x_0)
+        result = rollout(task.model, task.schedule, tuned=learner.ema, cut=cut, **draw)
+        assert torch.equal(result.x_0, plain.x_0)
     with torch.no_grad():
         for weight in learner._averages.by_name.values():
             weight.add_(0.5)
@@ -54,8 +54,8 @@ def test_a_sample_is_the_same_in_any_batch(name):
     ids, prompts = torch.tensor([3, 8, 5, 11]), torch.tensor([0, 0, 1, 0])
     whole = rollout(task.model, task.schedule, sample_ids=ids, condition=prompts, **draw).x_0
     for row in range(4):
-        one = rollout(
+        single = rollout(
             task.model, task.schedule, sample_ids=ids[row : row + 1], condition=prompts[row : row + 1], **draw
         )
-        assert float((one.x_0[0] - whole[row]).abs().max()) <= 1e-4 * float(whole[row].abs().max())
+        assert float((single.x_0[0] - whole[row]).abs().max()) <= 1e-4 * float(whole[row].abs().max())
     task.model.close()

@@ -23,8 +23,8 @@ def test_the_lora_is_trained_and_the_reference_stays(name):
     before = answer(model)
     learner = LoraLearner(model, SETTINGS, Lora(rank=2), seed=1)
     # A new LoRA changes nothing.
-    for one in (learner.reference, learner.ema, learner.sampled):
-        assert torch.allclose(answer(one), before, atol=1e-6)
+    for variant in (learner.reference, learner.ema, learner.sampled):
+        assert torch.allclose(answer(variant), before, atol=1e-6)
     report = learn(learner)
     assert report.steps == 2 and torch.isfinite(torch.tensor(report.loss))
     assert torch.allclose(answer(learner.reference), before, atol=1e-6)
@@ -109,9 +109,9 @@ def test_compiled_is_the_network_alone(monkeypatch):
         assert len(graphs) == before + new and graphs[-1] > 100
         x = torch.randn(2, *model.facts.shape)
         for numbers, times in (([0, 0], [0.2, 0.3]), ([2, 1], [0.8, 0.1])):
-            given = x, torch.tensor(times), torch.tensor(numbers)
+            arguments = x, torch.tensor(times), torch.tensor(numbers)
             with torch.no_grad():
-                assert torch.allclose(compiled(*given), model(*given), atol=1e-5)
+                assert torch.allclose(compiled(*arguments), model(*arguments), atol=1e-5)
         assert len(graphs) == before + new
 
 
@@ -143,16 +143,16 @@ def test_weights_are_saved_and_loaded_with_the_same_future():
 
 
 def test_micro_batches_checkpointing_and_short_memory_change_nothing_but_rounding():
-    found = []
+    weights = []
     for size, checkpointing in ((4, False), (1, False), (4, True)):
         pipe = build("sd")
         learner = LoraLearner(denoiser(pipe), SETTINGS, Lora(rank=2), seed=1)
         if checkpointing:
             pipe.unet.enable_gradient_checkpointing()
         learn(learner, memory=BatchSize(size))
-        found.append(torch.cat([value.flatten() for value in learner.weights()["model"].values()]))
-    scale = float(found[0].detach().abs().max())
-    assert all(float((other - found[0]).abs().max()) < 1e-2 * scale for other in found[1:])
+        weights.append(torch.cat([value.flatten() for value in learner.weights()["model"].values()]))
+    scale = float(weights[0].detach().abs().max())
+    assert all(float((other - weights[0]).abs().max()) < 1e-2 * scale for other in weights[1:])
 
 
 def test_full_memory_halves_the_rows():
@@ -201,11 +201,11 @@ def test_contrast_starts_from_the_reference_or_from_the_averaged_weights(all_wei
     pipe = build("sd")
     model = denoiser(pipe, 3.0)
     before = answer(model.like(way=UNGUIDED))
-    given = SETTINGS.model_copy(update={"frozen": "ema"})
-    learner = FullLearner(model, given) if all_weights else LoraLearner(model, given, Lora(rank=2), seed=1)
+    settings = SETTINGS.model_copy(update={"frozen": "ema"})
+    learner = FullLearner(model, settings) if all_weights else LoraLearner(model, settings, Lora(rank=2), seed=1)
     # Called as in training: without guidance.
-    for one in (learner.frozen, learner.averaged):
-        assert torch.allclose(answer(one), before, atol=1e-6)
+    for variant in (learner.frozen, learner.averaged):
+        assert torch.allclose(answer(variant), before, atol=1e-6)
     learn(learner)
     assert torch.allclose(answer(learner.frozen), before, atol=1e-6)
     averaged = answer(learner.averaged)
@@ -224,7 +224,7 @@ def test_contrast_starts_from_the_reference_or_from_the_averaged_weights(all_wei
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 @pytest.mark.parametrize("all_weights", [False, True])
 def test_the_averaged_weights_have_a_guidance_of_their_own(all_weights, scale):
-    before = {one: answer(denoiser(build("sd"), one)) for one in (1.0, scale, 3.0)}
+    before = {guidance: answer(denoiser(build("sd"), guidance)) for guidance in (1.0, scale, 3.0)}
     model = denoiser(build("sd"), 3.0)
     learner = FullLearner(model, SETTINGS, scale) if all_weights else LoraLearner(model, SETTINGS, Lora(), 1, scale)
     assert torch.allclose(answer(learner.ema), before[scale], atol=1e-6)

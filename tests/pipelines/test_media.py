@@ -24,9 +24,9 @@ def tone(hertz, seconds=0.5):
 
 def test_pictures_videos_and_audio():
     picture = np.linspace(0.0, 1.0, 48, dtype=np.float32).reshape(4, 4, 3)
-    for one in (picture, torch.from_numpy(picture).permute(2, 0, 1), (picture * 255.0).round().astype(np.uint8)):
-        (found,) = media_of(Returned(images=[one]))
-        assert medium_of(found) == "image" and np.array_equal(found, (picture * 255.0).round().astype(np.uint8))
+    for form in (picture, torch.from_numpy(picture).permute(2, 0, 1), (picture * 255.0).round().astype(np.uint8)):
+        (image,) = media_of(Returned(images=[form]))
+        assert medium_of(image) == "image" and np.array_equal(image, (picture * 255.0).round().astype(np.uint8))
     (video,) = media_of(Returned(frames=[[picture, picture]]))
     assert medium_of(video) == "video" and video.shape == (2, 4, 4, 3)
     (audio,) = media_of(Returned(audios=[tone(440.0)]))
@@ -52,9 +52,9 @@ def test_a_wav_file():
     stereo = np.stack((tone(440.0), 2.0 * tone(330.0)))
     with wave.open(io.BytesIO(wav_of(stereo, RATE))) as sound:
         assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) == (2, 2, RATE)
-        found = np.frombuffer(sound.readframes(sound.getnframes()), "<i2").reshape(-1, 2).T
+        samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2").reshape(-1, 2).T
     # Beyond full scale it is cut off, not wrapped around.
-    assert np.abs(found - 32767.0 * stereo.clip(-1.0, 1.0)).max() <= 0.51
+    assert np.abs(samples - 32767.0 * stereo.clip(-1.0, 1.0)).max() <= 0.51
 
 
 def test_which_samples_differ():

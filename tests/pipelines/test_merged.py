@@ -53,9 +53,9 @@ class Products(TorchDispatchMode):
 
 
 def products(model):
-    with Products() as found:
+    with Products() as counter:
         answer(model)
-    return found.count
+    return counter.count
 
 
 CASES = [("sd", None), ("sd", ["conv1", "conv2", "to_q", "proj_in"]), ("sdxl", None), ("sd3", None), ("flux", None)]
@@ -66,8 +66,8 @@ def test_the_same_answers(name, targets):
     """As with the LoRA beside the weights, as peft itself has it, and as with weights that peft merged."""
     learner = tuned(name, targets)
     beside, base = answer(learner.ema.like(samples=False)), answer(learner.reference)
-    found = answer(learner.ema)
-    assert torch.allclose(found, beside, atol=1e-5) and not torch.allclose(found, base, atol=1e-3)
+    actual = answer(learner.ema)
+    assert torch.allclose(actual, beside, atol=1e-5) and not torch.allclose(actual, base, atol=1e-3)
     other = copy.deepcopy(learner.ema.like(samples=False))
     for layer in other.adapters._layers:
         layer.merge(adapter_names=["ema"])
@@ -144,15 +144,19 @@ def test_training_calls_the_lora_itself():
     """Gradients go into A and B; what DDPO compares with what it drew is drawn with them, too."""
     learner = tuned()
     x = torch.randn(1, *learner.ema.facts.shape)
-    given = x, torch.tensor([0.5]), torch.tensor([0])
+    inputs = x, torch.tensor([0.5]), torch.tensor([0])
     for model in (learner.ema, learner.sampled, learner.averaged, learner.model):
         assert model.samples is (model is learner.ema)
     model = learner.model.like(samples=True)
     with torch.no_grad():
-        model(*given)
-    model(*given).sum().backward()
-    found = {name: weight.grad for name, weight in model.net.named_parameters() if weight.grad is not None}
-    assert found and all(".tuned." in name for name in found) and any(bool(grad.any()) for grad in found.values())
+        model(*inputs)
+    model(*inputs).sum().backward()
+    gradients = {name: weight.grad for name, weight in model.net.named_parameters() if weight.grad is not None}
+    assert (
+        gradients
+        and all(".tuned." in name for name in gradients)
+        and any(bool(grad.any()) for grad in gradients.values())
+    )
 
 
 def test_sums_that_lose_the_lora_are_not_called(caplog):
@@ -161,9 +165,9 @@ def test_sums_that_lose_the_lora_are_not_called(caplog):
     learner = tuned(dtype=torch.bfloat16, size=0.05)
     for seed in (2, 5):
         change(learner, 0.05, seed)
-        beside, found = answer(learner.ema.like(samples=False)), answer(learner.ema)
+        beside, actual = answer(learner.ema.like(samples=False)), answer(learner.ema)
         # Guidance takes the network's own rounding times 3.
-        assert float((found - beside).norm() / beside.norm()) < 0.1
+        assert float((actual - beside).norm() / beside.norm()) < 0.1
         merged, lost = learner.ema.adapters._merged["ema"], []
         assert merged.on and {weight.dtype for _, _, weight in merged._places} == {torch.bfloat16}
         called = iter(weight.float() for _, _, weight in merged._places)
@@ -248,8 +252,8 @@ def test_full_memory_leaves_the_lora_beside(monkeypatch, caplog):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty_like", full)
-        found = answer(learner.ema)
-    assert torch.equal(found, answer(learner.ema.like(samples=False))) and "memory is scarce" in caplog.text
+        actual = answer(learner.ema)
+    assert torch.equal(actual, answer(learner.ema.like(samples=False))) and "memory is scarce" in caplog.text
     change(learner, seed=4)
     assert torch.equal(answer(learner.ema), answer(learner.ema.like(samples=False)))
 

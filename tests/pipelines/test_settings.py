@@ -22,8 +22,8 @@ def facts(pipe, **options):
 def rebuilt(net, **config):
     """The network made anew with other values, random weights."""
     torch.manual_seed(1)
-    given = {key: value for key, value in net.config.items() if not key.startswith("_")}
-    return type(net)(**{**given, **config}).eval()
+    values = {key: value for key, value in net.config.items() if not key.startswith("_")}
+    return type(net)(**{**values, **config}).eval()
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def rebuilt(net, **config):
 )
 def test_schedulers_that_are_served(kind, config):
     pipe = build("sd")
-    given = {key: value for key, value in pipe.scheduler.config.items() if key != "_use_default_values"}
-    pipe.scheduler = scheduler = getattr(diffusers, kind).from_config({**given, **config})
+    defaults = {key: value for key, value in pipe.scheduler.config.items() if key != "_use_default_values"}
+    pipe.scheduler = scheduler = getattr(diffusers, kind).from_config({**defaults, **config})
     known = {"v_prediction": "v", "sample": "x_0"}
     assert facts(pipe).parameterization == known.get(config.get("prediction_type"), "epsilon")
     assert pipe.scheduler is scheduler and "step" not in vars(scheduler)

@@ -39,9 +39,9 @@ def change(learner):
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize(("dtype", "cosine"), [(torch.bfloat16, 0.99), (torch.float16, 0.95)])
 def test_the_change_is_that_of_float32(dtype, cosine, rank):
-    wanted, found = change(learner_of(torch.float32, rank)), change(learner_of(dtype, rank))
-    assert torch.nn.functional.cosine_similarity(wanted, found, dim=0) >= cosine
-    assert abs(float(found.norm() / wanted.norm()) - 1.0) < 0.02
+    wanted, actual = change(learner_of(torch.float32, rank)), change(learner_of(dtype, rank))
+    assert torch.nn.functional.cosine_similarity(wanted, actual, dim=0) >= cosine
+    assert abs(float(actual.norm() / wanted.norm()) - 1.0) < 0.02
 
 
 def test_all_weights_move_where_few_would_without_masters():
@@ -82,10 +82,10 @@ def test_training_goes_on_bit_for_bit(dtype, rank):
     saved = {group: {name: value.clone() for name, value in part.items()} for group, part in first.tensors().items()}
     second.load(saved, first.steps_done)
     learn(second)
-    wanted, found = straight.tensors(), second.tensors()
-    assert wanted.keys() == found.keys() and ("scaling" in wanted) is (dtype is torch.float16)
+    wanted, actual = straight.tensors(), second.tensors()
+    assert wanted.keys() == actual.keys() and ("scaling" in wanted) is (dtype is torch.float16)
     for group, part in wanted.items():
-        assert all(torch.equal(value, found[group][name]) for name, value in part.items())
+        assert all(torch.equal(value, actual[group][name]) for name, value in part.items())
 
 
 def test_a_scale_that_overflows_is_lowered_and_the_step_is_made():

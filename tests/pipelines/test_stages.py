@@ -172,10 +172,10 @@ def test_a_handover_in_any_stage(cut, monkeypatch):
     monkeypatch.setattr(PGraftCallback, "switch", lambda self, pipe, on: (offs.append(not on), switch(self, pipe, on)))
     for number, seed in ((0, 1), (1, 2), (0, 3)):
         latents, times_off = [], []
-        for one in (plain, pipe):
-            arguments = Calls(one, prompts_of("wan22"), call_of("wan22")).of(number, 1, [seed], STEPS)
+        for pipeline in (plain, pipe):
+            arguments = Calls(pipeline, prompts_of("wan22"), call_of("wan22")).of(number, 1, [seed], STEPS)
             arguments |= {"output_type": "latent", "callback_on_step_end": PGraftCallback(cut)}
-            latents.append(one(**arguments).frames)
+            latents.append(pipeline(**arguments).frames)
             times_off.append(sum(offs))
             offs.clear()
         assert float((latents[0] - latents[1]).abs().max()) <= 1e-5 * float(latents[0].abs().max())

@@ -19,54 +19,54 @@ TEXTS = ("a", "bbb", "cc", "dddd", "bbb with another size", "longer shape")
 
 def table():
     """Two rows a prompt: the length of its text for the first copy, with a sign for the second."""
-    asked = []
+    recorded = []
 
     def record(number):
-        asked.append(number)
+        recorded.append(number)
         length = float(len(TEXTS[number]))
         rows = torch.tensor([[length], [-length]]).repeat(1, 2 if number == 5 else 1)
         call = NetCall("net", (torch.zeros(2, 3), rows), {"size": torch.tensor([float(number == 4)])}, None)
         return [call]
 
     explanation = Explanation((RULE,), (1.0,), torch.float32)
-    return PromptTable(explanation, record, len(TEXTS), torch.device("cpu")), asked
+    return PromptTable(explanation, record, len(TEXTS), torch.device("cpu")), recorded
 
 
-def lengths(found, numbers):
-    return list(found.rows(torch.tensor(numbers)))[1].flatten().tolist()
+def lengths(prompt_table, numbers):
+    return list(prompt_table.rows(torch.tensor(numbers)))[1].flatten().tolist()
 
 
 def test_prompts_are_asked_for_once():
-    found, asked = table()
-    found.prepare([1, 1, 0])
-    assert asked == [0, 1] and found.on_device
+    prompt_table, recorded = table()
+    prompt_table.prepare([1, 1, 0])
+    assert recorded == [0, 1] and prompt_table.on_device
     # All first copies come first.
-    assert lengths(found, [1, 0, 1]) == [3.0, 1.0, 3.0, -3.0, -1.0, -3.0]
-    found.prepare([2, 1])
-    assert asked == [0, 1, 2] and lengths(found, [2, 1]) == [2.0, 3.0, -2.0, -3.0]
+    assert lengths(prompt_table, [1, 0, 1]) == [3.0, 1.0, 3.0, -3.0, -1.0, -3.0]
+    prompt_table.prepare([2, 1])
+    assert recorded == [0, 1, 2] and lengths(prompt_table, [2, 1]) == [2.0, 3.0, -2.0, -3.0]
     with pytest.raises(InputError, match=r"prepare\(\) did not bring"):
-        list(found.rows(torch.tensor([0])))
+        list(prompt_table.rows(torch.tensor([0])))
 
 
 def test_rows_stay_where_a_graph_reads_them():
-    found, _ = table()
-    found.prepare([0, 1])
-    key = found.graph_key
+    prompt_table, _ = table()
+    prompt_table.prepare([0, 1])
+    key = prompt_table.graph_key
     for numbers in ([2], [3, 1], [0, 2]):
-        found.prepare(numbers)
-        assert lengths(found, numbers)[: len(numbers)] == [float(len(TEXTS[number])) for number in numbers]
-        assert found.graph_key == key
+        prompt_table.prepare(numbers)
+        assert lengths(prompt_table, numbers)[: len(numbers)] == [float(len(TEXTS[number])) for number in numbers]
+        assert prompt_table.graph_key == key
     # More rows than there is room for: the key is another one.
-    found.prepare([0, 1, 2])
-    assert found.graph_key != key and lengths(found, [0, 1, 2])[:3] == [1.0, 3.0, 2.0]
+    prompt_table.prepare([0, 1, 2])
+    assert prompt_table.graph_key != key and lengths(prompt_table, [0, 1, 2])[:3] == [1.0, 3.0, 2.0]
 
 
 def test_prompts_of_other_shapes_or_shared_values_go_apart():
-    found, _ = table()
-    found.prepare([1, 4, 5])
-    assert (found.kinds, found.on_device) == (3, False)
-    assert len({found.kind(number) for number in (1, 4, 5)}) == 3
-    rows = {number: list(found.rows(torch.tensor([number]), found.kind(number))) for number in (1, 4, 5)}
+    prompt_table, _ = table()
+    prompt_table.prepare([1, 4, 5])
+    assert (prompt_table.kinds, prompt_table.on_device) == (3, False)
+    assert len({prompt_table.kind(number) for number in (1, 4, 5)}) == 3
+    rows = {number: list(prompt_table.rows(torch.tensor([number]), prompt_table.kind(number))) for number in (1, 4, 5)}
     assert [float(rows[number][2]) for number in (1, 4, 5)] == [0.0, 1.0, 0.0]
     assert rows[5][1].shape == (2, 2)
 
@@ -85,7 +85,9 @@ def test_a_call_copies_nothing_from_the_host(name):
         held = fast.table
         held._device, held._place = device, on_fake_cuda(held._place)
         for kind, columns in held._columns.items():
-            held._columns[kind] = [on_fake_cuda(one) if isinstance(one, torch.Tensor) else one for one in columns]
+            held._columns[kind] = [
+                on_fake_cuda(column) if isinstance(column, torch.Tensor) else column for column in columns
+            ]
         x = torch.randn(2, *model.facts.shape, device="cuda")
         t, numbers = torch.rand(2, device="cuda"), torch.arange(2, device="cuda")
         with NoTransfers(), torch.no_grad():
@@ -97,9 +99,11 @@ def test_a_time_is_one_of_the_leaves():
     """Arguments that the loop works out itself have no columns."""
     rule = CallRule("net", (Whole(1, torch.float32), Time(1.0, None, torch.float32, True, 0)), {}, Part(1))
     call = NetCall("net", (torch.zeros(1, 3), torch.tensor(5.0)), {}, None)
-    found = PromptTable(Explanation((rule,), (1.0,), torch.float32), lambda number: [call], 1, torch.device("cpu"))
-    found.prepare([0])
-    assert list(found.rows(torch.tensor([0, 0]))) == [None, None]
+    prompt_table = PromptTable(
+        Explanation((rule,), (1.0,), torch.float32), lambda number: [call], 1, torch.device("cpu")
+    )
+    prompt_table.prepare([0])
+    assert list(prompt_table.rows(torch.tensor([0, 0]))) == [None, None]
 
 
 def test_graphs_are_told_apart_by_what_is_switched_on():

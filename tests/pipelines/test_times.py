@@ -24,7 +24,7 @@ def test_noise_levels_are_the_schedulers(name):
     for place, timestep in enumerate(scheduler.timesteps[:-1]):
         t = times.back(float(timestep))
         assert times.of_time(t) == pytest.approx(float(timestep), abs=1e-6)
-        alpha, sigma = (float(one) for one in schedule.alpha_sigma(t))
+        alpha, sigma = (float(value) for value in schedule.alpha_sigma(t))
         if name in ("flow", "unipc"):
             # UniPC rounds its timesteps to whole ones.
             assert sigma == pytest.approx(float(scheduler.sigmas[place]), abs=1e-3)
@@ -36,8 +36,8 @@ def test_noise_levels_are_the_schedulers(name):
 def test_times_apart_from_noise_levels_are_kept_in_a_table():
     """As CogView 4 sets them: the noise levels are shifted, what the network is told is not."""
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear")
-    told = torch.linspace(1000.0, 1.0, 400)
-    times = times_of(scheduler, mu=2.0, timesteps=told.tolist(), sigmas=(told / 1000.0).tolist())
+    timesteps = torch.linspace(1000.0, 1.0, 400)
+    times = times_of(scheduler, mu=2.0, timesteps=timesteps.tolist(), sigmas=(timesteps / 1000.0).tolist())
     assert times.table is not None
     for u in (0.9, 0.5, 0.123):
         sigma = 2.0 * u / (1.0 + u)
@@ -55,7 +55,7 @@ def test_angles_of_edm():
     for sigma, timestep in zip(scheduler.sigmas[:50], scheduler.timesteps, strict=True):
         t = times.back(float(timestep))
         assert times.of_time(t) == pytest.approx(float(timestep), abs=1e-6)
-        alpha, level = (float(one) for one in schedule.alpha_sigma(t))
+        alpha, level = (float(value) for value in schedule.alpha_sigma(t))
         assert level / alpha == pytest.approx(float(sigma), rel=1e-4)
 
 

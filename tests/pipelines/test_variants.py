@@ -25,8 +25,8 @@ def same(pipe, other) -> bool:
         (part, getattr(other, name)) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)
     ]
     return all(
-        torch.equal(weight, found.state_dict()[name])
-        for part, found in models for name, weight in part.state_dict().items()
+        torch.equal(weight, loaded.state_dict()[name])
+        for part, loaded in models for name, weight in part.state_dict().items()
     )  # fmt: skip
 
 
@@ -35,8 +35,8 @@ def test_the_only_variant_is_read(tmp_path, name):
     pipe = build(name)
     pipe.save_pretrained(tmp_path, variant="fp16")
     for variant in (None, "fp16"):
-        found, lines = load(tmp_path, variant)
-        assert same(pipe, found)
+        loaded, lines = load(tmp_path, variant)
+        assert same(pipe, loaded)
         assert len(lines) == (variant is None) and all("fp16" in line and "variants are read" in line for line in lines)
 
 
@@ -52,8 +52,8 @@ def test_plain_files_come_before_variants(tmp_path):
     plain, other = build("sd"), build("sd", seed=1)
     plain.save_pretrained(tmp_path)
     other.save_pretrained(tmp_path, variant="ema")
-    found, lines = load(tmp_path)
-    assert same(plain, found) and lines == []
+    loaded, lines = load(tmp_path)
+    assert same(plain, loaded) and lines == []
     assert same(other, load(tmp_path, "ema")[0])
 
 
@@ -64,8 +64,8 @@ def test_parts_of_one_folder_may_differ(tmp_path):
     for part, variant in (("unet", "fp16"), ("vae", "bf16")):
         shutil.rmtree(tmp_path / part)
         getattr(pipe, part).save_pretrained(tmp_path / part, variant=variant)
-    found, lines = load(tmp_path)
-    assert same(pipe, found) and "unet fp16, vae bf16" in lines[0]
+    loaded, lines = load(tmp_path)
+    assert same(pipe, loaded) and "unet fp16, vae bf16" in lines[0]
     build("sd", seed=1).text_encoder.save_pretrained(tmp_path / "text_encoder", variant="fp16")
     assert same(pipe, load(tmp_path)[0])
     with pytest.raises(InputError, match=r"vae: neither plain weights nor 'fp16', but bf16: name one of them"):

@@ -24,5 +24,5 @@ def test_many_curves_can_be_told_apart():
 def test_prompts_above_pictures(text):
     """They are no formulas, stand on one line, and leave the page as it is."""
     columns, rewards = {"base": np.zeros((1, 8, 8, 3), np.uint8)}, {"base": [0.5]}
-    pages = [Image.open(io.BytesIO(side_by_side_png([one], columns, rewards))) for one in ("a cat", text)]
+    pages = [Image.open(io.BytesIO(side_by_side_png([prompt], columns, rewards))) for prompt in ("a cat", text)]
     assert pages[0].size == pages[1].size

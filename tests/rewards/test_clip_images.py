@@ -25,9 +25,9 @@ def test_as_by_pil(height, width, smooth, crop, resample, tmp_path):
     samples = pictures(2, height, width) if smooth else torch.randint(0, 256, (2, 3, height, width)) / 127.5 - 1
     options = {"size": {"shortest_edge": 24}, "crop_size": {"height": crop, "width": crop}, "resample": resample}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(options))
-    found, expected = ClipImages.from_folder(tmp_path, 0)(samples), by_pil(samples, **options)
-    assert found.shape == expected.shape
-    difference = 255 * (found - expected).abs() * torch.tensor(ClipImages.std).view(3, 1, 1)
+    actual, expected = ClipImages.from_folder(tmp_path, 0)(samples), by_pil(samples, **options)
+    assert actual.shape == expected.shape
+    difference = 255 * (actual - expected).abs() * torch.tensor(ClipImages.std).view(3, 1, 1)
     assert difference.max() <= 1.01
     assert difference.mean() <= 0.07
 

@@ -21,14 +21,14 @@ def cosines(clip):
     """Of every picture with its prompt, one pair at a time, prepared by PIL."""
     transformers = pytest.importorskip("transformers")
     model = transformers.CLIPModel.from_pretrained(clip)
-    prepare, words, found = image_processor(transformers), tokenizer(), []
+    prepare, words, similarities = image_processor(transformers), tokenizer(), []
     for picture, prompt in zip(as_pil(pictures(5)), PROMPTS, strict=True):
         tokens = words(prompt, truncation=True, max_length=6, return_tensors="pt")
         pixels = prepare(picture, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             logits = model(**tokens, pixel_values=pixels).logits_per_image
-            found.append(float(logits / model.logit_scale.exp()))
-    return torch.tensor(found)
+            similarities.append(float(logits / model.logit_scale.exp()))
+    return torch.tensor(similarities)
 
 
 def test_clip_score(clip, cosines):

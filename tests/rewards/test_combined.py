@@ -28,8 +28,8 @@ class Part:
 def test_weighted_sum():
     first, second = Part([1, 2, 3, 4, 5, 6]), Part([0.5, 0, 0, 0, 0, -1])
     with WeightedSum({"first": (first, 1.0), "second": (second, -2.0), "third": (lambda x: x[:, 0], 0.5)}) as reward:
-        found = score(reward, SAMPLES, [""] * 6, torch.arange(6), batch_size=4)
-        assert found.tolist() == [0.0, 2.5, 4.0, 5.5, 7.0, 10.5]
+        rewards = score(reward, SAMPLES, [""] * 6, torch.arange(6), batch_size=4)
+        assert rewards.tolist() == [0.0, 2.5, 4.0, 5.5, 7.0, 10.5]
     assert (first.closed, second.closed) == (1, 1)
     assert reward.name == "first + -2 second + 0.5 third"
     with pytest.raises(InputError, match="rewards is empty: give at least one"):
@@ -40,8 +40,8 @@ def test_parts_that_fail():
     good, holes = Part([1.0] * 6), Part([1.0, float("nan"), 1.0, 1.0, 1.0, 1.0])
     policed = PolicedReward(holes, Policy("drop", max_dropped_share=0.5), name="holes", log=lambda line: None)
     reward = WeightedSum({"good": (good, 1.0), "holes": (policed, 1.0)})
-    found = score(reward, SAMPLES, [""] * 6, torch.arange(6))
-    assert torch.isnan(found).tolist() == [False, True, False, False, False, False]
+    rewards = score(reward, SAMPLES, [""] * 6, torch.arange(6))
+    assert torch.isnan(rewards).tolist() == [False, True, False, False, False, False]
     message = "reward 'holes' gave no finite number for sample 1, tried 3 times; mend the reward"
     policed = PolicedReward(holes, name="holes", log=lambda line: None)
     with pytest.raises(RewardError, match=message):

@@ -24,16 +24,16 @@ def one_line_of(error):
     assert str(error).startswith("reward 'mine'") and "\n" not in str(error)
 
 
-def same(found, wanted):
-    return all(math.isnan(a) if b is None or math.isnan(b) else a == b for a, b in zip(found, wanted, strict=True))
+def same(actual, wanted):
+    return all(math.isnan(a) if b is None or math.isnan(b) else a == b for a, b in zip(actual, wanted, strict=True))
 
 
 @given(st.permutations(range(3)), st.lists(NUMBERS, min_size=3, max_size=3), NO_ERROR, JSON)
 @settings(max_examples=100)
 def test_drawn_right_answers(order, values, error, more):
     answer = {"id": 1, "error": error, "sample_ids": [IDS[i] for i in order], "rewards": [values[i] for i in order]}
-    found = rewards_in_order(parse(json.dumps({"more": more, **answer}).encode(), "mine"), IDS, 1, "mine")
-    assert same(found, values)
+    rewards = rewards_in_order(parse(json.dumps({"more": more, **answer}).encode(), "mine"), IDS, 1, "mine")
+    assert same(rewards, values)
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("id", "error", "sample_ids", "rewards"), JSON)), st.data())
@@ -48,25 +48,25 @@ def test_drawn_wrong_answers(answer, data):
         at = data.draw(st.integers(0, len(text)))
         text = text[:at] + data.draw(st.binary(max_size=3)) + text[at + data.draw(st.integers(0, 3)) :]
     try:
-        found = rewards_in_order(parse(text, "mine"), IDS, 1, "mine")
+        rewards = rewards_in_order(parse(text, "mine"), IDS, 1, "mine")
     except RewardError as error:
         one_line_of(error)
     else:
-        assert len(found) == 3 and all(isinstance(value, float) for value in found)
+        assert len(rewards) == 3 and all(isinstance(value, float) for value in rewards)
 
 
 @given(st.lists(NUMBERS, min_size=3, max_size=3), st.sampled_from([list, tuple, lambda x: np.array(x, object)]))
 def test_drawn_lists_of_numbers(values, kind):
-    found = evaluate(as_call(lambda samples: kind(values)), "mine", SAMPLES, [""] * 3, IDS)
-    assert same(found.tolist(), values)
+    rewards = evaluate(as_call(lambda samples: kind(values)), "mine", SAMPLES, [""] * 3, IDS)
+    assert same(rewards.tolist(), values)
 
 
 @given(JSON | st.sets(st.integers()) | st.binary() | st.complex_numbers() | st.lists(st.complex_numbers()))
 @settings(max_examples=150)
 def test_drawn_returned_things(values):
     try:
-        found = evaluate(as_call(lambda samples: values), "mine", SAMPLES, [""] * 3, IDS)
+        rewards = evaluate(as_call(lambda samples: values), "mine", SAMPLES, [""] * 3, IDS)
     except RewardError as error:
         one_line_of(error)
     else:
-        assert found.shape == (3,) and found.dtype == torch.float32
+        assert rewards.shape == (3,) and rewards.dtype == torch.float32

@@ -21,13 +21,13 @@ PROMPTS, IDS = ["a", "bb", "ccc"], [40, 41, 42]
 
 
 @pytest.fixture
-def told():
+def received():
     """(path, Authorization) of each request."""
     return []
 
 
 @pytest.fixture
-def serve(told):
+def serve(received):
     """serve([answer, ...]): a reward whose server gives one answer a request, the last for ever, and what it was sent.
 
     An answer is (status, body) or a function of the request that returns one.
@@ -40,7 +40,7 @@ def serve(told):
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                told.append((self.path, self.headers["Authorization"]))
+                received.append((self.path, self.headers["Authorization"]))
                 answer = left.pop(0) if len(left) > 1 else left[0]
                 status, body = answer(requests[-1]) if callable(answer) else answer
                 if status is None:
@@ -179,7 +179,7 @@ def test_no_proxy_to_this_machine(serve, monkeypatch, host, variable):
     assert reward(SAMPLES, PROMPTS, IDS).tolist() == [0.0, 128.0, 255.0] and len(requests) == 1
 
 
-def test_a_proxy_elsewhere(serve, monkeypatch, told):
+def test_a_proxy_elsewhere(serve, monkeypatch, received):
     """It is used for other machines, unless no_proxy names them, and its password is not told either."""
     reward, _ = serve([mean], url="http://scores.invalid:{}/score")
     port = reward.url.split(":")[2].split("/")[0]
@@ -187,7 +187,7 @@ def test_a_proxy_elsewhere(serve, monkeypatch, told):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://me:hunter2@127.0.0.1:{port}")
     assert reward(SAMPLES, PROMPTS, IDS).tolist() == [0.0, 128.0, 255.0]
-    assert told == [(f"http://scores.invalid:{port}/score", None)]
+    assert received == [(f"http://scores.invalid:{port}/score", None)]
     monkeypatch.setenv("http_proxy", "http://me:hunter2@127.0.0.1:1")
     with pytest.raises(RewardError, match=r"cannot be reached by the proxy http://\*\*\*@127.0.0.1:1 \(.*refused\)"):
         HttpReward("http://scores.invalid/score", retries=0)(SAMPLES, PROMPTS, IDS)
@@ -199,11 +199,11 @@ def test_a_proxy_elsewhere(serve, monkeypatch, told):
 SECRET = "http://me:hunter%40%C3%A92@127.0.0.1:{}/score?token=0123456789&mode=fast"
 
 
-def test_a_password_is_sent(serve, told):
+def test_a_password_is_sent(serve, received):
     reward, _ = serve([mean], url=SECRET)
     assert reward(SAMPLES, PROMPTS, IDS).tolist() == [0.0, 128.0, 255.0]
     wanted = base64.b64encode("me:hunter@é2".encode()).decode()
-    assert told == [("/score?token=0123456789&mode=fast", f"Basic {wanted}")]
+    assert received == [("/score?token=0123456789&mode=fast", f"Basic {wanted}")]
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def test_stop(fault):
 def test_retry(fault):
     lines = []
     reward = Faulty(fault, bad=(2, 5), times=1)
-    found = policed(reward, lines, retries=2, timeout_seconds=2.0 if fault is hangs else 30.0)(SAMPLES, PROMPTS, IDS)
-    assert found.tolist() == RIGHT and reward.calls == 2
+    rewards = policed(reward, lines, retries=2, timeout_seconds=2.0 if fault is hangs else 30.0)(SAMPLES, PROMPTS, IDS)
+    assert rewards.tolist() == RIGHT and reward.calls == 2
     assert [line.rpartition("; ")[2] for line in lines] == ["trying again, 1 of 2"]
     with pytest.raises(RewardError, match=f"{FAULTS[fault]}.*, tried 2 times; mend the reward, "):
         policed(Faulty(fault, bad=(2, 5)), retries=1, timeout_seconds=limit(fault))(SAMPLES, PROMPTS, IDS)
@@ -56,10 +56,10 @@ def test_retry(fault):
 def test_drop(fault):
     lines = []
     reward = Faulty(fault, bad=(2, 5))
-    found = policed(reward, lines, on_failure="drop", timeout_seconds=limit(fault))(SAMPLES, PROMPTS, IDS)
+    rewards = policed(reward, lines, on_failure="drop", timeout_seconds=limit(fault))(SAMPLES, PROMPTS, IDS)
     bad = [True] * 8 if fault is hangs else [i in (2, 5) for i in range(8)]
-    assert torch.isnan(found).tolist() == bad
-    assert [x for x, b in zip(found.tolist(), bad, strict=True) if not b] == [
+    assert torch.isnan(rewards).tolist() == bad
+    assert [x for x, b in zip(rewards.tolist(), bad, strict=True) if not b] == [
         x for x, b in zip(RIGHT, bad, strict=True) if not b
     ]
     # Whole, halves, quarters, eighths; once where the answer tells which samples have none.
@@ -73,16 +73,16 @@ def test_drop_is_bounded():
     """At most 64 calls more, and one time-out more, however many samples fail."""
     samples, ids = torch.arange(256.0).view(256, 1, 1, 1), list(range(256))
     reward = Faulty(raises, bad=range(0, 256, 2))
-    found = policed(reward, on_failure="drop")(samples, [""] * 256, ids)
-    assert reward.calls == 65 and torch.isnan(found).all()
+    rewards = policed(reward, on_failure="drop")(samples, [""] * 256, ids)
+    assert reward.calls == 65 and torch.isnan(rewards).all()
     reward = Faulty(lambda values, hit: time.sleep(0.05), bad=range(256))
     policed(reward, on_failure="drop", timeout_seconds=0.5)(samples, [""] * 256, ids)
     # As many as go into two time-outs; none for each of the 64.
     assert 1 <= reward.calls <= 2 * 0.5 / 0.05 + 2
     # A failure that passes leaves nothing to drop.
     lines = []
-    found = policed(Faulty(raises, times=1), lines, on_failure="drop")(SAMPLES, PROMPTS, IDS)
-    assert found.tolist() == RIGHT
+    rewards = policed(Faulty(raises, times=1), lines, on_failure="drop")(SAMPLES, PROMPTS, IDS)
+    assert rewards.tolist() == RIGHT
     assert lines[0].endswith("all answered one half at a time")
 
 
@@ -109,9 +109,9 @@ def test_batches_and_gradients():
 
     samples = (SAMPLES * torch.ones(1, requires_grad=True)).sqrt() ** 2
     with policed(reward, batch_size=3) as call:
-        found = score(call, samples, PROMPTS, torch.tensor(IDS), batch_size=6)
-    torch.testing.assert_close(found, torch.tensor(RIGHT))
-    assert not found.requires_grad
+        rewards = score(call, samples, PROMPTS, torch.tensor(IDS), batch_size=6)
+    torch.testing.assert_close(rewards, torch.tensor(RIGHT))
+    assert not rewards.requires_grad
     assert [prompts for _, prompts, _ in seen] == [list("abc"), list("def"), list("gh")]
     assert seen[2][2] == [46, 47]
     assert len({thread for thread, _, _ in seen}) == 1
@@ -127,8 +127,8 @@ def test_samples_that_are_not_finite():
             RewardError, match="'faulty' was not asked about samples 42, 45: nan or inf in the sample itself; look"
         ):
             policed(reward, on_failure=how)(samples, PROMPTS, IDS)
-    found = policed(reward, lines, on_failure="drop")(samples, PROMPTS, IDS)
-    assert torch.isnan(found).tolist() == [i in (2, 5) for i in range(8)]
+    rewards = policed(reward, lines, on_failure="drop")(samples, PROMPTS, IDS)
+    assert torch.isnan(rewards).tolist() == [i in (2, 5) for i in range(8)]
     assert reward.calls == 1 and lines[0].endswith("; dropped")
 
 
@@ -183,12 +183,12 @@ def test_right_order(name):
 
     call = policed(reward, on_failure="drop", check_order=True, batch_size=4)
     shuffled = SAMPLES[[3, 0, 5, 1, 7, 2, 6, 4]]
-    found = call(shuffled, PROMPTS, IDS)
+    rewards = call(shuffled, PROMPTS, IDS)
     assert calls[:2] == [4, 4] and calls.count(4) == 3
     call(shuffled, PROMPTS, IDS)
     assert calls[-2:] == [4, 4]
     if name == "right":
-        assert found.tolist() == [3, 0, 5, 1, 7, 2, 6, 4]
+        assert rewards.tolist() == [3, 0, 5, 1, 7, 2, 6, 4]
 
 
 @contextlib.contextmanager
@@ -223,7 +223,7 @@ def test_a_loop_is_ended():
     pytest.fail("it goes on")
 
 
-@pytest.mark.parametrize("tracer", [None, lambda *given: None])
+@pytest.mark.parametrize("tracer", [None, lambda *args: None])
 def test_a_stop_while_it_waits(tracer):
     """A reward that hangs does not keep a run from being stopped, in a debugger neither."""
 
@@ -312,8 +312,8 @@ def test_command_under_a_policy(command):
         assert len(lines) == 1 and lines[0].endswith("trying again, 1 of 2")
     lines = []
     with policed(command("os._exit(1)", keeps=True), lines, on_failure="drop") as reward:
-        found = reward(WHITE, PROMPTS, IDS)
-    assert torch.isnan(found).tolist() == [i == 5 for i in range(8)]
+        rewards = reward(WHITE, PROMPTS, IDS)
+    assert torch.isnan(rewards).tolist() == [i == 5 for i in range(8)]
     assert lines[0].endswith("ended with exit code 1 (at samples 40 to 47); dropped sample 45")
 
 
@@ -346,10 +346,10 @@ def test_policies_that_are_wrong():
 @pytest.mark.parametrize("on_failure", ["retry", "drop", "stop"])
 def test_a_reward_that_runs_out_of_memory_is_asked_for_fewer(on_failure):
     """Under every policy, without a failure, and the size is remembered."""
-    asked, lines = [], []
+    batch_sizes, lines = [], []
 
     def reward(x):
-        asked.append(len(x))
+        batch_sizes.append(len(x))
         if len(x) > 3:
             torch.empty(len(x) << 58, dtype=torch.uint8)
         return x.flatten(1).sum(1)
@@ -359,7 +359,7 @@ def test_a_reward_that_runs_out_of_memory_is_asked_for_fewer(on_failure):
     with policed:
         for _ in range(2):
             assert torch.equal(policed(samples, [""] * 10), samples.sum(1))
-    assert asked == [10, 5, 2, 2, 2, 2, 2] + [2] * 5 and policed.batch_size == 2 and lines == []
+    assert batch_sizes == [10, 5, 2, 2, 2, 2, 2] + [2] * 5 and policed.batch_size == 2 and lines == []
 
 
 def test_a_reward_without_memory_for_one_sample_fails():

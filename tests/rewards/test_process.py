@@ -100,8 +100,8 @@ def test_samples_that_are_no_pictures(start):
 def test_a_batch_larger_than_a_pipe(start):
     reward = start("def score(x, prompts):\n    return x.reshape(len(x), -1).mean(axis=1)")
     samples = torch.randint(0, 256, (8, 3, 256, 256), dtype=torch.uint8)
-    found = reward(samples / 127.5 - 1, ["x" * 10_000] * 8)
-    torch.testing.assert_close(found, samples.float().mean(dim=(1, 2, 3)))
+    rewards = reward(samples / 127.5 - 1, ["x" * 10_000] * 8)
+    torch.testing.assert_close(rewards, samples.float().mean(dim=(1, 2, 3)))
 
 
 def test_another_order_and_nothing(start):

@@ -57,9 +57,9 @@ class OfAnotherLibrary:
 )
 def test_none_is_nan(values):
     """In any list of numbers; the others keep their values."""
-    found = evaluate(as_call(lambda samples: values), "mine", SAMPLES[:4], PROMPTS[:4], range(4))
-    assert found.dtype == torch.float32 and not found.requires_grad
-    assert found[[0, 1, 3]].tolist() == [1, 0.5, 1] and bool(found[2].isnan())
+    rewards = evaluate(as_call(lambda samples: values), "mine", SAMPLES[:4], PROMPTS[:4], range(4))
+    assert rewards.dtype == torch.float32 and not rewards.requires_grad
+    assert rewards[[0, 1, 3]].tolist() == [1, 0.5, 1] and bool(rewards[2].isnan())
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_what_is_not_numbers(values, message):
 
 
 def test_a_number_that_no_float_holds():
-    found = evaluate(as_call(lambda samples: [10**400, -1e300]), "mine", SAMPLES[:2], PROMPTS[:2], [40, 41])
-    assert torch.isinf(found).all()
+    rewards = evaluate(as_call(lambda samples: [10**400, -1e300]), "mine", SAMPLES[:2], PROMPTS[:2], [40, 41])
+    assert torch.isinf(rewards).all()
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_loading(tmp_path):
 
 
 def test_a_batch_that_does_not_fit_is_halved():
-    asked = []
+    batch_sizes = []
 
     def reward(x):
-        asked.append(len(x))
+        batch_sizes.append(len(x))
         if len(x) > 4:
             torch.empty(len(x) << 58, dtype=torch.uint8)
         return x.sum(1)
 
     x = torch.arange(12.0).view(12, 1)
     assert torch.equal(score(reward, x, [""] * 12, torch.arange(12), batch_size=12), x.sum(1))
-    assert asked == [12, 6, 3, 3, 3, 3]
+    assert batch_sizes == [12, 6, 3, 3, 3, 3]

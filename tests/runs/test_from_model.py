@@ -38,9 +38,9 @@ def config_of(run, **options):
 
 
 def trainer_of(run, model=None, reward=total, prompts=None, config=None, **options):
-    given = {"shape": (4,), "parameterization": "velocity", "log": lambda text: None, **options}
+    arguments = {"shape": (4,), "parameterization": "velocity", "log": lambda text: None, **options}
     config = config_of(run) if config is None else config
-    return pf.PGraftTrainer.from_model(Net() if model is None else model, FLOW, reward, prompts, config, **given)
+    return pf.PGraftTrainer.from_model(Net() if model is None else model, FLOW, reward, prompts, config, **arguments)
 
 
 def test_a_run_is_that_of_the_engine(tmp_path):
@@ -59,7 +59,7 @@ def test_a_run_is_that_of_the_engine(tmp_path):
     saved = load_file(result.adapter)
     assert saved.keys() == engine.tuned.state_dict().keys()
     assert all(torch.equal(saved[name], value) for name, value in engine.tuned.state_dict().items())
-    assert [one.reward for one in result.history] == [one["reward"] for one in engine.history]
+    assert [entry.reward for entry in result.history] == [entry["reward"] for entry in engine.history]
     assert (result.cut, result.run, result.report.exists()) == (0.4, tmp_path / "run", True)
 
 
@@ -93,9 +93,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path):
     torch.nn.init.zeros_(other.layers[0].bias)
     with pytest.raises(InputError, match=r"^model"):
         trainer_of(tmp_path / "parts", other).train()
-    found = trainer_of(tmp_path / "parts").train()
-    assert found.adapter.read_bytes() == expected.adapter.read_bytes()
-    assert found.after == expected.after
+    resumed = trainer_of(tmp_path / "parts").train()
+    assert resumed.adapter.read_bytes() == expected.adapter.read_bytes()
+    assert resumed.after == expected.after
 
 
 def test_conditions_and_held_out_prompts(tmp_path):

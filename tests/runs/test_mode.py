@@ -45,7 +45,7 @@ def subject_of(net=None, condition=None, **options):
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def tried_ways(monkeypatch):
     """The ways that a trial is given: {name: seconds}, in order; the first is taken."""
     seen = {}
 
@@ -85,15 +85,15 @@ def test_what_is_asked_for_is_not_changed(mode):
 
 
 @pytest.mark.parametrize("condition", [None, torch.arange(2)])
-def test_a_short_run_is_not_compiled(asked, condition):
+def test_a_short_run_is_not_compiled(tried_ways, condition):
     subject, lines = subject_of(condition=condition), []
     assert fastest(subject, CPU, lines.append) == "eager"
-    assert list(asked) == ["eager", "graph_sampling"] and set(subject.task.model.rows) == {16}
+    assert list(tried_ways) == ["eager", "graph_sampling"] and set(subject.task.model.rows) == {16}
     assert lines == ["mode = 'eager', the fastest of eager, graph_sampling"]
 
 
 @pytest.mark.parametrize("best", ["graph_sampling", "graph"])
-def test_where_samples_are_graphs_training_is_tried(asked, monkeypatch, best):
+def test_where_samples_are_graphs_training_is_tried(tried_ways, monkeypatch, best):
     """On the learner that will be trained, which is as it was then."""
     questions = []
 
@@ -119,37 +119,37 @@ def test_where_samples_are_graphs_training_is_tried(asked, monkeypatch, best):
 
 
 @pytest.mark.parametrize("options", [{"micro_batch": 2}, {"method": "ddpo", "cut": 0.0}])
-def test_training_that_is_not_captured_is_not_tried(asked, monkeypatch, options):
+def test_training_that_is_not_captured_is_not_tried(tried_ways, monkeypatch, options):
     monkeypatch.setattr(modes, "choose", lambda what, ways, device: list(ways)[1])
     monkeypatch.setattr(modes, "training_trial", None)
     assert fastest(subject_of(**options), CPU, print) == "graph_sampling"
 
 
-def test_a_long_run_is_worth_a_compiler(asked):
+def test_a_long_run_is_worth_a_compiler(tried_ways):
     fastest(subject_of(budget=pf.Budget(gpu_hours=1.0)), CPU, print)
-    assert list(asked) == ["eager", "graph_sampling", "compile_sampling"]
-    asked.clear()
+    assert list(tried_ways) == ["eager", "graph_sampling", "compile_sampling"]
+    tried_ways.clear()
     fastest(subject_of(budget=pf.Budget(wall_seconds=1100.0)), CPU, print)
-    assert list(asked) == ["eager", "graph_sampling"]
+    assert list(tried_ways) == ["eager", "graph_sampling"]
 
 
-def test_a_batch_is_no_larger_than_a_round(asked):
+def test_a_batch_is_no_larger_than_a_round(tried_ways):
     subject = subject_of(prompts=2, sample_batch=64)
     fastest(subject, CPU, print)
     assert set(subject.task.model.rows) == {8}
 
 
-def test_what_cannot_be_captured_is_not_tried_so(asked):
+def test_what_cannot_be_captured_is_not_tried_so(tried_ways):
     net = Net()
     net.can_be_captured = False
     fastest(subject_of(net), CPU, print)
-    assert list(asked) == ["eager"]
+    assert list(tried_ways) == ["eager"]
 
 
-def test_a_batch_that_does_not_fit(asked):
+def test_a_batch_that_does_not_fit(tried_ways):
     net = Net()
-    net.register_forward_pre_hook(lambda module, given: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
-    assert fastest(subject_of(net), CPU, print) == "eager" and asked == {}
+    net.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    assert fastest(subject_of(net), CPU, print) == "eager" and tried_ways == {}
 
 
 def test_the_seconds_that_a_run_samples():
@@ -160,14 +160,14 @@ def test_the_seconds_that_a_run_samples():
     assert planned_seconds(filled, 0.5, 16) == 100.0
 
 
-def test_a_pipeline(asked, monkeypatch):
+def test_a_pipeline(tried_ways, monkeypatch):
     """The reference with its prompts, guided; on a CPU it reads times back, which a tape does not bear."""
     monkeypatch.setattr(Taped, "captures", False)
     base = subject_of()
     facts = facts_of(Calls(build("sd"), TEXTS, {"height": 16, "width": 16}, guidance=3.0))
     task, _ = pipeline_task(facts, TEXTS[:2], TEXTS[2:], pf.Lora(rank=2), 0)
     assert fastest(replace(base, task=task), CPU, print) == "eager"
-    assert list(asked) == ["eager", "graph_sampling"] and "UNet2DConditionModel" in asked["graph_sampling"]
+    assert list(tried_ways) == ["eager", "graph_sampling"] and "UNet2DConditionModel" in tried_ways["graph_sampling"]
 
 
 def test_execution_in_auto():

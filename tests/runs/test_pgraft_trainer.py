@@ -35,7 +35,7 @@ def call_of(name):
 
 def brightness(media, prompts):
     assert len(media) == len(prompts)
-    return [float(one.astype(np.float64).mean()) for one in media]
+    return [float(picture.astype(np.float64).mean()) for picture in media]
 
 
 def config_of(run, **options):
@@ -52,8 +52,8 @@ def trainer_of(name, run, **options):
 
 def drawn(pipe, name, steps=5):
     prompts = {"dit": {"class_labels": [1]}, "ddpm": {}, "ddim": {}}
-    asked = {**prompts.get(name, {"prompt": "a red cube"}), **call_of(name)}
-    return pipe(**asked, num_inference_steps=steps, generator=torch.Generator().manual_seed(3))
+    arguments = {**prompts.get(name, {"prompt": "a red cube"}), **call_of(name)}
+    return pipe(**arguments, num_inference_steps=steps, generator=torch.Generator().manual_seed(3))
 
 
 def merged(pipe, tensors):
@@ -72,19 +72,22 @@ def merged(pipe, tensors):
 
 def drawn_by_hand(name, file, steps=5):
     """Weights are exchanged before the step at which the noise is at the cut; the first step is the LoRA's."""
-    tensors, told = read_adapter(file)
+    tensors, metadata = read_adapter(file)
     pipe = build(name)
     net, base, tuned = merged(pipe, tensors)
     scheduler, plain, done = pipe.scheduler, pipe.scheduler.step, []
 
     def step(*args, **kwargs):
-        found = plain(*args, **kwargs)
+        result = plain(*args, **kwargs)
         left_out = len(scheduler.timesteps) - calls
         done.append(1)
         following = left_out + len(done)
-        if following < len(scheduler.timesteps) and _logsnr_of_steps(scheduler)[following] >= told.cut_logsnr - 1e-6:
+        if (
+            following < len(scheduler.timesteps)
+            and _logsnr_of_steps(scheduler)[following] >= metadata.cut_logsnr - 1e-6
+        ):
             net.load_state_dict(base)
-        return found
+        return result
 
     counted = []
     # The pipelines look at its signature.
@@ -108,9 +111,9 @@ def test_a_run_and_its_adapter(name, tmp_path):
     assert result.before.interval[0] <= result.before.reward <= result.before.interval[1]
     assert result.history[0].accepted >= 1 and math.isfinite(result.after.reward)
     pf.load_adapter(pipe, result.adapter)
-    found = drawn(pipe, name)
-    assert not differ(media_of(found), media_of(drawn_by_hand(name, result.adapter)), 1e-4)
-    assert any(not np.array_equal(*pair) for pair in zip(media_of(found), media_of(before), strict=True))
+    output = drawn(pipe, name)
+    assert not differ(media_of(output), media_of(drawn_by_hand(name, result.adapter)), 1e-4)
+    assert any(not np.array_equal(*pair) for pair in zip(media_of(output), media_of(before), strict=True))
     pf.unload_adapter(pipe)
     assert not differ(media_of(drawn(pipe, name)), media_of(before), 0.0)
 
@@ -145,9 +148,9 @@ def test_a_stopped_run_goes_on_to_the_same_end(tmp_path):
         trainer.train()
     assert not hasattr(pipe.unet, "peft_config")
     pipe, trainer = trainer_of("sd", tmp_path / "parts", rounds=3)
-    found = trainer.train()
-    assert found.adapter.read_bytes() == expected.adapter.read_bytes()
-    assert found.after == expected.after and found.model_calls == expected.model_calls
+    resumed = trainer.train()
+    assert resumed.adapter.read_bytes() == expected.adapter.read_bytes()
+    assert resumed.after == expected.after and resumed.model_calls == expected.model_calls
     config, call = config_of(tmp_path / "parts", rounds=3), {"eta": 0.5}
     with pytest.raises(InputError, match=r"^call="):
         pf.PGraftTrainer(pipe, brightness, prompts_of("sd"), config, call=call, log=lambda text: None).train()
@@ -159,17 +162,17 @@ def test_an_image_to_image_run_starts_at_its_strength(tmp_path):
     call = {**call_of("sd_img2img"), "strength": 0.5}
     trainer = pf.PGraftTrainer(pipe, brightness, prompts_of(""), config_of(tmp_path), call=call, log=lambda text: None)
     result = trainer.train()
-    told = read_adapter(result.adapter)[1]
-    schedule = Schedule.from_dict(told.schedule)
+    metadata = read_adapter(result.adapter)[1]
+    schedule = Schedule.from_dict(metadata.schedule)
     assert schedule.t_begin == pytest.approx(0.5, abs=0.01)
-    assert told.cut_logsnr == pytest.approx(float(schedule.logsnr(schedule.t_begin / 2.0)), abs=0.1)
+    assert metadata.cut_logsnr == pytest.approx(float(schedule.logsnr(schedule.t_begin / 2.0)), abs=0.1)
 
 
-def told(**options):
-    given = {"pipe": build("sd"), "reward": brightness, "prompts": ["a", "b"], **options}
-    run = given.pop("run", "unused")
-    config = given.pop("config", None) or config_of(run)
-    return lambda: pf.PGraftTrainer(**given, config=config, log=lambda text: None).train()
+def training_of(**options):
+    arguments = {"pipe": build("sd"), "reward": brightness, "prompts": ["a", "b"], **options}
+    run = arguments.pop("run", "unused")
+    config = arguments.pop("config", None) or config_of(run)
+    return lambda: pf.PGraftTrainer(**arguments, config=config, log=lambda text: None).train()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +194,7 @@ def told(**options):
 )
 def test_wrong_input_is_one_line(options, line, tmp_path):
     with pytest.raises(pf.errors.PgraftError, match=f"^{line}$") as caught:
-        told(run=tmp_path / "run", **options)()
+        training_of(run=tmp_path / "run", **options)()
     assert "\n" not in str(caught.value)
 
 
@@ -201,7 +204,7 @@ def test_a_reward_of_another_medium(tmp_path):
 
     loudness.medium = "audio"
     with pytest.raises(InputError, match=r"^reward 'loudness' takes audio, the pipeline makes image$"):
-        told(run=tmp_path / "run", reward=loudness)()
+        training_of(run=tmp_path / "run", reward=loudness)()
 
 
 def test_rewards_get_what_the_pipeline_returns(tmp_path):
@@ -210,7 +213,7 @@ def test_rewards_get_what_the_pipeline_returns(tmp_path):
 
     def loudness(media, prompts, rate):
         seen["audio"] = (media[0].shape[0], media[0].dtype, rate)
-        return [float(np.square(one).mean()) for one in media]
+        return [float(np.square(clip).mean()) for clip in media]
 
     pipe = build("audioldm2")
     result = pf.PGraftTrainer(
@@ -228,7 +231,7 @@ def test_rewards_get_what_the_pipeline_returns(tmp_path):
         return media.mean(dim=(1, 2, 3))
 
     pixels.medium = "pixels"
-    told(run=tmp_path / "pixels", reward=pixels)()
+    training_of(run=tmp_path / "pixels", reward=pixels)()
     assert seen["pixels"][0][1:] == (3, 16, 16) and -1.0 <= seen["pixels"][1] < 0.0
 
 
@@ -237,8 +240,8 @@ def test_each_prompt_with_a_picture_of_its_own(tmp_path):
     seen = {}
 
     def closeness(media, prompts):
-        for one, prompt in zip(media, prompts, strict=True):
-            seen.setdefault(prompt, []).append(float(one.mean()))
+        for image, prompt in zip(media, prompts, strict=True):
+            seen.setdefault(prompt, []).append(float(image.mean()))
         return [0.01 * number for number in range(len(media))]
 
     call = call_of("sd_img2img")

@@ -25,12 +25,12 @@ def test_one_prompt_is_measured_on_itself():
 
 
 def test_arguments_of_each_prompt_follow_it():
-    given = [{"prompt": f"p{number}", "strength": number / 10, "image": number} for number in range(8)]
-    given.append({"prompt": "p0", "strength": 0.9, "image": 9})
-    run_prompts = RunPrompts.of(given, None, 3)
+    entries = [{"prompt": f"p{number}", "strength": number / 10, "image": number} for number in range(8)]
+    entries.append({"prompt": "p0", "strength": 0.9, "image": 9})
+    run_prompts = RunPrompts.of(entries, None, 3)
     columns = (run_prompts.columns["strength"], run_prompts.columns["image"])
     for prompt, strength, image in zip(run_prompts.prompts, *columns, strict=True):
-        assert {"prompt": prompt, "strength": strength, "image": image} in given
+        assert {"prompt": prompt, "strength": strength, "image": image} in entries
     assert len(run_prompts.prompts) == 9
 
 

@@ -25,48 +25,48 @@ def failing(times, error):
 
 
 def test_bytes_are_those_of_the_capture_alone(cuda):
-    found = GraphCache()
+    cache = GraphCache()
     for number in range(2):
         cuda.cached = CACHED
-        found.run(number, double, [torch.ones(2)])
-    assert found.bytes == 2 * CAPTURED
+        cache.run(number, double, [torch.ones(2)])
+    assert cache.bytes == 2 * CAPTURED
 
 
 def test_memory_limit_bites(cuda):
-    found = GraphCache(memory_limit=CAPTURED)
+    cache = GraphCache(memory_limit=CAPTURED)
     for number in range(3):
         cuda.cached = CACHED
-        found.run(number, double, [torch.ones(2)])
-    assert len(found) == 1
+        cache.run(number, double, [torch.ones(2)])
+    assert len(cache) == 1
 
 
 def test_all_captures_are_on_one_stream(cuda):
-    found = GraphCache()
+    cache = GraphCache()
     for number in range(3):
-        found.run(number, double, [torch.ones(2)])
+        cache.run(number, double, [torch.ones(2)])
     assert len(cuda.used) == 3 and len({id(stream) for stream in cuda.used}) == 1
 
 
 def test_a_failed_capture_is_told_and_nothing_is_captured_after_it(cuda, caplog):
-    found = GraphCache()
-    before = found.run("before", double, [torch.ones(2)])
+    cache = GraphCache()
+    before = cache.run("before", double, [torch.ones(2)])
     error = RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
-    assert found.run("bad", failing(2, error), [torch.ones(2)]) is None
+    assert cache.run("bad", failing(2, error), [torch.ones(2)]) is None
     assert "could not be captured: operation not permitted when stream is capturing; this process" in caplog.text
     assert cuda.now is cuda.default
     # Others, of another cache too, run plainly; a graph that was there goes on.
     captures = len(cuda.used)
-    assert found.run("next", double, [torch.ones(2)]) is None
+    assert cache.run("next", double, [torch.ones(2)]) is None
     assert GraphCache().run("other", double, [torch.ones(2)]) is None
     assert len(cuda.used) == captures
-    assert torch.equal(found.run("before", double, [torch.ones(2)])[0], before[0])
+    assert torch.equal(cache.run("before", double, [torch.ones(2)])[0], before[0])
 
 
 def test_memory_that_ends_in_a_capture_refuses_that_shape_alone(cuda, caplog):
-    found = GraphCache()
-    assert found.run("large", failing(2, torch.OutOfMemoryError("full")), [torch.ones(2)]) is None
+    cache = GraphCache()
+    assert cache.run("large", failing(2, torch.OutOfMemoryError("full")), [torch.ones(2)]) is None
     assert "memory did not suffice" in caplog.text and cuda.now is cuda.default
-    assert found.run("small", double, [torch.ones(2)]) is not None
+    assert cache.run("small", double, [torch.ones(2)]) is not None
 
 
 def test_what_the_function_itself_raises_is_raised(cuda):

@@ -58,9 +58,9 @@ def test_two_models_are_two_graphs_each_with_its_own_weights():
     net, tuned, graphs = Net(), Net(), OtherCache(taped)
     with torch.no_grad():
         tuned.layer.weight.add_(0.3)
-    given = {"solver": "ddpm", "tuned": tuned, "cut": 0.5}
+    options = {"solver": "ddpm", "tuned": tuned, "cut": 0.5}
     for number in (0, 1):
-        same(drawn(net, number, graphs, **given), drawn(net, number, **given))
+        same(drawn(net, number, graphs, **options), drawn(net, number, **options))
     assert len(graphs) == 2
     for model in (net, tuned):
         same(drawn(model, 0, graphs, solver="ddpm"), drawn(model, 0, solver="ddpm"))

@@ -43,15 +43,15 @@ def test_until_convergence():
 
 
 def test_bad_inputs():
-    one = torch.ones(1, dtype=torch.int32)
+    flag = torch.ones(1, dtype=torch.int32)
     for condition, limit, pool, message in [
         (1, 1, None, "condition is a int: a tensor of one int32 is needed"),
-        (one.long(), 1, None, r"condition is torch.int64 \(1,\): one torch.int32 is needed"),
-        (one.expand(2), 1, None, r"condition is torch.int32 \(2,\): one torch.int32 is needed"),
-        (one, -1, None, r"limit=-1 is not a number of iterations: 0 ... 2\^31 - 1 is needed"),
-        (one, 2**31, None, "limit=2147483648 is not"),
-        (one, 1.0, None, r"limit=1.0 is not"),
-        (one, 1, (0, 1), "pool is a tuple: a torch.cuda.MemPool is needed"),
+        (flag.long(), 1, None, r"condition is torch.int64 \(1,\): one torch.int32 is needed"),
+        (flag.expand(2), 1, None, r"condition is torch.int32 \(2,\): one torch.int32 is needed"),
+        (flag, -1, None, r"limit=-1 is not a number of iterations: 0 ... 2\^31 - 1 is needed"),
+        (flag, 2**31, None, "limit=2147483648 is not"),
+        (flag, 1.0, None, r"limit=1.0 is not"),
+        (flag, 1, (0, 1), "pool is a tuple: a torch.cuda.MemPool is needed"),
     ]:
         with pytest.raises(InputError, match=message) as error:
             device_while(condition, lambda: None, limit, pool=pool)

@@ -25,7 +25,7 @@ def test_the_quick_network_is_the_exact_one(name, parameterization):
     x = torch.linspace(-4.0, 4.0, 500)[:, None]
     for time in (0.001, 0.3, 0.7, 1.0):
         t = torch.full((500,), time)
-        quick, exact = (one.model(SCHEDULES[name], parameterization)(x, t) for one in (MIXTURE, Mixture()))
+        quick, exact = (mixture.model(SCHEDULES[name], parameterization)(x, t) for mixture in (MIXTURE, Mixture()))
         assert torch.allclose(quick, exact, rtol=1e-6, atol=1e-6)
 
 

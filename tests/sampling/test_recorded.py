@@ -20,10 +20,10 @@ def model(x, t, condition=None):
     return torch.tanh(0.6 * x + t.view(-1, *[1] * (x.ndim - 1))) + 0.2 * shift
 
 
-def exact_log_prob(found, step, out):
+def exact_log_prob(recording, step, out):
     """Density of the kept states in float64, from the rows of the table."""
-    p, q, a, b, _, d = found.table[step, :6]
-    x_t, x_s = found.states[step].double(), found.states[step + 1].double()
+    p, q, a, b, _, d = recording.table[step, :6]
+    x_t, x_s = recording.states[step].double(), recording.states[step + 1].double()
     z = (x_s - a * x_t - b * (p * x_t + q * out.double())) / d
     return torch.distributions.Normal(0.0, 1.0).log_prob(z).flatten(1).sum(1) - z[0].numel() * d.log()
 
@@ -37,12 +37,12 @@ def test_equals_rollout_bit_for_bit(solver, eta, dtype):
     }  # fmt: skip
     for net in (model, guided(model, 2.5, torch.zeros(1))):
         whole = rollout(net, COSINE, batch_size=5, cuts=(0.6,), **common)
-        found = record(net, COSINE, batch_size=2, **common)
-        assert torch.equal(found.x_0, whole.x_0)
-        assert torch.equal(found.states[-1], whole.x_0)
-        assert torch.equal(found.states[3], whole.x_cut[0.6])
-        assert found.model_calls == whole.model_calls == 5 * 7 * found.calls_a_sample
-        assert found.calls_a_sample == (1 if net is model else 2)
+        recording = record(net, COSINE, batch_size=2, **common)
+        assert torch.equal(recording.x_0, whole.x_0)
+        assert torch.equal(recording.states[-1], whole.x_0)
+        assert torch.equal(recording.states[3], whole.x_cut[0.6])
+        assert recording.model_calls == whole.model_calls == 5 * 7 * recording.calls_a_sample
+        assert recording.calls_a_sample == (1 if net is model else 2)
 
 
 @pytest.mark.parametrize("schedule, parameterization", [(FLOW, "velocity"), (COSINE, "v"), (EDM, "epsilon")])
@@ -53,40 +53,40 @@ def test_log_prob_is_the_density_of_the_step(schedule, parameterization, solver,
         "sample_ids": IDS,
     }  # fmt: skip
     for dtype in (torch.float32, torch.float64):
-        found = record(model, schedule, dtype=dtype, **common)
-        assert found.log_prob.dtype is dtype
-        assert found.drawn.tolist() == [True] * 5 + [False]
-        assert bool((found.log_prob[-1] == 0).all())
-        density = density_table(found.table, dtype, torch.device("cpu"))
+        recording = record(model, schedule, dtype=dtype, **common)
+        assert recording.log_prob.dtype is dtype
+        assert recording.drawn.tolist() == [True] * 5 + [False]
+        assert bool((recording.log_prob[-1] == 0).all())
+        density = density_table(recording.table, dtype, torch.device("cpu"))
         for step in range(5):
-            out = model(found.states[step], found.times[step].to(dtype).expand(5))
-            again = step_log_prob(out, found.states[step], found.states[step + 1], density[step].expand(5, -1))
-            exact = exact_log_prob(found, step, out)
+            out = model(recording.states[step], recording.times[step].to(dtype).expand(5))
+            again = step_log_prob(out, recording.states[step], recording.states[step + 1], density[step].expand(5, -1))
+            exact = exact_log_prob(recording, step, out)
             # What rounding of the states, as large as they are beside d, does to z, |z| < 4 in 6 elements.
-            largest = float(found.states[step : step + 2].abs().max()) / float(found.table[step, 5])
+            largest = float(recording.states[step : step + 2].abs().max()) / float(recording.table[step, 5])
             tolerance = 4.0 * 6.0 * 4.0 * torch.finfo(dtype).eps * (largest + 1.0)
-            assert torch.allclose(found.log_prob[step].double(), exact, rtol=0, atol=tolerance)
+            assert torch.allclose(recording.log_prob[step].double(), exact, rtol=0, atol=tolerance)
             assert torch.allclose(again.double(), exact, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.01])
 def test_one_pass_is_no_worse_than_the_difference_to_the_mean(eta):
     """Many steps of little noise, where b q is tiny: error against float64 of both ways to compute."""
-    found = record(
+    recording = record(
         model, COSINE, shape=(64,), steps=200, solver="ddim", eta=eta, parameterization="v", sample_ids=torch.arange(4)
     )
-    density = density_table(found.table, torch.float32, torch.device("cpu"))
-    assert float((found.table[:-1, 3] * found.table[:-1, 1]).abs().min()) < 1e-2
+    density = density_table(recording.table, torch.float32, torch.device("cpu"))
+    assert float((recording.table[:-1, 3] * recording.table[:-1, 1]).abs().min()) < 1e-2
     error, plain_error = [], []
     for step in range(199):
-        x_t, x_s = found.states[step], found.states[step + 1]
-        out = model(x_t, found.times[step].float().expand(4))
-        exact = exact_log_prob(found, step, out)
-        p, q, a, b, _, d = found.table[step, :6].float()
+        x_t, x_s = recording.states[step], recording.states[step + 1]
+        out = model(x_t, recording.times[step].float().expand(4))
+        exact = exact_log_prob(recording, step, out)
+        p, q, a, b, _, d = recording.table[step, :6].float()
         z = (x_s - (a * x_t + b * (p * x_t + q * out))) / d
         plain = -0.5 * z.square().sum(1) - 64 * (d.log() + 0.5 * math.log(2 * math.pi))
-        found_now = step_log_prob(out, x_t, x_s, density[step].expand(4, -1))
-        error.append((found_now - exact).abs().max())
+        log_prob = step_log_prob(out, x_t, x_s, density[step].expand(4, -1))
+        error.append((log_prob - exact).abs().max())
         plain_error.append((plain - exact).abs().max())
     assert torch.stack(error).square().mean().sqrt() <= 1.2 * torch.stack(plain_error).square().mean().sqrt()
 
@@ -104,9 +104,9 @@ def test_gradient_through_both_answers():
 
 def test_guidance_of_half_precision_answers_is_put_together_in_float32():
     out, out_null = torch.randn(2, 3, 5).bfloat16().unbind()
-    found = combined(out, out_null, 7.5)
-    assert found.dtype is torch.float32
-    assert torch.equal(found, out_null.float() + 7.5 * (out.float() - out_null.float()))
+    output = combined(out, out_null, 7.5)
+    assert output.dtype is torch.float32
+    assert torch.equal(output, out_null.float() + 7.5 * (out.float() - out_null.float()))
     assert combined(out, None, 1.0) is out
 
 
@@ -120,17 +120,17 @@ def test_guidance_of_half_precision_answers_is_put_together_in_float32():
     ],
 )
 def test_narrow_states_are_what_the_model_saw(dtype, state_dtype):
-    found = record(
+    recording = record(
         model, FLOW, shape=(4, 16), steps=9, parameterization="velocity", sample_ids=IDS, dtype=dtype,
         state_dtype=state_dtype,
     )  # fmt: skip
-    assert found.states.dtype is (state_dtype or dtype)
-    assert found.x_0.dtype is dtype
-    assert torch.equal(found.x_0.to(found.states.dtype), found.states[-1])
+    assert recording.states.dtype is (state_dtype or dtype)
+    assert recording.x_0.dtype is dtype
+    assert torch.equal(recording.x_0.to(recording.states.dtype), recording.states[-1])
     for step in range(8):
-        out = model(found.states[step].to(dtype), found.times[step].to(dtype).expand(5))
+        out = model(recording.states[step].to(dtype), recording.times[step].to(dtype).expand(5))
         # An element: a clip range is 1e-4.
-        assert float((found.log_prob[step] - exact_log_prob(found, step, out)).abs().max()) / 64 < 2e-6
+        assert float((recording.log_prob[step] - exact_log_prob(recording, step, out)).abs().max()) / 64 < 2e-6
 
 
 def test_what_a_batch_costs_is_reported():

@@ -206,11 +206,11 @@ def test_guided_rollouts_combine_inside_the_step_and_count_two_calls():
         def __call__(self, x, t, condition):
             return guided(model, 2.5, torch.tensor(0.5))(x, t, condition).combined()
 
-    given = {"shape": (5,), "n": 4, "steps": 6, "condition": torch.tensor([1.0, 2.0, 3.0, 4.0])}
-    found = rollout(guided(model, 2.5, torch.tensor(0.5)), FLOW, parameterization="velocity", **given)
-    plain = rollout(Plain(), FLOW, parameterization="velocity", **given)
-    assert torch.allclose(found.x_0, plain.x_0, atol=1e-6)
-    assert found.model_calls == 2 * plain.model_calls == 2 * 4 * 6
+    arguments = {"shape": (5,), "n": 4, "steps": 6, "condition": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    result = rollout(guided(model, 2.5, torch.tensor(0.5)), FLOW, parameterization="velocity", **arguments)
+    plain = rollout(Plain(), FLOW, parameterization="velocity", **arguments)
+    assert torch.allclose(result.x_0, plain.x_0, atol=1e-6)
+    assert result.model_calls == 2 * plain.model_calls == 2 * 4 * 6
 
 
 def test_condition_rows_stay_with_their_samples():
@@ -220,8 +220,8 @@ def test_condition_rows_stay_with_their_samples():
     condition = torch.arange(6.0)
     common = {**ELEMENTWISE, "solver": "euler"}
     whole = rollout(model, FLOW, n=6, condition=condition, batch_size=4, **common)
-    one = rollout(model, FLOW, sample_ids=torch.tensor([5]), condition=condition[5:], **common)
-    assert torch.equal(whole.x_0[5:], one.x_0)
+    single = rollout(model, FLOW, sample_ids=torch.tensor([5]), condition=condition[5:], **common)
+    assert torch.equal(whole.x_0[5:], single.x_0)
 
 
 @pytest.mark.parametrize(

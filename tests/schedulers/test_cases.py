@@ -93,5 +93,5 @@ def test_other_shapes(kind):
 def test_neighbouring_levels_are_divided_as_in_diffusers(kind, options, t):
     """What a step between two of a thousand adds is 1 - a ratio near 1, of whose digits float32 leaves four."""
     original, ours = (prepared(cls, Setup(kind, {"clip_sample": False}, LONGEST))[0] for cls in PAIRS[kind])
-    theirs, mine = (step(one, one.timesteps[-1 - t], **options)[0] for one in (original, ours))
+    theirs, mine = (step(scheduler, scheduler.timesteps[-1 - t], **options)[0] for scheduler in (original, ours))
     assert apart(mine, theirs) < 3e-7 * largest(theirs)

@@ -54,7 +54,7 @@ def test_saved_under_the_name_of_diffusers(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
 def test_copies_go_on_in_mid_run(kind, copied):
     scheduler = ready(kind)[1]
     x = X
@@ -63,7 +63,7 @@ def test_copies_go_on_in_mid_run(kind, copied):
     twin = copied(scheduler)
     # A copied timestep is not a view of the copy's: the scheduler finds it by value.
     seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
-    a, b = (step(one, 3, x, generator=seed) for one, seed in zip((scheduler, twin), seeds, strict=True))
+    a, b = (step(instance, 3, x, generator=seed) for instance, seed in zip((scheduler, twin), seeds, strict=True))
     assert torch.equal(a, b)
 
 
@@ -82,7 +82,7 @@ def test_noise_added_before_and_in_mid_run(kind):
     assert torch.equal(added(theirs), added(mine)), name
     for index in range(3):
         seeds = [torch.Generator().manual_seed(index) for _ in range(2)]
-        x = [step(one, index, X, generator=seed) for one, seed in zip((theirs, mine), seeds, strict=True)]
+        x = [step(instance, index, X, generator=seed) for instance, seed in zip((theirs, mine), seeds, strict=True)]
         torch.testing.assert_close(*x, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(added(mine), added(theirs), rtol=0, atol=0)
     if hasattr(theirs, "get_velocity") and kind != "euler":
@@ -127,15 +127,15 @@ def test_dtypes_of_results(kind, dtype, shape, prediction):
 def test_a_scheduler_that_is_replaced_after_it_was_used(kind):
     """Attributes that change between steps act from then on."""
     original, ours = PAIRS[kind]
-    one = original()
-    twin = ours.twin_of(one)
-    one.set_timesteps(6)
-    assert torch.equal(twin.timesteps, one.timesteps) and vars(twin) is vars(one)
+    source = original()
+    twin = ours.twin_of(source)
+    source.set_timesteps(6)
+    assert torch.equal(twin.timesteps, source.timesteps) and vars(twin) is vars(source)
     other = original()
     other.set_timesteps(6)
     x = [X, X]
     for index in range(6):
-        for scheduler in (one, other):
+        for scheduler in (source, other):
             if kind in ("ddim", "ddpm"):
                 scheduler.alphas_cumprod = scheduler.alphas_cumprod * 0.99
             else:

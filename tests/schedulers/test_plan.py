@@ -69,8 +69,8 @@ def test_planned_steps(kind, config, options, guided, dtype):
         x = advanced(scheduler, x, 8, 10, own, guided)
         counters = {name: getattr(scheduler, name, None) for name in ("_step_index", "lower_order_nums")}
         results.append((x, generator.get_state(), counters))
-    (one, state, counters), (other, other_state, other_counters) = results
-    assert torch.equal(one, other)
+    (sample, state, counters), (other_sample, other_state, other_counters) = results
+    assert torch.equal(sample, other_sample)
     assert torch.equal(state, other_state)
     assert counters == other_counters
 

@@ -107,7 +107,7 @@ def follow(cls: Any, setup: Setup, exact: bool = False, along: Run | None = None
     torch.manual_seed(11)
     seeds = {"one": [3], "list": list(range(setup.shape[0]))}.get(setup.generator, [])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    given = torch.Generator().manual_seed(5)
+    noise_generator = torch.Generator().manual_seed(5)
     options = dict(setup.options)
     if generators:
         options["generator"] = generators if setup.generator == "list" else generators[0]
@@ -131,7 +131,7 @@ def follow(cls: Any, setup: Setup, exact: bool = False, along: Run | None = None
             shown = scheduler.scale_model_input(x, fed) if hasattr(scheduler, "scale_model_input") else x
             out = model(shown, number, setup)
             if setup.generator == "given":
-                options["variance_noise"] = torch.randn(setup.shape, generator=given).to(setup.dtype)
+                options["variance_noise"] = torch.randn(setup.shape, generator=noise_generator).to(setup.dtype)
             if setup.per_token:
                 ramp = torch.linspace(0.5, 1.0, setup.shape[1]).expand(setup.shape[:2])
                 options["per_token_timesteps"] = ramp * number

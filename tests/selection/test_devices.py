@@ -13,10 +13,10 @@ from pgraft_fast.ops import reward_filter
 def test_ids_are_brought_to_the_rewards(name, monkeypatch):
     """A kernel that was given an address of the host was refused by Triton at the end of a run on an H200."""
     operation = importlib.import_module("pgraft_fast.ops.reward_filter")
-    given, own = [], operation._op
+    tensors, own = [], operation._op
 
     def op(*arguments):
-        given.extend(value for value in arguments if isinstance(value, torch.Tensor))
+        tensors.extend(value for value in arguments if isinstance(value, torch.Tensor))
         return own(*arguments)
 
     monkeypatch.setattr(operation, "_op", op)
@@ -24,4 +24,4 @@ def test_ids_are_brought_to_the_rewards(name, monkeypatch):
         rewards = torch.empty(4, 3, device="cuda")
         ids = mode.from_tensor(torch.arange(12).view(4, 3))
         kept = reward_filter(rewards, "top_k", k=2, **{name: ids})
-    assert len(given) == 2 and all(value.device.type == "cuda" for value in (*given, kept.mask))
+    assert len(tensors) == 2 and all(value.device.type == "cuda" for value in (*tensors, kept.mask))

@@ -101,12 +101,12 @@ def test_unconditional_task():
 def test_quality_of_the_data_itself():
     task = digits_task(DigitsSettings())
     images = load_digits("held_out").images
-    found = task.quality(images, task.rewards["symmetry"](images), None)
-    assert found["fd_accepted"] is None
-    assert found["fd_data"] == pytest.approx(0.50, abs=0.1)
-    assert found["precision"] > 0.8 and found["recall"] > 0.75
-    low, high = found["reward_ci"]
-    assert low < found["reward"] < high
+    figures = task.quality(images, task.rewards["symmetry"](images), None)
+    assert figures["fd_accepted"] is None
+    assert figures["fd_data"] == pytest.approx(0.50, abs=0.1)
+    assert figures["precision"] > 0.8 and figures["recall"] > 0.75
+    low, high = figures["reward_ci"]
+    assert low < figures["reward"] < high
 
 
 def test_recipe_learns():
@@ -174,9 +174,9 @@ def test_prompts_are_left_out_in_training_as_often_as_asked(tmp_path, monkeypatc
 
 def test_prompts_that_cannot_be_left_out(tmp_path):
     task = digits_task(DigitsSettings(conditional=False))
-    given = FinetuneSettings(train=TrainSettings(null_prompt=0.1))
+    settings = FinetuneSettings(train=TrainSettings(null_prompt=0.1))
     with pytest.raises(InputError, match=r"train.null_prompt=0.1: this model is trained without prompts"):
         Trainer(
-            task.model, task.schedule, task.rewards["symmetry"], given, shape=task.shape,
+            task.model, task.schedule, task.rewards["symmetry"], settings, shape=task.shape,
             parameterization=task.parameterization, prompts=task.prompts, run=tmp_path,
         )  # fmt: skip

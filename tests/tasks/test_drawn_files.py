@@ -66,16 +66,16 @@ def text_of(draw, kind, prompts):
         plain = draw.random() < 0.5
         entries = [text if draw.random() < 0.3 else {"tag": 1, key: text, "n": [{"x": None}]} for text in prompts]
         lines = [json.dumps(entry, ensure_ascii=plain) for entry in entries]
-    lines = [line for one in lines for line in (one, *gap)]
+    lines = [line for entry in lines for line in (entry, *gap)]
     return end.join(lines) + draw.choice(["", end])
 
 
 def wanted(kind, prompts):
-    found = {}
+    texts = {}
     for text in prompts:
-        one = text.replace("\t", " ") if kind == "txt" else text
-        found.setdefault(" ".join(one.split()), one.strip())
-    return tuple(found.values())
+        cleaned = text.replace("\t", " ") if kind == "txt" else text
+        texts.setdefault(" ".join(cleaned.split()), cleaned.strip())
+    return tuple(texts.values())
 
 
 def prompt_files(folder, seeds):
@@ -124,10 +124,10 @@ def damaged_files(folder, seeds):
         data = text.encode(draw.choice(ENCODINGS), errors="replace")
         file = folder / f"damaged-{seed}.{kind}"
         file.write_bytes(damaged(draw, data) if draw.random() < 0.8 else data)
-        found = refused_or(read_prompts, file)
-        if found is not None:
-            assert len(found.text) == len(found.category) >= 1
-            assert all(text.strip() == text != "" and text.encode() for text in found.text)
+        accepted = refused_or(read_prompts, file)
+        if accepted is not None:
+            assert len(accepted.text) == len(accepted.category) >= 1
+            assert all(text.strip() == text != "" and text.encode() for text in accepted.text)
 
 
 def configs(folder, seeds):

@@ -26,10 +26,10 @@ def folder(tmp_path):
 
 
 def test_pictures_are_cut_square_and_scaled(folder):
-    found = Pictures.of(folder, 4)
-    assert [path.name for path in found.paths] == ["1.jpg", "0.webp", "2.png"]
-    assert found.shape == (3, 4, 4) and len(found) == 3
-    x = found.at(torch.tensor([2, 1]))
+    pictures = Pictures.of(folder, 4)
+    assert [path.name for path in pictures.paths] == ["1.jpg", "0.webp", "2.png"]
+    assert pictures.shape == (3, 4, 4) and len(pictures) == 3
+    x = pictures.at(torch.tensor([2, 1]))
     # The middle 8 rows hold one colour.
     for row, red in ((0, 0), (1, 160)):
         wanted = torch.tensor([red, 100, 255]) / 127.5 - 1.0
@@ -41,15 +41,15 @@ def test_pictures_are_cut_square_and_scaled(folder):
 
 
 def test_noise_is_fresh_in_training_and_fixed_in_draws(folder):
-    found = Pictures.of(folder, 4, sigma=0.1, seed=3)
+    pictures = Pictures.of(folder, 4, sigma=0.1, seed=3)
     index = torch.tensor([0, 0])
-    clean = found.at(index)
-    first, second = found.rows(index, 1), found.rows(index, 2)
-    assert not torch.equal(first, second) and torch.equal(first, found.rows(index, 1))
+    clean = pictures.at(index)
+    first, second = pictures.rows(index, 1), pictures.rows(index, 2)
+    assert not torch.equal(first, second) and torch.equal(first, pictures.rows(index, 1))
     assert float((first - clean).std()) == pytest.approx(0.1, rel=0.3)
     # The same picture under other numbers has other noise.
-    drawn = found.draw(torch.tensor([0, 3]), 7)
-    assert torch.equal(drawn, found.draw(torch.tensor([0, 3]), 7)) and not torch.equal(drawn[0], drawn[1])
+    drawn = pictures.draw(torch.tensor([0, 3]), 7)
+    assert torch.equal(drawn, pictures.draw(torch.tensor([0, 3]), 7)) and not torch.equal(drawn[0], drawn[1])
 
 
 def test_identity_tells_sets_apart(folder):
@@ -61,16 +61,16 @@ def test_identity_tells_sets_apart(folder):
 
 def test_errors_name_the_file(folder):
     (folder / "broken.png").write_bytes(b"no picture")
-    found = Pictures.of(folder, 4)
+    pictures = Pictures.of(folder, 4)
     with pytest.raises(InputError, match=r"broken.png: cannot be read as a picture"):
-        found.at(torch.arange(len(found)))
+        pictures.at(torch.arange(len(pictures)))
 
 
 def test_thumbnails():
     x = torch.arange(2 * 3 * 16 * 16, dtype=torch.float32).view(2, 3, 16, 16)
-    found = thumbnail_features(x)
-    assert found.shape == (2, 192)
-    assert float(found[0, 0]) == float(x[0, 0, :2, :2].mean())
+    features = thumbnail_features(x)
+    assert features.shape == (2, 192)
+    assert float(features[0, 0]) == float(x[0, 0, :2, :2].mean())
 
 
 @pytest.mark.parametrize("name", ["correct_celeba_hq", "correct_lsun_church"])
@@ -78,7 +78,7 @@ def test_networks_have_the_sizes_of_the_paper(name):
     path = Path(pgraft_fast.__file__).parent / "configs" / f"{name}.toml"
     config = read_correct_config(path, {})
     assert config.data.size == 256 and config.data.noise == 1e-3
-    for given, wanted in ((config.base, 65e6), (config.corrector, 16e6)):
+    for part, wanted in ((config.base, 65e6), (config.corrector, 16e6)):
         with torch.device("meta"):
-            field = make_field((3, 256, 256), given.network.config())
+            field = make_field((3, 256, 256), part.network.config())
         assert sum(weight.numel() for weight in field.parameters()) == pytest.approx(wanted, rel=0.035)

@@ -30,11 +30,11 @@ def test_samples_of_any_prompts_are_finished_together(at_once, rows):
     pipe = build("sd")
     finish, states = finish_of(pipe, at_once)
     seen = watched(pipe)
-    found = finish.media(states, [PROMPTS[row % 3] for row in range(5)])
+    finished = finish.media(states, [PROMPTS[row % 3] for row in range(5)])
     assert seen == rows
     wanted = pipe.vae.decode(states / pipe.vae.config.scaling_factor)[0].detach() / 2.0 + 0.5
-    for one, picture in zip(found, wanted.clamp(0.0, 1.0).permute(0, 2, 3, 1).numpy(), strict=True):
-        assert np.abs(one - 255.0 * picture).max() <= 0.51
+    for medium, picture in zip(finished, wanted.clamp(0.0, 1.0).permute(0, 2, 3, 1).numpy(), strict=True):
+        assert np.abs(medium - 255.0 * picture).max() <= 0.51
 
 
 def test_a_pipeline_that_sorts_what_it_made():
@@ -44,13 +44,13 @@ def test_a_pipeline_that_sorts_what_it_made():
 
     def sorted_by_brightness(image, *args, **kwargs):
         made = process(image, *args, **kwargs)
-        return sorted(made, key=lambda one: float(np.asarray(one).mean()), reverse=True)
+        return sorted(made, key=lambda picture: float(np.asarray(picture).mean()), reverse=True)
 
     pipe.image_processor.postprocess = sorted_by_brightness
     finish, states = finish_of(pipe)
     together = finish.media(states, [PROMPTS[0]] * 5)
-    for row, one in enumerate(together):
-        assert np.array_equal(one, finish.media(states[row : row + 1])[0])
+    for row, medium in enumerate(together):
+        assert np.array_equal(medium, finish.media(states[row : row + 1])[0])
 
 
 def test_a_pipeline_whose_end_depends_on_the_prompt():
@@ -58,24 +58,24 @@ def test_a_pipeline_whose_end_depends_on_the_prompt():
     pipe = build("sd")
     process, sizes = pipe.image_processor.postprocess, []
 
-    def told(image, *args, **kwargs):
+    def postprocess(image, *args, **kwargs):
         sizes.append(len(image))
         made = process(image, *args, **kwargs)
         # What differs from call to call with the number of its prompt.
-        return [np.asarray(one) if len(pipe.asked) < 10 else 255 - np.asarray(one) for one in made]
+        return [np.asarray(picture) if len(pipe.last_prompt) < 10 else 255 - np.asarray(picture) for picture in made]
 
     encode = pipe.encode_prompt
 
-    def asked(prompt, *args, **kwargs):
-        pipe.asked = prompt if isinstance(prompt, str) else prompt[0]
+    def encode_prompt(prompt, *args, **kwargs):
+        pipe.last_prompt = prompt if isinstance(prompt, str) else prompt[0]
         return encode(prompt, *args, **kwargs)
 
-    pipe.image_processor.postprocess, pipe.encode_prompt, pipe.asked = told, asked, ""
+    pipe.image_processor.postprocess, pipe.encode_prompt, pipe.last_prompt = postprocess, encode_prompt, ""
     finish, states = finish_of(pipe)
     sizes.clear()
     names = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
-    found = finish.media(states, names)
+    finished = finish.media(states, names)
     assert sorted(sizes) == [2, 3]
     plain = finish.media(states, [PROMPTS[1]] * 5)
-    for one, other, name in zip(found, plain, names, strict=True):
-        assert np.array_equal(one, 255 - other if name == PROMPTS[0] else other)
+    for medium, other, name in zip(finished, plain, names, strict=True):
+        assert np.array_equal(medium, 255 - other if name == PROMPTS[0] else other)

@@ -42,8 +42,8 @@ def test_folder_of_t2i_compbench(tmp_path):
     # Neither is a file of prompts: what macOS writes beside a file, and a folder.
     (tmp_path / "._color_val.txt").write_bytes(b"\0\x05\x16\x07\0")
     (tmp_path / "more.txt").mkdir()
-    found = read_prompts(tmp_path)
-    assert found.text == ("a red bench", "a cat left of a dog") and found.category == ("color", "spatial")
+    prompts = read_prompts(tmp_path)
+    assert prompts.text == ("a red bench", "a cat left of a dog") and prompts.category == ("color", "spatial")
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_repetitions(tmp_path):
 
 def test_quotes_in_a_csv(tmp_path):
     text = '\n , \nprompt, Category \r\n"a ""red"" cube, one\ntwo",x\n\na "blue" cube,"y"\r\n,z\n" spaced ",\n'
-    found = read_prompts(written(tmp_path, "a.csv", text))
-    assert found.text == ('a "red" cube, one\ntwo', 'a "blue" cube', "spaced") and found.category == ("x", "y", "a")
+    prompts = read_prompts(written(tmp_path, "a.csv", text))
+    assert prompts.text == ('a "red" cube, one\ntwo', 'a "blue" cube', "spaced") and prompts.category == ("x", "y", "a")
 
 
 def test_a_wide_field(tmp_path):
@@ -206,9 +206,9 @@ def test_columns(tmp_path):
     """Fields that were asked for: numbers and words of a table, anything of json; the same prompt with other values."""
     rows = ("prompt,strength,style", 'a cat,0.5,"oil, dark"', "a cat,0.75,ink", 'a  cat,0.5,"oil, dark"')
     (tmp_path / "a.csv").write_text("\n".join(rows))
-    found = read_prompts(tmp_path / "a.csv", ["strength", "style"])
-    assert found.text == ("a cat", "a cat")
-    assert found.columns == {"strength": (0.5, 0.75), "style": ("oil, dark", "ink")}
+    prompts = read_prompts(tmp_path / "a.csv", ["strength", "style"])
+    assert prompts.text == ("a cat", "a cat")
+    assert prompts.columns == {"strength": (0.5, 0.75), "style": ("oil, dark", "ink")}
     assert read_prompts(tmp_path / "a.csv").columns == {} and read_prompts(tmp_path / "a.csv").text == ("a cat",)
     (tmp_path / "b.json").write_text('[{"prompt": "a", "sizes": [1, 2]}, {"prompt": "b", "sizes": []}]')
     assert read_prompts(tmp_path / "b.json", ["sizes"]).columns == {"sizes": ([1, 2], [])}
@@ -217,5 +217,5 @@ def test_columns(tmp_path):
     (tmp_path / "d.txt").write_text("a cat\n")
     with pytest.raises(InputError, match=r"d.txt, prompt 'a cat': it has no field 'style', which prompts.columns asks"):
         read_prompts(tmp_path / "d.txt", ["style"])
-    train, held_out = with_held_out(found, None, 0)
+    train, held_out = with_held_out(prompts, None, 0)
     assert sorted(train.columns["strength"] + held_out.columns["strength"]) == [0.5, 0.75]

@@ -113,7 +113,7 @@ class QwenProcessor:
             return transformers.BatchFeature(dict(self.tokenizer(text, **more)))
         merged = self.image_processor.merge_size**2
         pads = [_PAD * (int(grid.prod()) // merged) for grid in seen["image_grid_thw"]]
-        texts = [one.replace(_PAD, pad) for one, pad in zip(text, pads, strict=True)]
+        texts = [prompt.replace(_PAD, pad) for prompt, pad in zip(text, pads, strict=True)]
         return transformers.BatchFeature({**self.tokenizer(texts, **more), **seen})
 
 

@@ -88,25 +88,25 @@ def contradictions(prompt, rng):
 
 def test_contradicting_prompts_are_answered_no():
     chosen, scenes, pictures = drawn()
-    readings, rng, asked = read(pictures), random.Random(0), 0
+    readings, rng, count = read(pictures), random.Random(0), 0
     for prompt, reading, blobs in zip(chosen, readings, scenes, strict=True):
         for other in contradictions(prompt, rng):
-            found = dict(zip(other.questions, answers(reading, other), strict=True))
-            truth = {question: told(question, blobs) for question in other.questions}
-            assert found == truth, (prompt.text, other.text)
-            assert not all(found.values()), (prompt.text, other.text)
-            asked += 1
-    assert asked > 2 * N
+            result = dict(zip(other.questions, answers(reading, other), strict=True))
+            truth = {question: true_answer(question, blobs) for question in other.questions}
+            assert result == truth, (prompt.text, other.text)
+            assert not all(result.values()), (prompt.text, other.text)
+            count += 1
+    assert count > 2 * N
 
 
 def test_answers_agree_with_the_layout_for_any_prompt():
     chosen, scenes, pictures = drawn()
     others = random.Random(1).sample(chosen, N)
     for other, reading, blobs in zip(others, read(pictures), scenes, strict=True):
-        assert answers(reading, other) == [told(question, blobs) for question in other.questions], other.text
+        assert answers(reading, other) == [true_answer(question, blobs) for question in other.questions], other.text
 
 
-def told(question, blobs):
+def true_answer(question, blobs):
     """The answer from the layout itself."""
 
     def matching(thing):
@@ -170,9 +170,9 @@ def test_a_thousand_pictures_take_one_pass(n, monkeypatch):
     called = []
 
     def counted(name, function):
-        def count(*given, **more):
+        def count(*args, **more):
             called.append(name)
-            return function(*given, **more)
+            return function(*args, **more)
 
         return count
 

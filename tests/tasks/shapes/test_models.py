@@ -61,8 +61,8 @@ def test_pictures_survive_the_autoencoder():
 
 def test_the_base_is_mediocre(pipe):
     kind = "sd3" if hasattr(pipe, "transformer") else "sd"
-    found = quality(pipe, pictures=8)
-    assert found["questions_right"] == pytest.approx(FIGURES[kind]["questions_right"], abs=0.2)
+    figures = quality(pipe, pictures=8)
+    assert figures["questions_right"] == pytest.approx(FIGURES[kind]["questions_right"], abs=0.2)
     assert 0.3 < FIGURES[kind]["questions_right"] < 0.7
 
 
@@ -80,8 +80,8 @@ def test_model_folder(kind, tmp_path):
     pipe = plain.from_pretrained(tmp_path / "model", **absent)
     pipe.set_progress_bar_config(disable=True)
 
-    def draw(one):
-        out = one("a red circle", num_inference_steps=4, guidance_scale=4.0, generator=torch.manual_seed(0))
+    def draw(pipeline):
+        out = pipeline("a red circle", num_inference_steps=4, guidance_scale=4.0, generator=torch.manual_seed(0))
         return np.asarray(out.images[0])
 
     pictures = draw(pipe)
@@ -110,12 +110,12 @@ def test_hashes_name_the_weights(tmp_path):
 def test_features_know_the_facts():
     chosen = by_turns(grammar.test_prompts(), 400)
     pictures = render(chosen, seed=4)
-    found = features(pictures)
-    assert found.shape == (400, 48) and found.dtype == torch.float32
+    values = features(pictures)
+    assert values.shape == (400, 48) and values.dtype == torch.float32
     network = FactsNetwork()
     load_part(network, WEIGHTS / "features.safetensors")
-    told = (network(pictures) > 0).float()
-    assert float((told == facts([scene(p, 4, i) for i, p in enumerate(chosen)])).float().mean()) > 0.94
+    predicted = (network(pictures) > 0).float()
+    assert float((predicted == facts([scene(p, 4, i) for i, p in enumerate(chosen)])).float().mean()) > 0.94
     assert features(pictures[:0]).shape == (0, 48)
 
 
