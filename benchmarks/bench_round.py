@@ -112,7 +112,7 @@ class _Plain(PlainRound):
 
 def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -> Sequence[Provider]:
     task = _on(settings.device, digits_task(DigitsSettings(variant=variant)))
-    config = settings_of(variant, prompts, steps)
+    config = settings_of(variant, prompts, steps, one_batch=settings.device.type == "cuda")
     names = ("plain", *([] if settings.short else ["plain compile"]), "all rows")
     try:
         plain = {
@@ -154,12 +154,15 @@ def _providers(variant: Variant, prompts: int, steps: int, settings: Settings) -
     return [*(provider(name) for name in (*ours, *plain, *policy)), *absent]
 
 
-def settings_of(variant: Variant, prompts: int, steps: int = _STEPS) -> FinetuneSettings:
-    """Of the pinned configuration, with so many groups."""
+def settings_of(variant: Variant, prompts: int, steps: int = _STEPS, one_batch: bool = False) -> FinetuneSettings:
+    """Of the pinned configuration, with so many groups. one_batch: all are drawn at once, as `memory = "auto"` does."""
     kept = prompts * _KEPT
+    sample = SampleSettings(prompts=prompts, candidates=_CANDIDATES, steps=steps, solver=_LAWS[variant][1])
+    if one_batch:
+        sample = sample.model_copy(update={"batch_size": prompts * _CANDIDATES})
     return FinetuneSettings(
         seed=3,
-        sample=SampleSettings(prompts=prompts, candidates=_CANDIDATES, steps=steps, solver=_LAWS[variant][1]),
+        sample=sample,
         select=SelectSettings(k=_KEPT),
         train=TrainSettings(
             cut=_CUT, steps=max(1, round(_PASSES * kept / _BATCH)), batch_size=_BATCH, learning_rate=1e-4, ema=0.98
