@@ -12,7 +12,10 @@ class Borrowed:
         self.learner = learner
         self._before = learner.settings, learner.run, learner.frozen, learner.averaged, learner.steps_done
         self._tensors = {
-            name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()
+            # Detached: what comes from a weight keeps the node that its gradients end in, on the stream of this moment,
+            # and then no CUDA graph of a step can be captured on another.
+            name: {key: value.detach().clone() for key, value in group.items()}
+            for name, group in learner.tensors().items()
         }
         learner.settings = settings
         for name in ("run", "frozen", "averaged"):

@@ -39,7 +39,9 @@ def training_trial(
     lent = Borrowed(Learner(model, training) if learner is None else learner, training, run)
     device = x_0.device
     ids = torch.arange(max(batch_size, x_0.shape[0]), device=device)
-    condition = None if prompts.condition is None else prompts.condition[ids.cpu() % len(prompts.text)].to(device)
+    numbers = ids.cpu() % len(prompts.text)
+    prompts.prepare(numbers.unique())
+    condition = None if prompts.condition is None else prompts.condition[numbers].to(device)
     kept = Kept(
         x_0[ids % x_0.shape[0]], ids, condition,
         float(schedule.t_of_share(training.cut)) if isinstance(training.cut, float) and training.cut > 0.0 else 0.0,

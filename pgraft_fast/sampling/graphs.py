@@ -8,9 +8,10 @@ another reason torch's allocator is no longer known to be whole: this process ca
 """
 
 import contextlib
+import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -184,7 +185,7 @@ def capture(
         try:
             # Other threads, of a reward say, may use the device meanwhile.
             recording = torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local")
-            with recording, traffic.repeated() if traffic else plain:
+            with _no_collection(), recording, traffic.repeated() if traffic else plain:
                 outputs = function(buffers, own)
         except Exception as error:
             # Where the end of a capture raises, torch leaves its stream the current one.
@@ -197,6 +198,21 @@ def capture(
     finally:
         torch.cuda.set_rng_state(default, device)
     return Captured(graph, buffers, outputs, own, max(0, torch.cuda.memory_reserved(device) - before), traffic)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage is collected before, not within: another graph may be in it, whose end no capture bears, or what is left
+    of a backward pass, whose gradients end on the stream of then.
+    """
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _end_recording(device: torch.device, pool: Any) -> None:

@@ -7,6 +7,8 @@ pytest.importorskip("diffusers")
 pytest.importorskip("pydantic")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
+from gpu_graphs import own_failures  # noqa: E402, F401
+
 from pgraft_fast.commands.comparison import ComparisonSettings  # noqa: E402
 from pgraft_fast.commands.subjects import subject_of  # noqa: E402
 from pgraft_fast.finetune import Ledger, collect  # noqa: E402

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from gpu_graphs import own_failures  # noqa: F401
 from torch import nn
 
 import pgraft_fast as pf

@@ -9,8 +9,11 @@ pytest.importorskip("jinja2")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 import every_pipeline  # noqa: E402
+from gpu_graphs import own_failures  # noqa: E402, F401
 
 import pgraft_fast as pf  # noqa: E402
+from pgraft_fast.finetune import collect  # noqa: E402
+from pgraft_fast.sampling import GraphCache  # noqa: E402
 
 
 def brightness(media, prompts):
@@ -32,3 +35,33 @@ def test_a_run(tmp_path, monkeypatch, name, dtype):
     assert any(line.startswith("mode = ") and "the fastest of eager, graph_sampling" in line for line in lines)
     assert any(line.startswith("memory = 'auto'") and "samples drawn" in line for line in lines)
     assert len(result.history) == 2 and result.adapter.exists() and result.report.exists()
+
+
+@pytest.mark.parametrize("name", ["sd", "flux", "wan"])
+def test_states_in_bfloat16(tmp_path, name):
+    """Those of graphs are finite, and those of calls as they are; with a LoRA that is something."""
+    pipe = every_pipeline.build(name).to("cuda", torch.bfloat16)
+    config = pf.PGraftConfig(
+        steps=4, candidates=4, keep=1, prompts=2, batch_size=2, cut=0.5, lora=pf.Lora(rank=2),
+        run=str(tmp_path / "run"), mode="graph_sampling", memory="fixed",
+    )  # fmt: skip
+    trainer = pf.PGraftTrainer(
+        pipe, brightness, every_pipeline.prompts_of(name), config, call=every_pipeline.call_of(name)
+    )
+    subject = trainer._subject()
+    task, tuned, cache = subject.task, subject.learner.ema, GraphCache()
+    for weight in tuned.parameters():
+        weight.data.add_(0.02 * torch.randn_like(weight))
+    for round_ in range(2):
+        eager, graphed = (
+            collect(
+                task.model, task.schedule, subject.reward, task.prompts, subject.config, shape=task.shape,
+                parameterization=task.parameterization, round_=round_, cuts=(0.5,), tuned=tuned, device="cuda",
+                graphs=graphs,
+            ).rollout
+            for graphs in (None, cache)
+        )  # fmt: skip
+        for states in (eager.x_0, graphed.x_0, graphed.x_cut[0.5]):
+            assert bool(states.isfinite().all())
+        torch.testing.assert_close(graphed.x_0, eager.x_0, atol=0.05, rtol=0.05)
+    subject.close()

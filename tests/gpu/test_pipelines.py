@@ -11,6 +11,7 @@ from contextlib import contextmanager  # noqa: E402
 
 import diffusers  # noqa: E402
 import every_pipeline  # noqa: E402
+from gpu_graphs import own_failures  # noqa: E402, F401
 from pipelines import NAMES, build, call_arguments  # noqa: E402
 
 from pgraft_fast import accelerate, restore, schedulers  # noqa: E402

@@ -7,6 +7,8 @@ pytest.importorskip("pydantic")
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
+from gpu_graphs import own_failures  # noqa: E402, F401
+
 import pgraft_fast as pf  # noqa: E402
 from pgraft_fast.finetune import FinetuneSettings, SampleSettings, SelectSettings, Trainer, TrainSettings  # noqa: E402
 from pgraft_fast.sampling import graphs, guided  # noqa: E402

@@ -1,5 +1,7 @@
 """Captures on a stand-in for torch.cuda: what is measured, on which stream, and what a failure leaves behind."""
 
+import gc
+
 import pytest
 import torch
 from cuda_stand_in import CACHED, CAPTURED
@@ -73,3 +75,41 @@ def test_what_the_function_itself_raises_is_raised(cuda):
     with pytest.raises(ValueError, match="no such layer"):
         GraphCache().run("wrong", failing(0, ValueError("no such layer")), [torch.ones(2)])
     assert not graphs._failed
+
+
+def test_no_garbage_is_collected_while_a_graph_is_captured(cuda):
+    """It may be another graph, whose end a capture does not bear."""
+    states, cache = [], GraphCache()
+
+    class Garbage:
+        def __del__(self):
+            states.append("freed")
+
+    def leave_a_circle():
+        first = Garbage()
+        first.itself = first
+
+    def watched(inputs, generators):
+        states.append(gc.isenabled())
+        return [2 * inputs[0]]
+
+    gc.disable()
+    try:
+        leave_a_circle()
+        gc.enable()
+        cache.run("a", watched, [torch.ones(2)])
+        # Twice before, once captured.
+        assert states == [True, True, "freed", False] and gc.isenabled()
+        cache.run("bad", failing(2, RuntimeError("not permitted")), [torch.ones(2)])
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_who_has_switched_collection_off_finds_it_off(cuda):
+    gc.disable()
+    try:
+        GraphCache().run("a", double, [torch.ones(2)])
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
