@@ -54,9 +54,10 @@ def pieces(part: str, out: Path) -> list[Piece]:
     """Of a part, or of all, in the order of their worth."""
     csv = ["--size", "quick", "--csv", str(out / "results.csv")]
     workers = ["-n", str(min(_MOST_WORKERS, os.cpu_count() or 1))] if _has("xdist") else []
-    # Each test is named as it ends, so that a run that is cut off tells how far it came.
+    # Each test is named as it ends, a failure is shown then: a run that is cut off tells how far it came.
     tests = [
-        *_MODULE, "pytest", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "-v", "--tb=short", "-rfEs",
+        *_MODULE, "pytest", "--noconftest", "-p", "no:cacheprovider", "-p", "failures_at_once", "-o", "addopts=", "-v",
+        "--tb=short", "-rfEs",
         *workers, str(ROOT / "tests" / "gpu"),
     ]  # fmt: skip
     # Of our kernels alone, and not of the compilers that are started.
@@ -79,13 +80,13 @@ def pieces(part: str, out: Path) -> list[Piece]:
             Piece("bench-sampling", 470, [*_RUN, "sampling", *csv], ("diffusers", "transformers"), gpu=False),
         ],
         "finetune": [
-            Piece("bench-round", 300, [*_RUN, "round", *csv], ("sklearn", "pydantic", "diffusers", "peft"), gpu=False),
-            Piece("bench-quality", 120, [*_RUN, "quality", *csv], ("sklearn", "pydantic", "rich", "matplotlib"),
-                  gpu=False),
+            Piece("bench-round", 470, [*_RUN, "round", *csv], ("sklearn", "pydantic", "diffusers", "peft"), gpu=False),
         ],
         "profile": [
             Piece("profile", 240, [*_MODULE, "pgraft_fast_benchmarks.profile_round"],
                   ("sklearn", "pydantic", "diffusers", "transformers", "peft"), gpu=False),
+            Piece("bench-quality", 230, [*_RUN, "quality", *csv], ("sklearn", "pydantic", "rich", "matplotlib"),
+                  gpu=False),
         ],
     }  # fmt: skip
     return of[part] if part in of else [piece for group in of.values() for piece in group]
