@@ -1,6 +1,5 @@
 """Whether a driven loop does what the pipeline's own call did."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,18 +12,7 @@ from pgraft_fast.pipelines.driver import Driver, State
 from pgraft_fast.pipelines.loop import NotServedError
 from pgraft_fast.pipelines.media import differ, media_of
 from pgraft_fast.pipelines.record import Record
-
-# Root mean squares of differences as shares of what is compared: rounding, other orders of rows, no more.
-_ALLOWED = {torch.float16: 0.03, torch.bfloat16: 0.1}
-_ALLOWED_EXACT, _ALLOWED_TF32 = 1e-4, 5e-3
-
-
-def allowed_for(dtype: torch.dtype, device: torch.device) -> float:
-    """By the rounding of products: float32's are TF32 on CUDA where torch is told so, as it is for convolutions."""
-    backends: Any = torch.backends
-    set_to = (backends.fp32_precision, backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision)
-    exact = _ALLOWED_TF32 if device.type == "cuda" and "tf32" in set_to else _ALLOWED_EXACT
-    return _ALLOWED.get(dtype, exact)
+from pgraft_fast.sampling.rounding import allowed_for, off
 
 
 def allowed_of(pipe: Any, state: State) -> float:
@@ -68,13 +56,6 @@ def compare(calls: Calls, state: State, own: Record, number: int) -> None:
             raise NotServedError(f"{name}: the output of a sample alone is off by {far:.2g} from that beside a second")
     finally:
         driver.close()
-
-
-def off(actual: Tensor, expected: Tensor) -> float:
-    """Root mean square of the difference, as a share of what is expected."""
-    size = float(expected.float().square().mean().sqrt())
-    far = float((actual.float() - expected.float()).square().mean().sqrt()) / max(size, 1e-12)
-    return math.inf if math.isnan(far) else far
 
 
 def seeds_decide(calls: Calls, state: State, own: Record, number: int) -> tuple[bool, bool]:

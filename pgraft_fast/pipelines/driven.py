@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.pipelines.agreement import allowed_of, off
+from pgraft_fast.pipelines.agreement import allowed_of
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.experts import Experts
@@ -19,6 +19,7 @@ from pgraft_fast.pipelines.loras import Adapters
 from pgraft_fast.pipelines.merged import Merged
 from pgraft_fast.pipelines.switches import switches_of
 from pgraft_fast.pipelines.ways import GUIDED, UNGUIDED, WATCHED, Key, Ways
+from pgraft_fast.sampling.rounding import off
 
 
 class Driven(nn.Module):

@@ -12,13 +12,14 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.diffusion.from_diffusers import parameterization_from_diffusers
 from pgraft_fast.diffusion.parameterization import convert
 from pgraft_fast.errors import InputError, PgraftError
-from pgraft_fast.pipelines.agreement import allowed_of, compare, is_noise, off, seeds_decide
+from pgraft_fast.pipelines.agreement import allowed_of, compare, is_noise, seeds_decide
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.denoisers import DENOISERS
 from pgraft_fast.pipelines.driver import State, opened
 from pgraft_fast.pipelines.loop import Loop, NotServedError
 from pgraft_fast.pipelines.record import Record, record
 from pgraft_fast.pipelines.times import Times
+from pgraft_fast.sampling.rounding import off
 from pgraft_fast.threads import Team, team_of
 
 _STEPS = 4

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.pipelines.agreement import allowed_of, off
+from pgraft_fast.pipelines.agreement import allowed_of
 from pgraft_fast.pipelines.arguments import Wanted, built
 from pgraft_fast.pipelines.calls import seeds_of
 from pgraft_fast.pipelines.driver import Driver
@@ -15,6 +15,7 @@ from pgraft_fast.pipelines.grouping import in_order, rows_by
 from pgraft_fast.pipelines.loop import Loop, NetCall
 from pgraft_fast.pipelines.rules import Explanation, Time, tensors_of
 from pgraft_fast.pipelines.table import PromptTable
+from pgraft_fast.sampling.rounding import off
 
 
 class FastLoop:

@@ -122,7 +122,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     return Subject(
         config=config,
         task=task,
-        reward=DecodedReward(scored.reward, scored.decode),
+        reward=DecodedReward(scored.reward, scored.decode, drops=config.policy.on_failure == "drop"),
         learner=task.learner(config.train),
         save=lambda trainer, run: _save(trainer, run, config, task, net, scored.reward.name, parts.extra),
         identity=lambda: {

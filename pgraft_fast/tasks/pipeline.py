@@ -13,7 +13,6 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Learner, Prompts, TrainSettings
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.pipelines.agreement import allowed_for
 from pgraft_fast.pipelines.driven import Driven
 from pgraft_fast.pipelines.driver import Driver
 from pgraft_fast.pipelines.facts import Facts
@@ -22,6 +21,7 @@ from pgraft_fast.pipelines.learners import FullLearner, LoraLearner
 from pgraft_fast.pipelines.loras import Lora
 from pgraft_fast.pipelines.media import Medium, differ, media_of, medium_of, picture_of, pixels_of, stacked, wav_of
 from pgraft_fast.rewards.protocol import as_call, name_of
+from pgraft_fast.sampling.rounding import allowed_for
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.pictures import thumbnail_features
 

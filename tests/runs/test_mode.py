@@ -90,6 +90,38 @@ def test_a_short_run_is_not_compiled(tried_ways, condition):
     assert lines == ["mode = 'eager', the fastest of eager, graph_sampling"]
 
 
+@pytest.mark.parametrize(("factor", "left_out"), [(1.00001, False), (1.01, True), (float("nan"), True)])
+def test_a_way_that_answers_otherwise_is_left_out(tried_ways, monkeypatch, factor, left_out):
+    """Whatever made a graph wrong, a run does not sample from it."""
+
+    class Wrong(OtherCache):
+        def run(self, key, function, inputs, *args, **kwargs):
+            return [factor * value for value in function(list(inputs), [])]
+
+    class WithWrongGraphs(Taped):
+        def __init__(self, mode, device):
+            super().__init__(mode, device)
+            self.graphs = None if self.graphs is None else Wrong(taped)
+
+    monkeypatch.setattr(one_call, "Execution", WithWrongGraphs)
+    lines = []
+    assert fastest(subject_of(), CPU, lines.append) == "eager"
+    assert ("graph_sampling" in tried_ways) is not left_out
+    assert ("mode 'graph_sampling' is left out: its answers are off by" in lines[0]) is left_out
+
+
+def test_a_way_that_fails_is_left_to_the_trial(tried_ways, monkeypatch):
+    class Refusing(Taped):
+        def __init__(self, mode, device):
+            super().__init__(mode, device)
+            if self.graphs is not None:
+                self.graphs.run = lambda *args, **kwargs: None
+
+    monkeypatch.setattr(one_call, "Execution", Refusing)
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        fastest(subject_of(), CPU, print)
+
+
 def test_a_long_run_is_worth_a_compiler(tried_ways):
     fastest(subject_of(budget=pf.Budget(gpu_hours=1.0)), CPU, print)
     assert list(tried_ways) == ["eager", "graph_sampling", "compile_sampling"]

@@ -1,11 +1,11 @@
-"""How far a driven loop may be off its pipeline's own: rounding, by dtype and device."""
+"""How far two ways to compute the same may be apart, by dtype and device."""
 
 from types import SimpleNamespace as Named
 
 import pytest
 import torch
 
-from pgraft_fast.pipelines.agreement import allowed_for
+from pgraft_fast.sampling.rounding import allowed_for
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
