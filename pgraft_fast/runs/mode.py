@@ -11,15 +11,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from pgraft_fast.errors import is_out_of_memory
 from pgraft_fast.finetune.cost import evaluations_of
-from pgraft_fast.runs.one_call import Answers, OneCall
+from pgraft_fast.runs.one_call import OneCall
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.sampling import calls_of
 from pgraft_fast.sampling.choice import choose, model_name
-from pgraft_fast.sampling.rounding import allowed_for, off
+from pgraft_fast.sampling.rounding import allowed_for
 from pgraft_fast.sampling.timing import timed
 
 # Of a network of real size; and what it saves at the least, where it is worth the wait.
@@ -40,7 +39,7 @@ def fastest(subject: Subject, device: torch.device, log: Callable[[str], None]) 
     """By the trial; its answer is kept for runs of the same model and batch."""
     task = subject.task
     call = OneCall(subject, device)
-    ways: dict[str, Callable[[], Answers]] = {"eager": call.of("eager")}
+    ways: dict[str, Callable[[], object]] = {"eager": call.of("eager")}
     if getattr(task.model, "can_be_captured", True):
         ways["graph_sampling"] = call.of("graph_sampling")
     try:
@@ -57,26 +56,9 @@ def fastest(subject: Subject, device: torch.device, log: Callable[[str], None]) 
         f"{model_name(getattr(task.model, 'net', task.model), device)}, {call.rows} states {tuple(task.shape)}, "
         f"sampling, of {', '.join(ways)}, torch {torch.__version__}"
     )
-    _leave_out_what_differs(ways, next(task.model.parameters()), log)
-    mode = choose(what, ways, device)
+    mode = choose(what, ways, device, allowed=allowed_for(next(task.model.parameters()).dtype, device))
     log(f"mode = {mode!r}, the fastest of {', '.join(ways)}")
     return mode
-
-
-def _leave_out_what_differs(ways: dict[str, Callable[[], Answers]], weight: Tensor, log: Callable[[str], None]) -> None:
-    """A way must answer as the first one does, which calls the model as it is."""
-    first, *others = ways
-    expected = ways[first]()
-    for name in others:
-        try:
-            answers = ways[name]()
-        except Exception:
-            # `choose` leaves it out, and says why.
-            continue
-        far = max(off(*pair) for pair in zip(answers, expected, strict=True))
-        if far > allowed_for(weight.dtype, weight.device):
-            log(f"mode {name!r} is left out: its answers are off by {far:.2g} from those of calls as they are")
-            del ways[name]
 
 
 def planned_seconds(subject: Subject, call_seconds: float, rows: int) -> float:

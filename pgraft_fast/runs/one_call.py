@@ -12,8 +12,6 @@ from pgraft_fast.sampling.rollout import answer_of
 
 # A prompt must be encoded first.
 _PROMPTS = 4
-# Of a model, and without its prompts where it is guided.
-Answers = list[Tensor]
 
 
 class OneCall:
@@ -34,17 +32,17 @@ class OneCall:
         condition = None if prompts.condition is None else prompts.condition[numbers].to(device)
         self._inputs = [x, t, *([] if condition is None else [condition])]
 
-    def of(self, mode: str) -> Callable[[], Answers]:
+    def of(self, mode: str) -> Callable[[], list[Tensor]]:
         """The call in this mode."""
         run = Execution(mode, self._device)
         net = run.of(self._task.model)
 
-        def plain(inputs: list[Tensor], generators: list[torch.Generator]) -> Answers:
+        def plain(inputs: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
             condition = inputs[2] if len(inputs) > 2 else None
             answer = answer_of(net, inputs[0], inputs[1], condition)
             return [value for value in (answer.out, answer.out_null) if value is not None]
 
-        def call() -> Answers:
+        def call() -> list[Tensor]:
             with torch.no_grad():
                 if run.graphs is None:
                     return plain(self._inputs, [])

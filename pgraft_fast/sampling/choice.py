@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pgraft_fast.files import cache_folder
+from pgraft_fast.sampling.rounding import off
 from pgraft_fast.sampling.timing import median_time
 
 _LOG = logging.getLogger(__name__)
@@ -29,8 +32,18 @@ def model_name(model: Any, device: torch.device) -> str:
     return f"{device_name(device)}: {type(model).__name__} {size} {weights[0].dtype}"
 
 
-def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.device, store: Path | None = None) -> str:
+def choose(
+    what: str,
+    ways: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    store: Path | None = None,
+    *,
+    allowed: float | None = None,
+) -> str:
     """The name of the fastest way; ways that raise, for want of memory or support, are left out.
+
+    allowed: where ways return a tensor or a list of them, how far off (see `rounding.off`) from the first way's these
+    may be; a way that gives others is left out.
 
     what: names the question, with device, model and shapes; the answer is kept under it in `store` (default
     choices.json in the cache folder) and the trial is not repeated. Each way runs once to warm up, then three times;
@@ -44,11 +57,16 @@ def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.de
         return known
     seconds = {}
     last: Exception | None = None
+    expected: object = None
     for name, run in ways.items():
         try:
-            seconds[name], _ = median_time(run, device)
+            seconds[name], answers = median_time(run, device)
+            if allowed is not None:
+                expected = answers if expected is None else expected
+                _check_alike(answers, expected, allowed)
         except Exception as error:
             last = error
+            seconds.pop(name, None)
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
             _LOG.warning("%s: %s is left out: %s", what, name, first_line)
     if not seconds:
@@ -58,6 +76,14 @@ def choose(what: str, ways: Mapping[str, Callable[[], object]], device: torch.de
     _LOG.info("%s: %s is taken (%s)", what, best, timings)
     _write(store, what, best)
     return best
+
+
+def _check_alike(answers: Any, expected: Any, allowed: float) -> None:
+    """Raise RuntimeError for another answer than the first way's."""
+    tensors = ([leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)] for each in (answers, expected))
+    far = max(off(*pair) for pair in zip(*tensors, strict=True))
+    if far > allowed:
+        raise RuntimeError(f"its answer is off by {far:.2g}")
 
 
 def _read(store: Path) -> dict[str, Any]:

@@ -132,3 +132,27 @@ def test_no_way_runs(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(KeyboardInterrupt):
         choose("what", {"one": failing(KeyboardInterrupt()), "two": print}, CPU, tmp_path / "choices.json")
+
+
+@pytest.mark.parametrize("answers", [lambda x: x, lambda x: [x, None, (x,)]])
+def test_a_way_with_another_answer_is_left_out(tmp_path, caplog, clock, answers):
+    x = torch.ones(4)
+    values = {"first": x, "rounded": x + 1e-6, "wrong": x + 0.1, "nan": torch.full((4,), torch.nan)}
+    seconds = {"first": 3.0, "rounded": 2.0, "wrong": 1.0, "nan": 1.0}
+
+    def way(name):
+        def run():
+            clock.now += seconds[name]
+            return answers(values[name])
+
+        return run
+
+    ways = {name: way(name) for name in values}
+    assert choose("what", ways, CPU, tmp_path / "choices.json", allowed=1e-4) == "rounded"
+    assert "wrong is left out: its answer is off by 0.1" in caplog.text
+    assert "nan is left out: its answer is off by inf" in caplog.text
+
+
+def test_a_way_with_fewer_answers_is_left_out(tmp_path, clock):
+    ways = {"first": lambda: [torch.ones(1)] * 2, "short": lambda: [torch.ones(1)]}
+    assert choose("what", ways, CPU, tmp_path / "choices.json", allowed=1e-4) == "first"

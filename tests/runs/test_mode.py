@@ -49,7 +49,7 @@ def tried_ways(monkeypatch):
     """The ways that a trial is given: {name: seconds}, in order; the first is taken."""
     seen = {}
 
-    def choose(what, ways, device):
+    def choose(what, ways, device, allowed):
         for name, run in ways.items():
             run()
             seen[name] = what
@@ -90,8 +90,8 @@ def test_a_short_run_is_not_compiled(tried_ways, condition):
     assert lines == ["mode = 'eager', the fastest of eager, graph_sampling"]
 
 
-@pytest.mark.parametrize(("factor", "left_out"), [(1.00001, False), (1.01, True), (float("nan"), True)])
-def test_a_way_that_answers_otherwise_is_left_out(tried_ways, monkeypatch, factor, left_out):
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_a_way_that_answers_otherwise_is_left_out(monkeypatch, tmp_path, caplog, factor):
     """Whatever made a graph wrong, a run does not sample from it."""
 
     class Wrong(OtherCache):
@@ -103,23 +103,10 @@ def test_a_way_that_answers_otherwise_is_left_out(tried_ways, monkeypatch, facto
             super().__init__(mode, device)
             self.graphs = None if self.graphs is None else Wrong(taped)
 
+    monkeypatch.setenv("PGRAFT_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(one_call, "Execution", WithWrongGraphs)
-    lines = []
-    assert fastest(subject_of(), CPU, lines.append) == "eager"
-    assert ("graph_sampling" in tried_ways) is not left_out
-    assert ("mode 'graph_sampling' is left out: its answers are off by" in lines[0]) is left_out
-
-
-def test_a_way_that_fails_is_left_to_the_trial(tried_ways, monkeypatch):
-    class Refusing(Taped):
-        def __init__(self, mode, device):
-            super().__init__(mode, device)
-            if self.graphs is not None:
-                self.graphs.run = lambda *args, **kwargs: None
-
-    monkeypatch.setattr(one_call, "Execution", Refusing)
-    with pytest.raises(RuntimeError, match="cannot be captured"):
-        fastest(subject_of(), CPU, print)
+    assert fastest(subject_of(), CPU, print) == "eager"
+    assert "graph_sampling is left out: its answer is off by" in caplog.text
 
 
 def test_a_long_run_is_worth_a_compiler(tried_ways):

@@ -16,6 +16,7 @@ from pgraft_fast.pipelines.accelerated.trajectory import Functions, Trajectory, 
 from pgraft_fast.pipelines.switches import runs_hooks, switches_of
 from pgraft_fast.sampling.choice import choose, model_name
 from pgraft_fast.sampling.graphs import GraphCache, clone_generator, weights_key
+from pgraft_fast.sampling.rounding import allowed_for
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,21 +88,24 @@ class Runner:
     def _trial(self, what: str, trajectory: Trajectory, x: Tensor, first: int, last: int) -> str:
         options, last = trajectory.options, min(last, first + _TRIED_STEPS)
         default = torch.cuda.get_rng_state(x.device)
-        trajectory.options = (
-            options | {"generator": _clones(options.get("generator"))} if "generator" in options else options
-        )
 
         def way(mode: str) -> Callable[[], object]:
-            def run() -> None:
+            def run() -> Tensor:
+                # Each with the same noise.
+                torch.cuda.set_rng_state(default, x.device)
+                if "generator" in options:
+                    trajectory.options = options | {"generator": _clones(options["generator"])}
                 with trajectory.rehearsal():
-                    self._run(mode, trajectory, x, first, last)
+                    return self._run(mode, trajectory, x, first, last)
 
             return run
 
         try:
             # Where it cannot be captured, the graph of all steps is that of each step.
             modes = [mode for mode in self._modes if mode != "trajectory_graph" or _can_capture(trajectory)]
-            return choose(what, {mode: way(mode) for mode in modes}, x.device)
+            weights = [next(net.parameters()).dtype for net in trajectory.nets.values()]
+            allowed = max(allowed_for(dtype, x.device) for dtype in (x.dtype, *weights))
+            return choose(what, {mode: way(mode) for mode in modes}, x.device, allowed=allowed)
         finally:
             trajectory.options = options
             torch.cuda.set_rng_state(default, x.device)
