@@ -48,6 +48,8 @@ def fitted(subject: Subject, card: Card, run: Path | None, log: Callable[[str], 
     config = subject.config
     path = None if run is None else run / MEMORY
     probe = _Probe(subject, card)
+    if not probe.open:
+        return subject
     asked = sha256_of([config.future(), probe.open, device_name(card.device), torch.__version__])
     known = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
     if known.get("asked") != asked:
@@ -65,7 +67,7 @@ def _line(known: dict[str, Any]) -> str:
         f"{training}, with checkpointing" if training and known["checkpointing"] else training,
         f"{known['decoding']} decoded" if known["decoding"] else "",
     ]
-    return f"memory = 'auto', {known['free_gb']:.1f} GB: at once {'; '.join(filter(None, parts)) or 'as it is set'}"
+    return f"memory = 'auto', {known['free_gb']:.1f} GB: at once {'; '.join(filter(None, parts))}"
 
 
 def _with(subject: Subject, known: dict[str, Any]) -> Subject:
@@ -143,15 +145,14 @@ class _Probe:
             return None, None
         # DDPO trains on both sides of the guidance.
         sides = calls_of(self._subject.task.model) if self._config.method == "ddpo" else 1
-        rows, checkpointing = self._rows_in_training(), None
-        if "checkpointing" in self.open and checkpoint is not None:
-            checkpointing = False
-            if rows < min(train.batch_size, sides * _FEW_ROWS):
-                checkpoint(True)
-                with_less = self._rows_in_training()
-                checkpoint(False)
-                if with_less > rows:
-                    rows, checkpointing = with_less, True
+        if "checkpointing" not in self.open or checkpoint is None:
+            return max(1, self._rows_in_training() // sides), None
+        checkpoint(False)
+        rows, checkpointing = self._rows_in_training(), False
+        if rows < min(train.batch_size, sides * _FEW_ROWS):
+            checkpoint(True)
+            with_less = self._rows_in_training()
+            rows, checkpointing = max(rows, with_less), with_less > rows
         return max(1, rows // sides), checkpointing
 
     def _rows_in_training(self) -> int:

@@ -42,8 +42,9 @@ def finish_run(
         ledger = Ledger(run / "ledger.jsonl")
         finished, subject = False, None
         try:
-            subject = with_batches(subject_of(), run, terminal.line)
-            subject = sized(with_mode(subject, terminal.line), run, terminal.line)
+            subject = subject_of()
+            subject = with_mode(with_batches(subject, run, terminal.line), terminal.line)
+            subject = sized(subject, run, terminal.line)
             if subject.config.log.tensorboard:
                 need("log.tensorboard", "tensorboard")
             result = _Run(subject, run, ledger, terminal, stop, on_round).finish()

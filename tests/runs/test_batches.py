@@ -9,7 +9,9 @@ from torch import nn
 
 import pgraft_fast as pf
 from pgraft_fast.commands.text_config import TextConfig
+from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import execution
+from pgraft_fast.runs import run as runs
 from pgraft_fast.runs.batches import MEMORY, fitted, with_batches
 from pgraft_fast.runs.model_run import model_settings, model_subject
 from pgraft_fast.runs.pipeline_run import PipelineParts, Scored, pipeline_subject
@@ -157,7 +159,7 @@ def test_of_a_model_of_ones_own(free, options, sampled, trained):
 def test_what_is_given_is_kept():
     subject, card, lines = probed(own_model(sample_batch=3, micro_batch=2))
     assert (subject.config.sample.batch_size, subject.config.train.micro_batch) == (3, 2)
-    assert card.probes == 0 and lines == ["memory = 'auto', 0.0 GB: at once as it is set"]
+    assert card.probes == 0 and lines == []
 
 
 def test_fixed():
@@ -182,7 +184,7 @@ def test_training_leaves_the_model_as_it_was():
     assert torch.equal(net.weight, before) and net.weight.grad is None
 
 
-def pipeline(**options):
+def pipeline(pipe=None, **options):
     config = {"prompts": 2, "candidates": 4, "steps": 4, "keep": 1, "batch_size": 8, "guidance": 3.0} | options
     config["lora"] = pf.Lora(rank=2)
     settings = pf.PGraftConfig(**config).settings()
@@ -192,7 +194,10 @@ def pipeline(**options):
         return Scored(reward, finish.decoded, {})
 
     parts = PipelineParts(
-        build("sd"), RunPrompts.of(["a red cube", "a dog"], ["two cats"], 0), scored, {"height": 16, "width": 16}
+        build("sd") if pipe is None else pipe,
+        RunPrompts.of(["a red cube", "a dog"], ["two cats"], 0),
+        scored,
+        {"height": 16, "width": 16},
     )
     return pipeline_subject(parts, settings, print)
 
@@ -213,6 +218,33 @@ def test_of_a_pipeline(free, sampled, trained, checkpointing, decoded):
     assert ("with checkpointing" in lines[0]) is checkpointing and lines[0].endswith(f"{decoded} decoded")
     subject.close()
     assert not net.is_gradient_checkpointing
+
+
+def test_a_pipeline_that_recomputes_already():
+    """Where memory suffices it does not in the run, and does again afterwards."""
+    pipe = build("sd")
+    pipe.unet.enable_gradient_checkpointing()
+    subject, _, _ = probed(pipeline(pipe), each=100_000, free=60e6)
+    assert not subject.config.train.checkpointing and not pipe.unet.is_gradient_checkpointing
+    subject.close()
+    assert pipe.unet.is_gradient_checkpointing
+
+
+def test_a_run_that_fails_in_the_probe_leaves_the_pipeline_as_it_was(tmp_path, monkeypatch):
+    pipe = build("sd")
+    names = [name for name, _ in pipe.unet.named_parameters()]
+
+    def failing(subject, run, log):
+        subject.checkpoint(True)
+        raise InputError("no")
+
+    monkeypatch.setattr(runs, "with_batches", failing)
+    config = pf.PGraftConfig(steps=3, candidates=2, keep=1, prompts=1, evaluate=2, run=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="no"):
+        pf.PGraftTrainer(pipe, lambda media, prompts: [0.0] * len(media), ["a", "b"], config,
+                         call={"height": 16, "width": 16}, log=lambda line: None).train()  # fmt: skip
+    assert [name for name, _ in pipe.unet.named_parameters()] == names
+    assert not pipe.unet.is_gradient_checkpointing
 
 
 def test_checkpointing_that_is_given_is_kept():
