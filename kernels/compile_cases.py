@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pgraft_fast_kernels.anderson_mix import _anderson_gram_fwd_kernel, _anderson_mix_fwd_kernel
-from pgraft_fast_kernels.fixed_point_update import _fixed_point_update_fwd_kernel
+from pgraft_fast_kernels.fixed_point_update import _fixed_point_residual_kernel, _fixed_point_update_fwd_kernel
 from pgraft_fast_kernels.gather_rows import _gather_rows_fwd_kernel
 from pgraft_fast_kernels.partial_noise import _partial_noise_fwd_kernel
 from pgraft_fast_kernels.parts import MOST_PARTS
@@ -90,8 +90,11 @@ def _streaming(dtype: str) -> Iterator[Case]:
     yield _case(f"weighted_mse_grad/{dtype}", _weighted_mse_bwd_kernel, types, {"BLOCK": 1024}, 4, UNFUSED)
 
     types = dict.fromkeys(("x_ptr", "v_ptr", "y_ptr", "y_next_ptr"), state)
-    types |= {"residual_ptr": "*fp32", "h": "fp32", "size": "i32"}
-    yield _case(f"fixed_point_update/{dtype}", _fixed_point_update_fwd_kernel, types, {"BLOCK": 1024}, 4, UNFUSED)
+    types |= {"residual_ptr": "*fp32", "sum_ptr": "*fp64", "h": "fp32", "size": "i32", "part": "i32"}
+    for name, constants in (("fixed_point_update", unsplit), ("fixed_point_update/split", many)):
+        yield _case(f"{name}/{dtype}", _fixed_point_update_fwd_kernel, types, constants | {"BLOCK": 1024}, 4, UNFUSED)
+    if dtype == "fp32":
+        yield _case("fixed_point_residual", _fixed_point_residual_kernel, types, {"PARTS": MOST_PARTS}, 1, {})
 
 
 def _solver(dtype: str) -> Iterator[Case]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from held import hold
 
-from pgraft_fast.ops import anderson_mix, solver_step, use_backend, weighted_mse
+from pgraft_fast.ops import anderson_mix, fixed_point_update, solver_step, use_backend, weighted_mse
 
 parts = pytest.importorskip("pgraft_fast_kernels.parts")
 
@@ -41,6 +41,12 @@ def test_the_split_is_by_size_and_batch():
 def test_weighted_mse(shape, monkeypatch):
     inputs = {"out": torch.randn(shape), "target": torch.randn(shape), "weight": torch.rand(shape[0])}
     both(lambda out, target, weight: (weighted_mse(out, target, weight),), inputs, monkeypatch)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_fixed_point_update(shape, monkeypatch):
+    inputs = {name: torch.randn(shape) for name in ("x", "v", "y")}
+    both(lambda x, v, y: fixed_point_update(x, v, y, 0.3), inputs, monkeypatch)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
