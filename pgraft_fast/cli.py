@@ -73,7 +73,7 @@ def finetune(
 ) -> None:
     """Fine-tune as a TOML file says. The same command again goes on where a stopped run was."""
     from pgraft_fast.commands.finetune import finetune as run_finetune
-    from pgraft_fast.commands.text_config import read_run_config
+    from pgraft_fast.commands.pipeline_config import read_run_config
     from pgraft_fast.runs.terminal import Terminal
 
     check_json(json)
@@ -99,8 +99,8 @@ def plan(
     json: Json = None,
 ) -> None:
     """Where a run should cut and what it will reach, measured for at most 15 % of its model calls."""
+    from pgraft_fast.commands.pipeline_config import read_run_config
     from pgraft_fast.commands.plan import plan_run
-    from pgraft_fast.commands.text_config import read_run_config
     from pgraft_fast.runs.terminal import Terminal
 
     check_json(json)
@@ -202,7 +202,7 @@ def fit_corrector(config: Config, /, *, run: Run = None, json: Json = None) -> N
 @command()
 def evaluate(
     source: Annotated[
-        Positional[Path], arg(metavar="RUN|CONFIG.toml", help="a text-to-image run, or a config of `correct`")
+        Positional[Path], arg(metavar="RUN|CONFIG.toml", help="a run on a pipeline, or a config of `correct`")
     ],
     /,
     *,
@@ -215,10 +215,10 @@ def evaluate(
     check_json(json)
     if source.suffix == ".toml":
         if prompts is not None or samples is not None:
-            raise InputError("--prompts and --samples belong to a text-to-image run: give its folder")
+            raise InputError("--prompts and --samples belong to a run on a pipeline: give its folder")
         emit(_correct(source, run, "evaluate"), json)
         return
-    from pgraft_fast.commands.evaluate_text import evaluate_run
+    from pgraft_fast.commands.evaluate_pipeline import evaluate_run
     from pgraft_fast.runs.terminal import Terminal
 
     if run is not None:
@@ -228,7 +228,7 @@ def evaluate(
 
 @command()
 def export(
-    run: Annotated[Positional[Path], arg(metavar="RUN", help="folder of a finished text-to-image run")],
+    run: Annotated[Positional[Path], arg(metavar="RUN", help="folder of a finished run on a pipeline")],
     /,
     *,
     out: Annotated[Path, arg(help="folder or .safetensors file")],

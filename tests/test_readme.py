@@ -13,8 +13,8 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from pipeline_runs import config_file
 from pipelines import build
-from text_runs import text_config
 from tiny import tiny_config
 
 import pgraft_fast as pf
@@ -91,7 +91,7 @@ def test_commands_of_the_digits_run(tmp_path, monkeypatch):
 def folder(tmp_path_factory):
     """With what the text-to-image blocks name: folder, my.toml, prompts.jsonl, and runs/my from the commands there."""
     place = tmp_path_factory.mktemp("readme")
-    config = text_config(place, rounds=1)
+    config = config_file(place, rounds=1)
     (place / "my.toml").write_text(config.read_text().replace(str(place / "run"), "runs/my"))
     (place / "folder").symlink_to(place / "sd")
     (place / "prompts.jsonl").write_text('{"prompt": "a red cube"}\n{"prompt": "a cat"}\n')

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.recipes import Uninformed, config_of, label_of
 from pgraft_fast.commands.subjects import subject_of
-from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.finetune.execution import Execution
@@ -43,7 +43,7 @@ class ComparisonSettings:
     steps: int = 20
     more: tuple[tuple[str, Any], ...] = ()
 
-    def of(self, method: str, budget: int, seed: int, run: Path) -> TextConfig:
+    def of(self, method: str, budget: int, seed: int, run: Path) -> PipelineConfig:
         """The config of one run, sized to its budget. Raises InputError for a budget that is too small."""
         overrides = {"model.shipped": self.model, "sample.steps": self.steps, "evaluate.samples": self.samples}
         return config_of(method, budget, seed, run, overrides | dict(self.more))

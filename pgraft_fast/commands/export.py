@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pgraft_fast.commands.finetune import read_run
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.subjects import subject_of
-from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import InputError
 from pgraft_fast.pipelines.adapters.files import read_adapter, save_adapter
 from pgraft_fast.runs.pipeline_run import ADAPTER
@@ -13,12 +13,12 @@ from pgraft_fast.runs.pipeline_run import ADAPTER
 
 def export(run: Path, out: Path, format: Literal["diffusers", "kohya"]) -> dict[str, Any]:
     """Raises InputError where the run has no adapter."""
-    from pgraft_fast.commands.evaluate_text import tuned_of
+    from pgraft_fast.commands.evaluate_pipeline import tuned_of
     from pgraft_fast.pipelines.learners import EMA, TUNED
 
     _, _, config = read_run(str(run))
-    if not isinstance(config, TextConfig) or config.lora.rank == 0:
-        raise InputError(f"{run}: no adapter in it; only text-to-image runs with a LoRA have one")
+    if not isinstance(config, PipelineConfig) or config.lora.rank == 0:
+        raise InputError(f"{run}: no adapter in it; only runs on a pipeline with a LoRA have one")
     metadata = read_adapter(run / ADAPTER)[1]
     subject = subject_of(config, lambda text: None)
     try:

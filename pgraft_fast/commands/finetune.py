@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pgraft_fast.commands.config import RunConfig, checked
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.subjects import Config, subject_of
-from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import InputError
 from pgraft_fast.runs.run import CONFIG, RESULT, finish_run
 from pgraft_fast.runs.terminal import Terminal
@@ -30,5 +30,5 @@ def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
         raise InputError(f"{run}: damaged ({error.__class__.__name__} in {CONFIG} or {RESULT})") from error
     # It may have been edited: sampling and evaluation follow it.
     source = str(run / CONFIG)
-    config: Config = checked(TextConfig, data, source) if of_text else checked(RunConfig, data, source)
+    config: Config = checked(PipelineConfig, data, source) if of_text else checked(RunConfig, data, source)
     return run, result, config.with_cut(result["cut_plan"]["cut"]) if config.plans_cut else config

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pgraft_fast.commands.text_config import TextConfig, read_text_config
+from pgraft_fast.commands.pipeline_config import PipelineConfig, read_pipeline_config
 from pgraft_fast.diffusion import Stream, uniform
 from pgraft_fast.errors import InputError
 
@@ -59,13 +59,13 @@ def label_of(method: str) -> str:
     return f"{RECIPES[name].label}, {CONTROLS[control]}" if control else RECIPES[name].label
 
 
-def config_of(method: str, budget: int, seed: int, run: Path, more: dict[str, Any]) -> TextConfig:
+def config_of(method: str, budget: int, seed: int, run: Path, more: dict[str, Any]) -> PipelineConfig:
     """The config of a run, sized to its budget in model calls. Raises InputError for a budget that is too small."""
     label_of(method)
     name, _, control = method.partition(":")
     recipe = RECIPES[name]
     overrides = {"run": str(run), "seed": seed, "budget.model_calls": budget, **more, **recipe.settings}
-    config = read_text_config(CONFIG, overrides)
+    config = read_pipeline_config(CONFIG, overrides)
     if control == "all":
         config = _updated(config, "select", {"threshold": _LOWEST})
     return _many_rounds(config, budget) if recipe.rounds else _one_round(config, budget)
@@ -88,7 +88,7 @@ class Uninformed:
         return (draws < _ACCEPTED_SHARE).to(torch.float32)
 
 
-def _one_round(config: TextConfig, budget: int) -> TextConfig:
+def _one_round(config: PipelineConfig, budget: int) -> PipelineConfig:
     """As many prompts as the sampling share has room for, and steps for what is left."""
     group = config.sample.candidates * config.sample.steps * _calls_a_sample(config)
     prompts = int(_SAMPLING_SHARE * budget) // group
@@ -99,18 +99,18 @@ def _one_round(config: TextConfig, budget: int) -> TextConfig:
     return _updated(_updated(config, "sample", {"prompts": prompts}), "train", {"steps": steps, "rounds": 1})
 
 
-def _many_rounds(config: TextConfig, budget: int) -> TextConfig:
+def _many_rounds(config: PipelineConfig, budget: int) -> PipelineConfig:
     rounds = budget // config.calls(config.sample.steps, _calls_a_sample(config))
     if rounds < 1:
         raise InputError(f"budget of {budget} model calls: too little for a round of {config.method}")
     return _updated(config, "train", {"rounds": rounds})
 
 
-def _calls_a_sample(config: TextConfig) -> int:
+def _calls_a_sample(config: PipelineConfig) -> int:
     """See `calls_of`, for a config without its model."""
     assert config.sample.guidance is not None
     return 1 if config.sample.guidance <= 1.0 else 2
 
 
-def _updated(config: TextConfig, table: str, values: dict[str, Any]) -> TextConfig:
+def _updated(config: PipelineConfig, table: str, values: dict[str, Any]) -> PipelineConfig:
     return config.model_copy(update={table: getattr(config, table).model_copy(update=values)})

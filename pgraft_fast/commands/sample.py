@@ -8,7 +8,7 @@ import torch
 
 from pgraft_fast.commands.config import RunConfig, checked, load_task
 from pgraft_fast.commands.finetune import read_run
-from pgraft_fast.commands.text_config import TextConfig
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
@@ -42,12 +42,12 @@ def sample(
         task = load_task(config.task)
     else:
         run, _, run_config = read_run(source)
-        if isinstance(run_config, TextConfig):
-            from pgraft_fast.commands.sample_text import sample_text
+        if isinstance(run_config, PipelineConfig):
+            from pgraft_fast.commands.sample_pipeline import sample_pipeline
 
             if solver is not None:
                 raise InputError(f"--solver {solver}: pictures of {source} are drawn by its pipeline's own scheduler")
-            return sample_text(
+            return sample_pipeline(
                 run, run_config, out, n=n, seed=seed, prompt=prompt, steps=steps, guidance=guidance, base=base,
                 log=Terminal().line,
             )  # fmt: skip

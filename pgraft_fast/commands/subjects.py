@@ -4,21 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pgraft_fast.commands.config import RunConfig, load_task
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.reward_contents import code_contents
-from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.finetune import Trainer
 from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 
-Config = RunConfig | TextConfig
+Config = RunConfig | PipelineConfig
 
 
 def subject_of(config: Config, log: Callable[[str], None]) -> Subject:
     """Load everything. Raises InputError, CheckpointError, RewardError."""
-    if isinstance(config, TextConfig):
-        from pgraft_fast.commands.text_subject import text_subject
+    if isinstance(config, PipelineConfig):
+        from pgraft_fast.commands.pipeline_source import subject_of_pipeline
 
-        return text_subject(config, log)
+        return subject_of_pipeline(config, log)
     task = load_task(config.task)
     return Subject(
         config=config,

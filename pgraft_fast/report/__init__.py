@@ -1,9 +1,9 @@
 """Reports: one self-contained page and its pictures."""
 
 from pgraft_fast.report.page import Picture, Section, Table, interval, write_page
+from pgraft_fast.report.pipeline_report import write_evaluation_report
 from pgraft_fast.report.plots import picture_grid_png
 from pgraft_fast.report.run_report import report_seconds, write_run_report
-from pgraft_fast.report.text_report import write_evaluation_report
 
 __all__ = [
     "Picture",

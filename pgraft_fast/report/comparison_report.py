@@ -8,8 +8,8 @@ import torch
 
 from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.report.page import Picture, Section, Table, write_page
+from pgraft_fast.report.pipeline_report import category_sections, prompts_section
 from pgraft_fast.report.plots import Curve, bars_png, curves_png
-from pgraft_fast.report.text_report import category_sections, prompts_section
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation
 

@@ -13,9 +13,9 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
 from pgraft_fast.report.page import Picture, Section, Sound, Table, interval, write_page
+from pgraft_fast.report.pipeline_report import category_sections, prompts_section
 from pgraft_fast.report.plan_report import plan_section
 from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
-from pgraft_fast.report.text_report import category_sections, prompts_section
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation
 

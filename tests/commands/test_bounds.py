@@ -9,7 +9,7 @@ from tiny import tiny_config
 from pgraft_fast import cli
 from pgraft_fast.commands.config import read_config
 from pgraft_fast.commands.correct_config import CorrectConfig, read_correct_config
-from pgraft_fast.commands.text_config import TextConfig, read_text_config
+from pgraft_fast.commands.pipeline_config import PipelineConfig, read_pipeline_config
 from pgraft_fast.errors import InputError
 from pgraft_fast.schema import Settings
 
@@ -65,7 +65,7 @@ def test_every_number_of_every_config_has_bounds():
     assert {table.__name__: unbounded(table.model_json_schema()) for table in tables} == {
         table.__name__: [] for table in tables
     }
-    assert "Policy" in TextConfig.model_json_schema()["$defs"]
+    assert "Policy" in PipelineConfig.model_json_schema()["$defs"]
     # Not finite is out of every bound but those of a comparison with nan.
     assert all(table.model_config["allow_inf_nan"] is False for table in tables)
 
@@ -103,12 +103,14 @@ def test_numbers_of_a_config(tmp_path, key):
 
 
 @pytest.mark.parametrize(
-    ("read", "schema"), [(read_text_config, TextConfig), (read_correct_config, CorrectConfig)], ids=["text", "correct"]
+    ("read", "schema"),
+    [(read_pipeline_config, PipelineConfig), (read_correct_config, CorrectConfig)],
+    ids=["pipeline", "correct"],
 )
 def test_numbers_of_other_configs(tmp_path, read, schema):
     """Those of their own tables, found by walking."""
     head = 'run = "run"\n'
-    if schema is TextConfig:
+    if schema is PipelineConfig:
         head += 'rewards = [{kind = "jpeg_size"}]\n[model]\nshipped = "sd"\n'
     tried = 0
     for table, field in schema.model_fields.items():

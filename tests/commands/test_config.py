@@ -9,7 +9,7 @@ import pgraft_fast
 from pgraft_fast.commands.config import read_config
 from pgraft_fast.commands.correct_config import read_correct_config
 from pgraft_fast.commands.finetune import read_run
-from pgraft_fast.commands.text_config import read_text_config
+from pgraft_fast.commands.pipeline_config import read_pipeline_config
 from pgraft_fast.errors import InputError
 
 SHIPPED = Path(pgraft_fast.__file__).parent / "configs" / "digits.toml"
@@ -81,10 +81,10 @@ def test_unreadable_files(tmp_path):
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
-@pytest.mark.parametrize("read", [read_config, read_text_config, read_correct_config])
+@pytest.mark.parametrize("read", [read_config, read_pipeline_config, read_correct_config])
 def test_byte_order_mark(tmp_path, read, ends):
     """Of every kind of config; U+2028, NEL and a mark inside of a text belong to it."""
-    name = {read_config: "digits", read_text_config: "shapes", read_correct_config: "correct_digits"}[read]
+    name = {read_config: "digits", read_pipeline_config: "shapes", read_correct_config: "correct_digits"}[read]
     text = SHIPPED.with_name(f"{name}.toml").read_text().replace("\n", ends)
     text = re.sub('run = ".*"', 'run = "a\u2028b\x85c\ufeff"', text)
     configs = []

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 from clock import Clock
-from text_runs import text_config
+from pipeline_runs import config_file
 
 from pgraft_fast import report
 from pgraft_fast.cli import main
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 pytest.importorskip("peft")
 
-# Of one round of `text_config`: 16 samples of 4 guided steps, then 4 optimiser steps on 4 rows.
+# Of one round of `config_file`: 16 samples of 4 guided steps, then 4 optimiser steps on 4 rows.
 ROUND = 16 * 4 * 2 + 3 * 4 * 4
 # Seconds of a network call and of a report, where the clock is turned.
 CALL, REPORT = 0.1, 0.5
@@ -30,7 +30,7 @@ KEPT_SECONDS = SAFETY * (4 * CALL + REPORT)
 
 
 def run_at(folder, budget, rounds=1000, top=""):
-    config = text_config(folder, rounds=rounds, top=top, more=f"[budget]\n{budget}\n")
+    config = config_file(folder, rounds=rounds, top=top, more=f"[budget]\n{budget}\n")
     status = main(["finetune", str(config), "--json", str(folder / "result.json")])
     return status, json.loads((folder / "result.json").read_text()) if status == 0 else None
 
@@ -71,7 +71,7 @@ def of_seconds(tmp_path, seeds):
 
 @pytest.fixture
 def model(tmp_path):
-    text_config(tmp_path)
+    config_file(tmp_path)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from tiny import tiny_config
 from pgraft_fast.cli import main
 from pgraft_fast.commands.config import RunConfig, read_config
 from pgraft_fast.commands.correct_config import CorrectConfig, read_correct_config
-from pgraft_fast.commands.text_config import TextConfig, read_text_config
+from pgraft_fast.commands.pipeline_config import PipelineConfig, read_pipeline_config
 from pgraft_fast.errors import InputError
 
 pytestmark = pytest.mark.slow
 
 SCHEMAS = {
-    "digits": (RunConfig, read_config), "text": (TextConfig, read_text_config),
+    "digits": (RunConfig, read_config), "text": (PipelineConfig, read_pipeline_config),
     "correct": (CorrectConfig, read_correct_config),
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_names_and_values_of_several_lines(tmp_path, text):
     path = tmp_path / "config.toml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        read_text_config(path, {})
+        read_pipeline_config(path, {})
     assert str(caught.value).startswith(f"{path}: ") and len(str(caught.value).splitlines()) == 1
 
 

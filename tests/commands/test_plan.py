@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from text_runs import text_config
+from pipeline_runs import config_file
 from tiny import tiny_config
 
 from pgraft_fast.cli import main
@@ -69,7 +69,7 @@ def test_a_run_that_chooses_its_cut(tmp_path, capsys, larger):
 
 
 def test_an_adapter_knows_the_cut_that_was_chosen(tmp_path):
-    config = with_cut(text_config(tmp_path, rounds=1), '"auto"')
+    config = with_cut(config_file(tmp_path, rounds=1), '"auto"')
     assert main(["finetune", str(config), "--json", str(tmp_path / "told.json")]) == 0
     plan = json.loads((tmp_path / "told.json").read_text())["cut_plan"]
     # Eight accepted candidates tell nothing.

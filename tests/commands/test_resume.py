@@ -11,9 +11,9 @@ from pathlib import Path
 import diffusers
 import pytest
 from PIL import Image
+from pipeline_runs import config_file
 from pipelines import build
 from safetensors.torch import load_file, save_file
-from text_runs import text_config
 from tiny import tiny_config
 
 from pgraft_fast.cli import main
@@ -53,7 +53,7 @@ def begun(tmp_path_factory):
     (folder / "pictures").mkdir()
     for number in range(6):
         Image.new("RGB", (16, 16), (40 * number, 9, 9)).save(folder / f"pictures/{number}.bmp")
-    path = text_config(folder, rounds=1, reward="callable", reward_more='function = "mine.py:reward"')
+    path = config_file(folder, rounds=1, reward="callable", reward_more='function = "mine.py:reward"')
     path.write_text(path.read_text().replace("samples = 8", 'samples = 8\nreference = "pictures"'))
     assert main(["finetune", str(path)]) == 0
     return folder

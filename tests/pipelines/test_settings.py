@@ -5,8 +5,8 @@ import shutil
 import diffusers
 import pytest
 import torch
+from pipeline_runs import config_file
 from pipelines import build
-from text_runs import text_config
 
 from pgraft_fast.cli import main
 from pgraft_fast.pipelines.calls import Calls
@@ -96,7 +96,7 @@ def test_schedulers_that_do_not_as_their_settings_tell(scheduler, message):
 
 def test_a_run_is_refused_before_it_begins(tmp_path, capsys):
     """In one line, with nothing drawn; and what the folder's variants are is an option of the config."""
-    config = text_config(tmp_path)
+    config = config_file(tmp_path)
     pipe = build("sd")
     pipe.unet = rebuilt(pipe.unet, in_channels=9)
     shutil.rmtree(tmp_path / "sd")

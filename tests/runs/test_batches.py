@@ -8,7 +8,7 @@ from pipelines import build
 from torch import nn
 
 import pgraft_fast as pf
-from pgraft_fast.commands.text_config import TextConfig
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import execution
 from pgraft_fast.runs import run as runs
@@ -258,4 +258,4 @@ def test_checkpointing_that_is_given_is_kept():
 
 def test_the_config_of_an_earlier_run_is_read():
     data = {"run": "a", "memory": None, "model": {"shipped": "sd"}, "rewards": [{"kind": "jpeg_size"}]}
-    assert TextConfig.model_validate(data).memory is None
+    assert PipelineConfig.model_validate(data).memory is None

@@ -12,7 +12,7 @@ import pytest
 
 import pgraft_fast
 from pgraft_fast.commands.correct_config import read_correct_config
-from pgraft_fast.commands.text_config import read_run_config, read_text_config
+from pgraft_fast.commands.pipeline_config import read_pipeline_config, read_run_config
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.prompt_files import read_prompts
 
@@ -163,7 +163,7 @@ def texts_in_configs(folder, seeds):
         config = CONFIG.format(line).replace("\n", draw.choice(["\n", "\r\n"]))
         file = folder / f"t-{seed}.toml"
         file.write_bytes(config.encode(draw.choice(["utf-8", "utf-8-sig"])))
-        assert read_text_config(file, {}).model.negative_prompt == text
+        assert read_pipeline_config(file, {}).model.negative_prompt == text
 
 
 CONFIG = 'run = "r"\n[model]\nshipped = "sd"\nnegative_prompt = {}\n[[rewards]]\nkind = "jpeg_size"\n'

@@ -1,4 +1,4 @@
-"""What a text-to-image run on the shapes world works with."""
+"""What a run on the shapes world works with."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

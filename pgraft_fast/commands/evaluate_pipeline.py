@@ -1,4 +1,4 @@
-"""`pgraft-fast evaluate` of a text-to-image run: base and tuned on held-out or other prompts, by category."""
+"""`pgraft-fast evaluate` of a run on a pipeline: base and tuned on held-out or other prompts, by category."""
 
 import hashlib
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from pgraft_fast.commands.finetune import read_run
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.subjects import subject_of
-from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.files import storage_error, to_json, write_file
 from pgraft_fast.finetune import Ledger
@@ -34,8 +34,8 @@ def evaluate_run(folder: str, prompts: Path | None, samples: int | None, termina
     Raises InputError.
     """
     run, _, config = read_run(folder)
-    if not isinstance(config, TextConfig):
-        raise InputError(f"{folder}: not a text-to-image run; its evaluation is in {run / 'result.json'}")
+    if not isinstance(config, PipelineConfig):
+        raise InputError(f"{folder}: not a run on a pipeline; its evaluation is in {run / 'result.json'}")
     if prompts is not None:
         config = config.model_copy(update={"prompts": config.prompts.model_copy(update={"held_out": str(prompts)})})
     subject = subject_of(config, terminal.line)

@@ -1,16 +1,16 @@
-"""`sample` of a text-to-image run: what the config and the options say, as in the pipeline's own call."""
+"""`sample` of a run on a pipeline: what the config and the options say, as in the pipeline's own call."""
 
 import json
 
 import pytest
 import torch
+from pipeline_runs import config_file
 from pipelines import build, call_arguments
 from safetensors.torch import load_file
-from text_runs import text_config
 
 from pgraft_fast.cli import main
-from pgraft_fast.commands.text_config import read_text_config
-from pgraft_fast.commands.text_subject import text_subject
+from pgraft_fast.commands.pipeline_config import read_pipeline_config
+from pgraft_fast.commands.pipeline_source import subject_of_pipeline
 from pgraft_fast.files import to_json
 
 pytestmark = pytest.mark.slow
@@ -20,14 +20,14 @@ NEGATIVE = "a dark blur"
 
 def run_of(folder, name="sd", model="", sample=""):
     """A run's folder of which the base alone is asked for: config and an empty result."""
-    path = text_config(folder, name)
+    path = config_file(folder, name)
     text = (
         path.read_text()
         .replace("height = 16\n", f"height = 16\n{model}\n")
         .replace("[sample]\n", f"[sample]\n{sample}\n")
     )
     path.write_text(text)
-    config = read_text_config(path, {})
+    config = read_pipeline_config(path, {})
     run = folder / "run"
     run.mkdir()
     (run / "config.json").write_bytes(to_json(config.model_dump()))
@@ -96,7 +96,7 @@ def test_the_other_side_of_guidance_in_rollouts(tmp_path, name, negative):
     """Of runs and of `evaluate`: the answer at guidance 3 is made of the network's at prompt and negative prompt."""
     model = "" if negative is None else f'negative_prompt = "{negative}"'
     _, config = run_of(tmp_path, name, model)
-    subject = text_subject(config, lambda text: None)
+    subject = subject_of_pipeline(config, lambda text: None)
     pipe, heard = build(name), []
     net = pipe.unet if name != "sd3" else pipe.transformer
     net.register_forward_hook(lambda *args: heard.append(args[1:]), with_kwargs=True)
@@ -131,7 +131,7 @@ def test_eta_of_a_digits_run(tmp_path):
 
 def test_the_tuned_model_has_a_guidance_of_its_own(tmp_path, capsys):
     """Plain diffusers: the LoRA and its scale for two of four steps, then the base and the run's scale."""
-    path = text_config(tmp_path, rounds=1)
+    path = config_file(tmp_path, rounds=1)
     path.write_text(path.read_text().replace("guidance = 3.0", "guidance = 3.0\nguidance_tuned = 1.5")
                     .replace("[train]\n", "[train]\ncut = 0.5\n"))  # fmt: skip
     assert main(["finetune", str(path)]) == 0
@@ -178,7 +178,7 @@ def test_the_tuned_model_has_a_guidance_of_its_own(tmp_path, capsys):
     ],
 )
 def test_guidance_that_does_not_fit(tmp_path, capsys, text, message):
-    path = text_config(tmp_path, top="method = 'ddpo'" if "DDPO" in message else "")
+    path = config_file(tmp_path, top="method = 'ddpo'" if "DDPO" in message else "")
     path.write_text(path.read_text().replace("guidance = 3.0", text))
     assert main(["finetune", str(path)]) == 2
     assert f"sample.guidance_tuned=2.0: {message}" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every text-to-image config that is shipped runs on tiny models of the same classes, and says what to download."""
+"""Every config of a pipeline that is shipped runs on tiny models of the same classes, and says what to download."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pgraft_fast
 from pgraft_fast.cli import main
 from pgraft_fast.commands.config import checked, read_toml
 from pgraft_fast.commands.finetune import finetune
-from pgraft_fast.commands.text_config import TextConfig, apply_preset
+from pgraft_fast.commands.pipeline_config import PipelineConfig, apply_preset
 from pgraft_fast.pipelines.adapters.loading import read_adapter
 from pgraft_fast.runs.terminal import Terminal
 
@@ -60,7 +60,7 @@ def test_two_rounds_on_tiny_models(tmp_path, name, clip, encoder_decoder):
         reward["model"] = str(encoder_decoder("InstructBlip") if reward["kind"] == "vqa_score" else clip)
         reward["dtype"] = "fp32"
     apply_preset(data)
-    result = finetune(checked(TextConfig, data, name), Terminal())
+    result = finetune(checked(PipelineConfig, data, name), Terminal())
     assert len(result["rounds"]) == 2 and all(entry["steps"] > 0 for entry in result["rounds"])
     assert (tmp_path / "run/adapter/pytorch_lora_weights.safetensors").exists()
     assert read_adapter(tmp_path / "run/adapter")[1].cut == data["train"]["cut"]

@@ -1,4 +1,4 @@
-"""Configs of text-to-image runs: TOML into a closed schema, memory presets, paths from the config's folder."""
+"""Configs of runs on a pipeline: TOML into a closed schema, memory presets, paths from the config's folder."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -82,7 +82,7 @@ class PromptSettings(Settings):
     columns: list[Name] = Field(default_factory=list)
 
 
-class TextEvaluateSettings(EvaluateSettings):
+class PipelineEvaluateSettings(EvaluateSettings):
     """samples: of held-out prompts, before and after, rounded up to whole groups of candidates. reference: folder of
     pictures for the Frechet distance. inception: file of InceptionV3's weights for its features.
     """
@@ -92,14 +92,14 @@ class TextEvaluateSettings(EvaluateSettings):
     inception: Name | None = None
 
 
-class TextConfig(PipelineRunSettings):
+class PipelineConfig(PipelineRunSettings):
     """A whole run. memory: as of any run, or a preset, see `PRESETS`; None, in files of earlier runs, is "fixed"."""
 
     memory: Literal["auto", "fixed", "8gb", "16gb", "24gb", "80gb"] | None = "auto"  # type: ignore[assignment]
     model: PipelineSettings
     prompts: PromptSettings = PromptSettings()
     rewards: list[RewardSettings] = Field(min_length=1)
-    evaluate: TextEvaluateSettings = TextEvaluateSettings()
+    evaluate: PipelineEvaluateSettings = PipelineEvaluateSettings()
 
     @model_validator(mode="after")
     def _has_prompts(self) -> Self:
@@ -108,7 +108,7 @@ class TextConfig(PipelineRunSettings):
         return self
 
 
-def read_text_config(path: Path, overrides: dict[str, Any]) -> TextConfig:
+def read_pipeline_config(path: Path, overrides: dict[str, Any]) -> PipelineConfig:
     """Read and check a TOML file before any work; relative paths in it start at its folder. Raises InputError."""
     data = read_toml(path, {})
     for table, keys in (("model", ("folder",)), ("prompts", ("train", "held_out")),
@@ -121,16 +121,16 @@ def read_text_config(path: Path, overrides: dict[str, Any]) -> TextConfig:
     _place_pictures(data.get("model"), path.parent)
     override(data, overrides)
     apply_preset(data)
-    return checked(TextConfig, data, str(path))
+    return checked(PipelineConfig, data, str(path))
 
 
-def read_run_config(path: Path, run: str | None, reward: str | None) -> RunConfig | TextConfig:
+def read_run_config(path: Path, run: str | None, reward: str | None) -> RunConfig | PipelineConfig:
     """The config of a fine-tuning run, of whichever kind the file is. run, reward: in place of the file's."""
     if "model" not in read_toml(path, {}):
         return read_config(path, {"run": run, "task.reward": reward})
     if reward is not None:
-        raise InputError(f"--reward {reward}: a text-to-image config has a list of rewards; change it in {path}")
-    return read_text_config(path, {"run": run})
+        raise InputError(f"--reward {reward}: the config of a pipeline has a list of rewards; change it in {path}")
+    return read_pipeline_config(path, {"run": run})
 
 
 def apply_preset(data: dict[str, Any]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.commands.devices import device_of
-from pgraft_fast.commands.text_config import TextConfig
-from pgraft_fast.commands.text_subject import call_of, source_of
+from pgraft_fast.commands.pipeline_config import PipelineConfig
+from pgraft_fast.commands.pipeline_source import call_of, source_of
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
@@ -26,8 +26,8 @@ from pgraft_fast.runs.pipeline_run import ADAPTER
 _AT_ONCE = 32
 
 
-def sample_text(
-    run: Path, config: TextConfig, out: Path, *, n: int, seed: int, prompt: str | None, steps: int | None,
+def sample_pipeline(
+    run: Path, config: PipelineConfig, out: Path, *, n: int, seed: int, prompt: str | None, steps: int | None,
     guidance: float | None, base: bool, log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """n samples of the prompt, or of held-out prompts in turn; the scheduler is the pipeline's own."""
@@ -75,7 +75,7 @@ def sample_text(
 
 
 def _guidance(
-    run: Path, config: TextConfig, guidance: float | None, base: bool
+    run: Path, config: PipelineConfig, guidance: float | None, base: bool
 ) -> tuple[float | None, Callable[..., dict[str, Any]] | None]:
     """The scale that a call begins with, and what changes it at the cut."""
     below, above = config.sample.guidance, config.sample.guidance_tuned

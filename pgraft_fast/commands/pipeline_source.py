@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from pgraft_fast.commands.devices import device_of
+from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.reward_config import build_reward
 from pgraft_fast.commands.reward_contents import reward_contents
-from pgraft_fast.commands.text_config import TextConfig
 from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.identity import sha256_of_files, sha256_of_texts
@@ -27,7 +27,7 @@ from pgraft_fast.tasks.pipeline import Finish, Measures
 from pgraft_fast.tasks.prompt_files import PromptFile, read_prompts, with_held_out
 
 
-def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
+def subject_of_pipeline(config: PipelineConfig, log: Callable[[str], None]) -> Subject:
     """Load pipeline, prompts and rewards. Raises InputError."""
     device = device_of(config.model.device)
     config = config.model_copy(update={"model": config.model.on(device)})
@@ -60,7 +60,7 @@ def text_subject(config: TextConfig, log: Callable[[str], None]) -> Subject:
     return pipeline_subject(parts, config, log)
 
 
-def call_of(config: TextConfig, pipe: Any) -> dict[str, Any]:
+def call_of(config: PipelineConfig, pipe: Any) -> dict[str, Any]:
     """Arguments of the pipeline's call that the config sets. Raises InputError."""
     model = config.model
     arguments = {name: getattr(model, name) for name in ("height", "width", "negative_prompt", "max_sequence_length")}
@@ -113,7 +113,7 @@ class Source:
     rewards: Mapping[str, Callable[..., object]]
 
 
-def source_of(config: TextConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> Source:
+def source_of(config: PipelineConfig, device: torch.device, dtype: torch.dtype, log: Callable[[str], None]) -> Source:
     """Load the frozen pipeline and the prompts. Raises InputError."""
     model, prompts = config.model, config.prompts
     features: Callable[[torch.Tensor], torch.Tensor] = thumbnail_features
@@ -144,7 +144,7 @@ def _no_reference() -> None:
     """Nothing to compare with."""
 
 
-def _measures(config: TextConfig, source: Source, sample: np.ndarray) -> Measures:
+def _measures(config: PipelineConfig, source: Source, sample: np.ndarray) -> Measures:
     """sample: of the pipeline, whose height the pictures of a reference get."""
     inception, folder = config.evaluate.inception, config.evaluate.reference
     features, reference, pictures = source.features, source.reference, "own"

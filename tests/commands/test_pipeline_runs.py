@@ -7,8 +7,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from pipeline_runs import config_file
 from pipelines import call_arguments
-from text_runs import text_config
 
 from pgraft_fast import load_adapter
 from pgraft_fast.cli import main
@@ -29,7 +29,7 @@ def one_line(capsys) -> str:
 def finished(tmp_path_factory):
     """Folder of a finished P-GRAFT run on a tiny Stable Diffusion."""
     folder = tmp_path_factory.mktemp("finished")
-    assert main(["finetune", str(text_config(folder)), "--json", str(folder / "result.json")]) == 0
+    assert main(["finetune", str(config_file(folder)), "--json", str(folder / "result.json")]) == 0
     return folder
 
 
@@ -77,8 +77,8 @@ def test_again_changes_nothing_and_more_rounds_go_on(finished, tmp_path, capsys)
     assert (finished / "run/adapter/pytorch_lora_weights.safetensors").read_bytes() == before
     straight = tmp_path / "straight"
     straight.mkdir()
-    assert main(["finetune", str(text_config(straight, rounds=1))]) == 0
-    assert main(["finetune", str(text_config(straight, rounds=2))]) == 0
+    assert main(["finetune", str(config_file(straight, rounds=1))]) == 0
+    assert main(["finetune", str(config_file(straight, rounds=2))]) == 0
     assert "goes on after round 1" in capsys.readouterr().err
     assert (straight / "run/adapter/pytorch_lora_weights.safetensors").read_bytes() == before
 
@@ -86,7 +86,7 @@ def test_again_changes_nothing_and_more_rounds_go_on(finished, tmp_path, capsys)
 # Runs of "sdxl" and "sd3" are in test_text_configs.py, too.
 @pytest.mark.parametrize("name", [*(pytest.param(kind, marks=pytest.mark.faults) for kind in ("sdxl", "sd3")), "flux"])
 def test_other_pipelines(tmp_path, name):
-    config = text_config(tmp_path, name, rounds=1)
+    config = config_file(tmp_path, name, rounds=1)
     assert main(["finetune", str(config)]) == 0
     assert read_adapter(tmp_path / "run/adapter")[1].cut == 0.25
 
@@ -103,7 +103,7 @@ def test_other_pipelines(tmp_path, name):
     ],
 )
 def test_other_methods(tmp_path, method, more, calls):
-    config = text_config(tmp_path, rounds=1, top=f"method = '{method}'", more=more)
+    config = config_file(tmp_path, rounds=1, top=f"method = '{method}'", more=more)
     config.write_text(config.read_text().replace("prompts = 4\n", "prompts = 2\n"))
     assert main(["finetune", str(config), "--json", str(tmp_path / "result.json")]) == 0
     result = json.loads((tmp_path / "result.json").read_text())
@@ -113,7 +113,7 @@ def test_other_methods(tmp_path, method, more, calls):
 
 
 def test_all_weights(tmp_path):
-    config = text_config(tmp_path, rounds=1)
+    config = config_file(tmp_path, rounds=1)
     config.write_text(config.read_text().replace("rank = 2", "rank = 0"))
     assert main(["finetune", str(config)]) == 0
     assert (tmp_path / "run/model.safetensors").exists() and not (tmp_path / "run/adapter").exists()
@@ -168,7 +168,7 @@ def test_a_prompt_file_with_a_name_as_long_as_names_can_be(finished, tmp_path):
 
 
 def test_prompts_that_fill_the_budget(tmp_path, capsys):
-    config = text_config(tmp_path, more="[budget]\nmodel_calls = 280\n")
+    config = config_file(tmp_path, more="[budget]\nmodel_calls = 280\n")
     config.write_text(config.read_text().replace("prompts = 4\n", ""))
     assert main(["finetune", str(config), "--json", str(tmp_path / "result.json")]) == 0
     # A prompt takes 4 * 4 * 2 + 3 * 4 calls a round: 3 fit into 140.
@@ -181,10 +181,10 @@ def test_prompts_that_fill_the_budget(tmp_path, capsys):
 
 
 def test_memory_presets(tmp_path):
-    from pgraft_fast.commands.text_config import read_text_config
+    from pgraft_fast.commands.pipeline_config import read_pipeline_config
 
-    config = text_config(tmp_path, rounds=1, top='memory = "8gb"')
-    settings = read_text_config(config, {})
+    config = config_file(tmp_path, rounds=1, top='memory = "8gb"')
+    settings = read_pipeline_config(config, {})
     assert settings.model.dtype == "bf16" and settings.train.micro_batch == 1 and settings.train.checkpointing
     # What the file says stays.
     assert settings.sample.batch_size == 8
@@ -225,7 +225,7 @@ def test_wrong_configs(tmp_path, finished, capsys, old, new, message):
 
 
 def test_joules_need_a_gpu(tmp_path, capsys):
-    config = text_config(tmp_path, more="[budget]\njoules = 100.0\n")
+    config = config_file(tmp_path, more="[budget]\njoules = 100.0\n")
     assert main(["finetune", str(config)]) == 2
     assert "energy is known of NVIDIA GPUs, not of cpu: limit gpu_hours or wall_seconds" in one_line(capsys)
 
@@ -240,7 +240,7 @@ def test_a_reward_that_fails_keeps_the_rounds(tmp_path, capsys):
         "        raise ValueError('out of order')\n"
         "    return x.flatten(1).mean(1)\n"
     )
-    config = text_config(tmp_path, rounds=2, reward="callable", reward_more='function = "mine.py:reward"')
+    config = config_file(tmp_path, rounds=2, reward="callable", reward_more='function = "mine.py:reward"')
     config.write_text(config.read_text() + "[policy]\nretries = 0\n")
     assert main(["finetune", str(config)]) == 2
     line = one_line(capsys)

@@ -41,7 +41,7 @@ samples = 8
 """
 
 
-def text_config(
+def config_file(
     folder: Path, name: str = "sd", *, rounds: int = 2, reward: str = "jpeg_size", reward_more: str = "",
     top: str = "", more: str = "",
 ) -> Path:  # fmt: skip

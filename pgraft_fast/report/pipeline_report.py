@@ -1,4 +1,4 @@
-"""Sections of text-to-image reports: the same prompts and seeds side by side, rewards by category."""
+"""Sections of the reports of pipelines: the same prompts and seeds side by side, rewards by category."""
 
 from collections.abc import Mapping
 from pathlib import Path
