@@ -70,9 +70,8 @@ def same(samples: Tensor, condition: Tensor) -> Tensor:
     samples: (n, N, 9). condition: (n,) numbers of atoms.
     """
     smiles = graphs(*unpack(samples, condition)).smiles
-    return torch.tensor(
-        [-1 - row if text is None else _number(text) for row, text in enumerate(smiles)], dtype=torch.int64
-    )
+    numbers = [-1 - row if text is None else _number(text) for row, text in enumerate(smiles)]
+    return torch.tensor(numbers, dtype=torch.int64, device=samples.device)
 
 
 def uniqueness(smiles: Sequence[SmilesOrNone]) -> float:
