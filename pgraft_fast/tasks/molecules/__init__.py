@@ -1,0 +1,1 @@
+"""Small organic molecules in three dimensions: QM9, and the chemistry that generated ones are judged by."""
