@@ -104,7 +104,7 @@ def _graphs(elements: Tensor, orders: Tensor) -> Iterator[Any]:
     """RDKit's molecules, not sanitised, in order."""
     from rdkit import Chem
 
-    kinds = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
+    kinds: tuple[Any, ...] = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
     orders = orders.triu().cpu()
     row, i, j = orders.nonzero(as_tuple=True)
     bonds = torch.stack([i, j, orders[row, i, j].to(torch.int64)], dim=1).tolist()
