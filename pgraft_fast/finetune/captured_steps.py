@@ -29,9 +29,9 @@ class CapturedSteps:
         if self._refused or not learner.optimizer.state:
             return None
 
-        def gradients(given: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
+        def gradients(buffers: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
             learner.begin()
-            loss = loss_of(given)
+            loss = loss_of(buffers)
             learner.backward(loss)
             return [loss.detach(), learner.clip()]
 
@@ -60,12 +60,12 @@ class CapturedSteps:
         learner, written = self._learner, self._learner.moved()
         before: list[Tensor] = []
 
-        def move(given: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
+        def move(buffers: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
             if not before:
                 # What runs before a capture makes steps that are not meant.
                 before.extend(value.detach().clone() for value in written)
             learner.move()
-            return [given[0]]
+            return [buffers[0]]
 
         def put_back() -> None:
             with torch.no_grad():

@@ -50,10 +50,10 @@ def fitted(subject: Subject, card: Card, run: Path | None, log: Callable[[str], 
     probe = _Probe(subject, card)
     if not probe.open:
         return subject
-    asked = sha256_of([config.future(), probe.open, device_name(card.device), torch.__version__])
+    identity = sha256_of([config.future(), probe.open, device_name(card.device), torch.__version__])
     known = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
-    if known.get("asked") != asked:
-        known = {"asked": asked, **probe.found()}
+    if known.get("identity") != identity:
+        known = {"identity": identity, **probe.sizes()}
         if path is not None:
             write_file(path, to_json(known))
     log(_line(known))
@@ -104,7 +104,7 @@ class _Probe:
         if subject.decoder is not None and subject.decoder.together:
             self.open.append("decoding")
 
-    def found(self) -> dict[str, Any]:
+    def sizes(self) -> dict[str, Any]:
         """Rows by what is done, None where it is not open."""
         task = self._subject.task
         self._eager = Execution("eager", self._card.device)
@@ -126,18 +126,18 @@ class _Probe:
         sample = self._config.sample
         if "sampling" not in self.open:
             return None
-        asked = None if sample.prompts is None else sample.prompts * sample.candidates
-        most = _MOST if asked is None else min(asked, _MOST)
+        samples = None if sample.prompts is None else sample.prompts * sample.candidates
+        most = _MOST if samples is None else min(samples, _MOST)
 
         def draw(rows: int) -> object:
             return OneCall(self._subject, self._card.device, rows).of("eager")()
 
         rows = max(1, rows_that_fit(draw, most, _OF_SAMPLING * self._free, self._card))
-        if asked is None:
+        if samples is None:
             return rows
         # Batches of one size: a graph of each would be captured.
-        batches = max(-(-asked // rows), 2 if sample.overlap and asked > 1 else 1)
-        return -(-asked // batches)
+        batches = max(-(-samples // rows), 2 if sample.overlap and samples > 1 else 1)
+        return -(-samples // batches)
 
     def _training(self) -> tuple[int | None, bool | None]:
         train, checkpoint = self._config.train, self._subject.checkpoint

@@ -20,8 +20,8 @@ class OneCall:
     def __init__(self, subject: Subject, device: torch.device, rows: int | None = None) -> None:
         self._task, sample = subject.task, subject.config.sample
         if rows is None:
-            asked = sample.batch_size if sample.prompts is None else sample.prompts * sample.candidates
-            rows = min(sample.batch_size, asked)
+            samples = sample.batch_size if sample.prompts is None else sample.prompts * sample.candidates
+            rows = min(sample.batch_size, samples)
         self.rows, self._device = rows, device
         prompts = self._task.prompts
         numbers = torch.arange(self.rows) % min(len(prompts.text), _PROMPTS)

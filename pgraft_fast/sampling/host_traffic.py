@@ -128,8 +128,8 @@ class _Made(TorchFunctionMode):
             device = kwargs.get("device")
             if device is None and func is Tensor.new_tensor:
                 device = args[0].device
-            given = kwargs.get("data", args[-1] if args else None)
-            if device is not None and torch.device(device).type == self._device and not isinstance(given, Tensor):
+            data = kwargs.get("data", args[-1] if args else None)
+            if device is not None and torch.device(device).type == self._device and not isinstance(data, Tensor):
                 return func(*args, **{**kwargs, "device": "cpu"}).to(device)
         return func(*args, **kwargs)
 

@@ -36,8 +36,8 @@ def kind_of(arguments: dict[str, Any]) -> Kind:
 
     Raises OtherKindError for objects that are none of these.
     """
-    given = arguments.items()
-    return tuple([(name, None if value is None else _form(value, _content(name))) for name, value in given])
+    items = arguments.items()
+    return tuple([(name, None if value is None else _form(value, _content(name))) for name, value in items])
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,19 @@ class Switches:
     """Which adapters of a denoiser are active, layer by layer, to be put back."""
 
     def __init__(self, denoiser: Any) -> None:
-        self.found = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in _layers(denoiser)]
+        self.states = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in _layers(denoiser)]
 
     def act(self, name: str) -> bool:
         """Whether this one is switched on. Raises InputError where no switch can turn it off."""
-        if any(name in layer.merged_adapters for layer, _, _ in self.found):
+        if any(name in layer.merged_adapters for layer, _, _ in self.states):
             raise InputError(
                 f"the LoRA {name!r} is fused into the weights and cannot be handed over: unfuse_lora first"
             )
-        return any(name in active and not disabled for _, active, disabled in self.found)
+        return any(name in active and not disabled for _, active, disabled in self.states)
 
     def put_back(self) -> None:
         """All as it was."""
-        for layer, active, disabled in self.found:
+        for layer, active, disabled in self.states:
             if list(layer.active_adapters) != active:
                 layer.set_adapter(active)
             if layer.disable_adapters != disabled:
@@ -48,7 +48,7 @@ class Switches:
 
     def without(self, name: str) -> None:
         """All but this one."""
-        for layer, active, _ in self.found:
+        for layer, active, _ in self.states:
             layer.set_adapter([other for other in active if other != name])
 
 
@@ -92,7 +92,7 @@ class Held:
 
     def activate(self, weight: float) -> None:
         """Besides those that were active before; in no layer where the weight is 0."""
-        others = {id(layer): [] if disabled else active for layer, active, disabled in self.before.found}
+        others = {id(layer): [] if disabled else active for layer, active, disabled in self.before.states}
         first = next(iter(others.values()), [])
         for layer in _layers(self.denoiser):
             layer.set_scale(self.name, weight)
