@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from pages import drawn, shuffled
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.layouts.elements import (
     LABEL_SETS,
-    MAX_ELEMENTS,
     NO_ELEMENT,
     PUBLAYNET,
     RICO,
@@ -17,16 +17,6 @@ from pgraft_fast.tasks.layouts.elements import (
     same,
     unpack,
 )  # fmt: skip
-
-
-def drawn(n=40, n_labels=5, n_max=MAX_ELEMENTS, seed=1):
-    """Labels and boxes of pages with 1 to n_max elements; nan where there is none."""
-    generator = torch.Generator().manual_seed(seed)
-    count = torch.randint(1, n_max + 1, (n,), generator=generator)
-    element = torch.arange(n_max) < count[:, None]
-    labels = torch.randint(n_labels, (n, n_max), generator=generator).where(element, NO_ELEMENT)
-    boxes = torch.rand(n, n_max, 4, generator=generator).where(element[:, :, None], torch.nan)
-    return labels, boxes, count
 
 
 def test_label_sets():
@@ -46,7 +36,7 @@ def test_columns_of_a_page():
 def test_unpack_reads_what_pack_wrote(n_labels):
     labels, boxes, count = drawn(n_labels=n_labels)
     samples = pack(labels, boxes, n_labels, 30)
-    assert samples.shape == (40, 30, 4 + n_labels)
+    assert samples.shape == (50, 30, 4 + n_labels)
     read, places = unpack(samples, count)
     assert torch.equal(read[:, :25], labels) and bool((read[:, 25:] == NO_ELEMENT).all())
     assert torch.equal(places[:, :25], boxes.nan_to_num())
@@ -111,11 +101,7 @@ def test_the_same_layout():
     samples = pack(labels, boxes, 5)
     numbers = same(samples, count)
     assert numbers.dtype == torch.int64 and numbers.unique().numel() == 20 and bool((numbers >= 0).all())
-    generator = torch.Generator().manual_seed(2)
-    shuffled = samples.clone()
-    for row, size in enumerate(count.tolist()):
-        shuffled[row, :size] = samples[row, torch.randperm(size, generator=generator)]
-    assert torch.equal(same(shuffled, count), numbers)
+    assert torch.equal(same(pack(*shuffled(labels, boxes, count), 5), count), numbers)
     assert torch.equal(same(torch.nn.functional.pad(samples, (0, 0, 0, 7)), count), numbers)
     centred = ltrb_from_cxcywh(samples[:, :, :4]).mul(64).round().div(64)
     samples[:, :, :4] = cxcywh_from_ltrb(centred)
