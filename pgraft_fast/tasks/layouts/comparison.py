@@ -47,7 +47,8 @@ def measure(labels: Tensor, boxes: Tensor, data_labels: Tensor, data_boxes: Tens
     kept, places = labels[finite], boxes[finite]
     scores = max_iou(kept, places, data_labels, data_boxes)
     paired = labels.shape[0] == data_labels.shape[0]
-    similarity = docsim(kept, places, data_labels[finite], data_boxes[finite]) if paired else torch.zeros(0)
+    rows = finite.to(data_labels.device)
+    similarity = docsim(kept, places, data_labels[rows], data_boxes[rows]) if paired else torch.zeros(0)
     return LayoutMetrics(
         finite=_mean(finite),
         alignment=_mean(alignment(kept, places)),
@@ -103,6 +104,7 @@ def docsim(labels: Tensor, boxes: Tensor, data_labels: Tensor, data_boxes: Tenso
 
 
 def _docsim_weights(labels: Tensor, boxes: Tensor, data_labels: Tensor, data_boxes: Tensor) -> np.ndarray:
+    data_labels, data_boxes = data_labels.to(labels.device), data_boxes.to(boxes.device)
     first, second = boxes.to(torch.float64)[:, :, None], data_boxes.to(torch.float64)[:, None, :]
     difference = first - second
     exponent = -difference[..., :2].norm(dim=-1) - 2.0 * difference[..., 2:].abs().sum(dim=-1)

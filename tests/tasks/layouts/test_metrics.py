@@ -6,6 +6,7 @@ import pytest
 import torch
 from pages import TIDY, drawn, page, shuffled
 
+from pgraft_fast.tasks.layouts import metrics
 from pgraft_fast.tasks.layouts.elements import ltrb_from_cxcywh
 from pgraft_fast.tasks.layouts.metrics import alignment, inside, overlap
 
@@ -125,6 +126,23 @@ def test_edges_read_as_centre_and_size_give_other_numbers():
     labels, boxes = page(TIDY)
     edges = ltrb_from_cxcywh(boxes)
     assert overlap(labels, edges).item() > 0.5 and inside(labels, edges).item() < 0.5
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_padding_read_as_a_label_gives_other_numbers(metric):
+    labels, boxes, _ = drawn(n_max=10)
+    padded = (labels < 0).sum(dim=1) > 1
+    values = metric(labels.clamp(min=0), boxes.nan_to_num(2.0))
+    # Pages with no box within the page have 0 of `inside` either way.
+    assert int(((values != metric(labels, boxes)) & padded).sum()) > 0.6 * int(padded.sum()) > 10
+
+
+def test_chunks_change_nothing(monkeypatch):
+    labels, boxes, _ = drawn(300)
+    whole = alignment(labels, boxes), overlap(labels, boxes)
+    monkeypatch.setattr(metrics, "_PAIRS", 7 * 25**2)
+    parts = alignment(labels, boxes), overlap(labels, boxes)
+    assert all(torch.equal(part, value) for part, value in zip(parts, whole, strict=True))
 
 
 def test_a_page_of_200_elements():

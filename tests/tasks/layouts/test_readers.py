@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.tasks.layouts.elements import RICO
+from pgraft_fast.tasks.layouts.comparison import max_iou
+from pgraft_fast.tasks.layouts.elements import PUBLAYNET, RICO, pack
 from pgraft_fast.tasks.layouts.readers import (
     PUBLAYNET_PARTS,
     RICO_PARTS,
@@ -79,6 +80,14 @@ def test_boxes_and_pages_that_are_left_out(tmp_path):
     path.write_text(turned)
     assert torch.equal(read_publaynet(path).layouts.boxes, reading.layouts.boxes)
     assert read_publaynet(path, n_max=200).layouts.count.tolist() == [1, 200, 2]
+
+
+def test_a_class_without_an_element(tmp_path):
+    layouts = read_publaynet(coco(tmp_path, annotations=[BOX, {**BOX, "category_id": 5}])).layouts
+    assert layouts.names == PUBLAYNET and layouts.labels.tolist() == [[0, 4]]
+    samples = pack(layouts.labels, layouts.boxes, len(layouts.names))
+    assert samples.shape == (1, 25, 9) and not samples[:, :, 5:8].any()
+    assert max_iou(layouts.labels, layouts.boxes, layouts.labels, layouts.boxes).tolist() == pytest.approx([1.0])
 
 
 def test_left_top_right_bottom_read_as_a_bbox_is_left_out(tmp_path):

@@ -37,6 +37,9 @@ TRICKS = {
                                                              for i in range(4))],
     "one large, the others tiny": [(0.1, 0.1, 0.9, 0.5), *((0.1, 0.6 + 0.05 * i, 0.105, 0.605 + 0.05 * i)
                                                            for i in range(4))],
+    "one in the other": [(0.1 + 0.05 * i, 0.1 + 0.05 * i, 0.9 - 0.05 * i, 0.9 - 0.05 * i) for i in range(5)],
+    "slivers": [(0.1, 0.1 + 0.1 * i, 0.9, 0.105 + 0.1 * i) for i in range(5)],
+    "tall slivers": [(0.1 + 0.1 * i, 0.1, 0.11 + 0.1 * i, 0.9) for i in range(5)],
     "all huge": [(0.0, 0.0, 1.0, 1.0)] * 5,
     "one huge": [(0.0, 0.0, 1.0, 1.0), *grid(0.3, 0.1, n=4)],
     "larger than the page": [(-1.0 - i, -1.0 - i, 2.0 + i, 2.0 + i) for i in range(5)],
