@@ -25,7 +25,7 @@ def entries(file: TextIO, chunk: int = CHUNK, longest: int = LONGEST) -> Iterato
             key = window.value("a key")
             if not isinstance(key, str):
                 raise ValueError(f"{_short(key)} is no key")
-            window.take(":", f"{_short(key)}")
+            window.take(":", _short(key))
             if window.peek() == "[":
                 yield from _items(window, key)
             else:

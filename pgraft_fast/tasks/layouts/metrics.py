@@ -46,7 +46,7 @@ def inside(labels: Tensor, boxes: Tensor) -> Tensor:
 
 
 def protrusion(boxes: Tensor) -> Tensor:
-    """(..., ) how far a box reaches over an edge of the page at most, share of the page, 0 within it."""
+    """(...,) how far a box reaches over an edge of the page at most, share of the page, 0 within it."""
     edges = ltrb_from_cxcywh(boxes)
     return torch.maximum(-edges.amin(dim=-1), edges.amax(dim=-1) - 1.0).clamp(min=0.0)
 

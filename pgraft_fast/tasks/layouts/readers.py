@@ -35,6 +35,7 @@ RICO_PARTS = {"train": 85, "validation": 5, "test": 10}
 _RICO_INDEX = {name: index for index, name in enumerate(RICO)}
 
 _WIDE = "pages wider than high"
+_ODD = "screens that do not begin at 0, 0 or have no size"
 _OFF = "boxes that leave the page"
 _FLAT = "boxes without an area"
 _UNKNOWN = "elements without a label of the set"
@@ -61,7 +62,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Reading:
-    """layouts: what was read, in the order of the file. dropped: what was not."""
+    """layouts: what was read. dropped: what was not."""
 
     layouts: Layouts
     dropped: Dropped
@@ -69,6 +70,8 @@ class Reading:
 
 def read_publaynet(path: Path, n_max: int = MAX_ELEMENTS) -> Reading:
     """train.json or val.json of PubLayNet, read as a stream: held are 41 bytes a box and the pages' sizes.
+
+    Pages are in the order of their ids, as LayoutDM's split has it (arXiv 2303.08137); boxes in that of the file.
 
     Left out: boxes that leave the page or have no area; pages wider than high, of no box or more than n_max. bbox is
     left, top, width, height in px, category_id begins at 1. Raises InputError.
@@ -96,6 +99,7 @@ def read_publaynet(path: Path, n_max: int = MAX_ELEMENTS) -> Reading:
         raise InputError(f"{path}: {error}") from error
     if not pages:
         raise InputError(f"{path}: no images in it; the JSON of PubLayNet has images and annotations")
+    pages = dict(sorted(pages.items()))
     boxes = np.frombuffer(numbers, dtype=np.float64).reshape(-1, 4)
     labels = np.frombuffer(categories, dtype=np.int8).astype(np.int64) - 1
     try:
@@ -109,7 +113,7 @@ def read_rico(folder: Path, n_max: int = MAX_ELEMENTS) -> Reading:
 
     The root's bounds are 0, 0, width, height; its children, at any depth, are the elements, with componentLabel and
     bounds = left, top, right, bottom. Left out: elements without one of the 25 labels, those that leave the screen or
-    have no area; screens wider than high, of no element or more than n_max. Raises InputError.
+    have no area; screens wider than high or that begin elsewhere, of no element or more than n_max. Raises InputError.
     """
     paths = sorted(folder.glob("*.json"), key=lambda path: path.name)
     if not paths:
@@ -202,14 +206,12 @@ def _publaynet(
 
 
 def _screen(path: Path, dropped: Dropped) -> list[tuple[int, list[float]]] | None:
-    """Labels and edges as shares of the screen; None where it is wider than high."""
+    """Labels and edges as shares of the screen; None where it is left out."""
     try:
         root = json.loads(read_text(path, "a layout"))
         left, top, width, height = _four(root["bounds"], "bounds")
-        if left or top or min(width, height) <= 0:
-            raise ValueError(f"bounds of the root are {root['bounds']}; 0, 0, width, height are needed")
-        if width > height:
-            dropped.add(_WIDE, path.name)
+        if left or top or min(width, height) <= 0 or width > height:
+            dropped.add(_WIDE if not (left or top) and width > height > 0 else _ODD, path.name)
             return None
         elements = []
         for number, node in enumerate(_nodes(root), 1):

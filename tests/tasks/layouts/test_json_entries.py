@@ -75,7 +75,7 @@ class Endless(io.StringIO):
 
     def __init__(self, head, text, times):
         super().__init__()
-        self.head, self.text, self.left, self.taken, self.rest = head, text, times, 0, head
+        self.text, self.left, self.taken, self.rest = text, times, 0, head
 
     def read(self, size=-1):
         while len(self.rest) < size and self.left:

@@ -68,8 +68,8 @@ def test_boxes_and_pages_that_are_left_out(tmp_path):
     path = coco(tmp_path, images=images, annotations=annotations)
     turned = json.dumps(dict(reversed(json.loads(path.read_text()).items())))
     reading = read_publaynet(path)
-    assert reading.layouts.count.tolist() == [1, 2]
-    assert reading.layouts.boxes[1, 1].tolist() == pytest.approx([0.05, 0.05, 0.1, 0.1])
+    assert reading.layouts.count.tolist() == [2, 1]
+    assert reading.layouts.boxes[0, 1].tolist() == pytest.approx([0.05, 0.05, 0.1, 0.1])
     assert reading.dropped.lines == [
         "3 boxes without an area; the first: annotations, entry 1",
         "3 boxes that leave the page; the first: annotations, entry 3",
@@ -79,7 +79,7 @@ def test_boxes_and_pages_that_are_left_out(tmp_path):
     ]
     path.write_text(turned)
     assert torch.equal(read_publaynet(path).layouts.boxes, reading.layouts.boxes)
-    assert read_publaynet(path, n_max=200).layouts.count.tolist() == [1, 200, 2]
+    assert read_publaynet(path, n_max=200).layouts.count.tolist() == [2, 1, 200]
 
 
 def test_a_class_without_an_element(tmp_path):
@@ -174,6 +174,7 @@ def test_screens_and_elements_that_are_left_out(tmp_path):
     folder = screens(
         tmp_path, a=root(*wrong, node("Text", (0, 0, 1441, 5)), node(), node("Icon")), b=root(), c=root(*wrong),
         d=root(*[node("Text")] * 200), e=node(None, (0, 0, 2560, 1440), node("Text")),
+        f=node(None, (0, 84, 1440, 2560), node("Text")), g=node(None, (0, 0, 0, 0), node("Text")),
     )  # fmt: skip
     reading = read_rico(folder)
     assert reading.layouts.count.tolist() == [1]
@@ -184,6 +185,7 @@ def test_screens_and_elements_that_are_left_out(tmp_path):
         "2 pages without a box; the first: b.json",
         "1 pages of more than 25 boxes; the first: d.json",
         "1 pages wider than high; the first: e.json",
+        "2 screens that do not begin at 0, 0 or have no size; the first: f.json",
     ]
 
 
@@ -195,7 +197,7 @@ def test_screens_and_elements_that_are_left_out(tmp_path):
         ("[1]", "not as the format has it"),
         ("[" * 200_000, "nested too deeply"),
         ({"children": []}, "it has no 'bounds'"),
-        (node(None, (0, 84, 10, 10)), "bounds of the root are [0, 84, 10, 10]; 0, 0, width, height are needed"),
+        (node(None, (0, 84, 10)), "bounds is '[0, 84, 10]'; four numbers are needed"),
         (root(node("Text"), node("Text", (1, 2, 3))), "bounds of element 2 is '[1, 2, 3]'; four numbers are needed"),
         (root({"componentLabel": "Text"}), "it has no 'bounds'"),
         (root("Text"), "not as the format has it"),

@@ -127,8 +127,8 @@ def test_numbers_that_are_finite_but_huge(name, size):
 
 
 def test_pages_of_one_element_and_of_none():
-    one = [(0.1, 0.1, 0.9, 0.5)]
-    assert [score(name, one) for name in NAMES] == [0.0, 0.0, 1.0, 0.0]
+    single = [(0.1, 0.1, 0.9, 0.5)]
+    assert [score(name, single) for name in NAMES] == [0.0, 0.0, 1.0, 0.0]
     none = pack(*page([]), 5), torch.tensor([0])
     assert [getattr(rewards, name)(*none).item() for name in NAMES[:3]] == [0.0, 0.0, 0.0]
     assert rewards.tidy(*none).item() == -1.0
