@@ -210,6 +210,12 @@ def test_a_screen_that_is_wrong(tmp_path, tree, message):
     assert str(error.value) == f"{folder / 'b.json'}: {message}"
 
 
+def test_a_screen_that_is_no_text(tmp_path):
+    (screens(tmp_path, a=root(node("Text"))) / "b.json").write_bytes(json.dumps(root()).encode("utf-16"))
+    with pytest.raises(InputError, match=r"b\.json: not a text in UTF-8 but UTF-16; save it as UTF-8$"):
+        read_rico(tmp_path)
+
+
 def test_folders_without_a_screen(tmp_path):
     with pytest.raises(InputError, match=r"no \.json in it"):
         read_rico(tmp_path / "none")
