@@ -1,9 +1,6 @@
 """Molecules from files: xyz, and npz as EDM's preparation of QM9 writes it."""
 
-import io
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import read_text
 from pgraft_fast.tasks.molecules.elements import ATOMIC_NUMBERS, MAX_ATOMS, NO_ATOM, SYMBOLS, Molecules, mask
+from pgraft_fast.tasks.npz import array_bytes, arrays_of
 
 # Angstrom, of int16 positions.
 UNIT = 0.001
@@ -59,7 +57,11 @@ def read_npz(path: Path, n_max: int = MAX_ATOMS) -> Molecules:
     except OSError as error:
         raise InputError(f"{path}: molecules cannot be read ({error.strerror})") from error
     try:
-        return _molecules(*_arrays(data), n_max)
+        count, numbers, positions = arrays_of(data, _ARRAYS)
+    except ValueError as error:
+        raise InputError(f"{path}: no npz of molecules, or damaged ({error})") from error
+    try:
+        return _molecules(count, numbers, positions, n_max)
     except ValueError as error:
         raise InputError(f"{path}{error}") from error
 
@@ -77,16 +79,7 @@ def npz_bytes(molecules: Molecules) -> bytes:
     # By columns, which compresses better.
     positions = np.asfortranarray(steps.numpy().astype("<i2"))
     arrays = (molecules.count.numpy().astype(np.uint8), numbers, positions)
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in zip(_ARRAYS, arrays, strict=True):
-            part = io.BytesIO()
-            np.lib.format.write_array(part, array, version=(1, 0))
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            # Unix, wherever it is written.
-            entry.create_system = 3
-            archive.writestr(entry, part.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
-    return buffer.getvalue()
+    return array_bytes(dict(zip(_ARRAYS, arrays, strict=True)))
 
 
 def padded(count: Tensor, elements: Tensor, positions: Tensor, smiles: Sequence[str] = ()) -> Molecules:
@@ -147,23 +140,6 @@ def _coordinate(text: str, number: int) -> float:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:40]}...")
-
-
-def _arrays(data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Raises ValueError where the file has them not, or is damaged."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            missing = [name for name in _ARRAYS if name not in archive.files]
-            if missing:
-                raise KeyError(f"no array {', '.join(missing)}")
-            count, numbers, positions = (archive[name] for name in _ARRAYS)
-    except (
-        AttributeError, EOFError, KeyError, MemoryError, NotImplementedError, OSError, RuntimeError, SyntaxError,
-        TypeError, ValueError, zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        reason = error.args[0] if isinstance(error, KeyError) else type(error).__name__
-        raise ValueError(f": no npz of molecules, or damaged ({reason})") from error
-    return count, numbers, positions
 
 
 def _molecules(count: np.ndarray, numbers: np.ndarray, positions: np.ndarray, n_max: int) -> Molecules:

@@ -1,0 +1,137 @@
+"""Layouts as tensors: labelled boxes on a page.
+
+A batch is labels (B, N) int64, a number of a label set or -1 where there is no element, and boxes (B, N, 4): centre x,
+centre y, width, height as shares of the page's width and height, y down. A diffusion model sees one float tensor
+(B, N_max, 4 + L), see `pack`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.errors import InputError
+
+# In the order of category_id, which begins at 1.
+PUBLAYNET = ("text", "title", "list", "table", "figure")
+RICO = (
+    "Text", "Image", "Icon", "Text Button", "List Item", "Input", "Background Image", "Card", "Web View",
+    "Radio Button", "Drawer", "Checkbox", "Advertisement", "Modal", "Pager Indicator", "Slider", "On/Off Switch",
+    "Button Bar", "Toolbar", "Number Stepper", "Multi-Tab", "Date Picker", "Map View", "Video", "Bottom Navigation",
+)  # fmt: skip
+LABEL_SETS = {"publaynet": PUBLAYNET, "rico": RICO}
+MAX_ELEMENTS = 25
+NO_ELEMENT = -1
+# Columns of the one-hot spread about as those of the box do.
+LABEL_SCALE = 0.5
+# Steps a page, of edges in `same`.
+GRID = 64
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """labels: (n, N) int64, -1 where there is no element. boxes: (n, N, 4) float32, see above, 0 there. names: of the
+    label set.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def count(self) -> Tensor:
+        """Numbers of elements, (n,) int64."""
+        return (self.labels != NO_ELEMENT).sum(dim=1)
+
+    def rows(self, rows: Tensor) -> "Layouts":
+        """Some of them, by their numbers (m,) int64."""
+        return Layouts(self.labels[rows], self.boxes[rows], self.names)
+
+
+def ltrb_from_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) left, top, right, bottom of centre x, centre y, width, height."""
+    half = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
+
+
+def cxcywh_from_ltrb(edges: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height of left, top, right, bottom."""
+    low, high = edges[..., :2], edges[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def pack(labels: Tensor, boxes: Tensor, n_labels: int, n_max: int = MAX_ELEMENTS) -> Tensor:
+    """One float32 tensor (B, n_max, 4 + n_labels): the box, one-hot / 2 of the label. Rows without an element are 0.
+
+    labels: (B, N) int64, -1 after the last element of each. boxes: (B, N, 4), centre x, centre y, width, height.
+    Raises InputError for a page of more than n_max elements, a label that the set lacks, padding before an element.
+    """
+    if labels.ndim != 2 or boxes.shape != (*labels.shape, 4):
+        raise InputError(f"labels {tuple(labels.shape)} with boxes {tuple(boxes.shape)}; (B, N) and (B, N, 4) needed")
+    element = labels != NO_ELEMENT
+    count = element.sum(dim=1)
+    if count.numel() and int(count.max()) > n_max:
+        raise InputError(f"layout {int(count.argmax())} has {int(count.max())} elements; at most {n_max} fit")
+    wrong = (labels < NO_ELEMENT) | (labels >= n_labels) | (element != mask(count, labels.shape[1]))
+    if bool(wrong.any()):
+        row, column = (int(index) for index in wrong.nonzero()[0])
+        raise InputError(
+            f"layout {row}, element {column}: label {int(labels[row, column])}; 0 to {n_labels - 1} are known, "
+            f"{NO_ELEMENT} only after the last element"
+        )
+    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), n_labels) * LABEL_SCALE
+    rows = torch.cat([boxes.to(torch.float32), one_hot.to(torch.float32)], dim=2).where(element[:, :, None], 0.0)
+    rows = rows[:, :n_max]
+    return torch.nn.functional.pad(rows, (0, 0, 0, n_max - rows.shape[1]))
+
+
+def unpack(samples: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (B, N) int64 and boxes (B, N, 4) of samples (B, N, 4 + L) of which the first `count` rows are elements.
+
+    The label is the largest of the one-hot. An element with a number that is not finite has the box nan. Rows after
+    the count are not read: label -1, box 0. count: (B,) integers. Raises InputError.
+    """
+    if samples.ndim != 3 or samples.shape[2] < 5 or count.shape != samples.shape[:1]:
+        raise InputError(
+            f"samples {tuple(samples.shape)} with counts {tuple(count.shape)}; (B, N, 4 + labels) with (B,) are needed"
+        )
+    if count.numel() and not 0 <= int(count.min()) <= int(count.max()) <= samples.shape[1]:
+        raise InputError(f"counts from {int(count.min())} to {int(count.max())}; 0 to {samples.shape[1]} fit")
+    element = mask(count.to(samples.device), samples.shape[1])
+    labels = samples[:, :, 4:].argmax(dim=2).where(element, NO_ELEMENT)
+    finite = samples.isfinite().all(dim=2, keepdim=True)
+    return labels, samples[:, :, :4].where(finite, torch.nan).where(element[:, :, None], 0.0)
+
+
+def mask(count: Tensor, n_max: int) -> Tensor:
+    """(B, n_max) bool: the first count[b] are True."""
+    return torch.arange(n_max, device=count.device) < count[:, None]
+
+
+def same(samples: Tensor, condition: Tensor) -> Tensor:
+    """Numbers that are equal for the same layout, (n,) int64; the same in every call.
+
+    A hash, not negative, of the labels with their left, top, right and bottom to the nearest 1/64 of the page, in any
+    order of elements. A layout with a number that is not finite is its own: -1, -2, ... in a call.
+    samples: (n, N, 4 + L). condition: (n,) numbers of elements.
+    """
+    labels, boxes = unpack(samples.detach(), condition)
+    edges = (ltrb_from_cxcywh(boxes.to(torch.float64)) * GRID).round()
+    broken = ~edges.isfinite().flatten(1).all(dim=1)
+    # What is far off the page is all in one place.
+    steps = edges.nan_to_num().clamp(-(2.0**31), 2.0**31).to(torch.int64)
+    rows = torch.cat([labels[:, :, None], steps], dim=2).tolist()
+    numbers = [
+        -1 - row if bad else _number(sorted(element for element in elements if element[0] != NO_ELEMENT))
+        for row, (bad, elements) in enumerate(zip(broken.tolist(), rows, strict=True))
+    ]
+    return torch.tensor(numbers, dtype=torch.int64, device=samples.device)
+
+
+def _number(elements: list[list[int]]) -> int:
+    digest = hashlib.blake2b(str(elements).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
