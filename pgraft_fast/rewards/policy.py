@@ -21,6 +21,7 @@ from pgraft_fast.rewards.protocol import (
     RewardTimeoutError,
     as_call,
     evaluate,
+    finite_rows,
     name_of,
     of_samples,
     one_line,
@@ -152,15 +153,15 @@ class PolicedReward:
 
     def _finite(self, samples: Tensor, ids: Sequence[int]) -> list[int]:
         """Rows without nan and inf."""
-        finite = torch.isfinite(samples).flatten(1).all(dim=1) if samples.numel() else torch.ones(len(ids)).bool()
-        if bool(finite.all()):
-            return list(range(len(ids)))
-        bad = of_samples([ids[i] for i in (~finite).nonzero().flatten().tolist()])
+        rows, others = finite_rows(samples)
+        if not others:
+            return rows
+        bad = of_samples([ids[row] for row in others])
         text = f"reward {self.name!r} was not asked about {bad}: nan or inf in the sample itself"
         if self.policy.on_failure != "drop":
             raise RewardError(f'{text}; look at the model that drew it, or set policy.on_failure = "drop"')
         self.log(f"{text}; dropped")
-        return [int(i) for i in finite.nonzero().flatten()]
+        return rows
 
     def _batch(self, batch: Batch, on_wait: Callable[[], None]) -> Tensor:
         drops, tries = self.policy.on_failure == "drop", self.policy.tries

@@ -99,6 +99,15 @@ def score(
     return finished(reward, score_batches(reward, samples, prompts, sample_id, batch_size, on_batch), sample_id)
 
 
+def finite_rows(samples: Tensor) -> tuple[list[int], list[int]]:
+    """Rows of samples without nan and inf, and those with one."""
+    count = samples.shape[0]
+    finite = torch.isfinite(samples).flatten(1).all(dim=1) if samples.numel() else torch.ones(count).bool()
+    if bool(finite.all()):
+        return list(range(count)), []
+    return finite.nonzero().flatten().tolist(), (~finite).nonzero().flatten().tolist()
+
+
 def score_batches(
     reward: Callable[..., object],
     samples: Tensor,

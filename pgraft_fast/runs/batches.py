@@ -9,6 +9,7 @@ run keeps what was found for it, so that it goes on bit for bit on the same card
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,12 @@ class _Probe:
         samples = None if sample.prompts is None else sample.prompts * sample.candidates
         most = _MOST if samples is None else min(samples, _MOST)
 
-        def draw(rows: int) -> object:
-            return OneCall(self._subject, self._card.device, rows).of("eager")()
+        @lru_cache(maxsize=1)
+        def call_of(rows: int) -> Callable[[], object]:
+            return OneCall(self._subject, self._card.device, rows).of("eager")
 
-        rows = max(1, rows_that_fit(draw, most, _OF_SAMPLING * self._free, self._card))
+        rows = rows_that_fit(lambda rows: call_of(rows)(), most, _OF_SAMPLING * self._free, self._card)
+        rows = max(1, rows)
         if samples is None:
             return rows
         # Batches of one size: a graph of each would be captured.

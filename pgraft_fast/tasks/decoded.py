@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import RewardError
-from pgraft_fast.rewards.protocol import MAX_INVALID_SHARE, as_call, name_of, of_samples
+from pgraft_fast.rewards.protocol import MAX_INVALID_SHARE, as_call, finite_rows, name_of, of_samples
 from pgraft_fast.rewards.returned import as_numbers
 
 Decode = Callable[[Tensor, Sequence[str]], tuple[Tensor, Sequence[str]]]
@@ -27,12 +27,11 @@ class DecodedReward:
         on_wait: Callable[[], None] = lambda: None,
     ) -> object:  # fmt: skip
         """(B,) of samples (B, ...). Raises RewardError."""
-        finite = torch.isfinite(samples).flatten(1).all(dim=1)
-        if bool(finite.all()):
+        rows, others = finite_rows(samples)
+        if not others:
             return self._call(*self._decode(samples, prompts), sample_ids, on_wait)
-        rows = finite.nonzero().flatten().tolist()
         if not self._drops:
-            bad = of_samples([sample_ids[row] for row in (~finite).nonzero().flatten().tolist()])
+            bad = of_samples([sample_ids[row] for row in others])
             raise RewardError(
                 f"reward {self.name!r} was not asked about {bad}: the model drew nan or inf; look at its precision, or "
                 'set policy.on_failure = "drop"'

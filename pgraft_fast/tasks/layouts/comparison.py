@@ -11,12 +11,10 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.layouts.elements import NO_ELEMENT
-from pgraft_fast.tasks.layouts.metrics import alignment, areas, inside, intersections, overlap
+from pgraft_fast.tasks.layouts.metrics import PAIRS, alignment, areas, inside, intersections, overlap
 
 # Layouts that differ by this many elements or more have a DocSim of 0, as in LayoutDM.
 DOCSIM_DIFFERENCE = 3
-# Pairs of elements at a time.
-_PAIRS = 2**20
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def docsim(labels: Tensor, boxes: Tensor, data_labels: Tensor, data_boxes: Tenso
         raise InputError(f"{labels.shape[0]} layouts beside {data_labels.shape[0]}; docsim takes pairs")
     scores = np.zeros(labels.shape[0])
     count, others = ((part != NO_ELEMENT).sum(dim=1).tolist() for part in (labels, data_labels))
-    step = max(1, _PAIRS // max(1, labels.shape[1] * data_labels.shape[1]))
+    step = max(1, PAIRS // max(1, labels.shape[1] * data_labels.shape[1]))
     for start in range(0, len(scores), step):
         rows = slice(start, start + step)
         table = _docsim_weights(labels[rows], boxes[rows], data_labels[rows], data_boxes[rows])

@@ -5,13 +5,13 @@ centre y, width, height as shares of the page's width and height, y down. A diff
 (B, N_max, 4 + L), see `pack`.
 """
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.tasks.sets import NONE, mask, numbers_of
 
 # In the order of category_id, which begins at 1.
 PUBLAYNET = ("text", "title", "list", "table", "figure")
@@ -22,7 +22,7 @@ RICO = (
 )  # fmt: skip
 LABEL_SETS = {"publaynet": PUBLAYNET, "rico": RICO}
 MAX_ELEMENTS = 25
-NO_ELEMENT = -1
+NO_ELEMENT = NONE
 # Columns of the one-hot spread about as those of the box do.
 LABEL_SCALE = 0.5
 # Steps a page, of edges in `same`.
@@ -107,11 +107,6 @@ def unpack(samples: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return labels, samples[:, :, :4].where(finite, torch.nan).where(element[:, :, None], 0.0)
 
 
-def mask(count: Tensor, n_max: int) -> Tensor:
-    """(B, n_max) bool: the first count[b] are True."""
-    return torch.arange(n_max, device=count.device) < count[:, None]
-
-
 def same(samples: Tensor, condition: Tensor) -> Tensor:
     """Numbers that are equal for the same layout, (n,) int64; the same in every call.
 
@@ -125,13 +120,8 @@ def same(samples: Tensor, condition: Tensor) -> Tensor:
     # What is far off the page is all in one place.
     steps = edges.nan_to_num().clamp(-(2.0**31), 2.0**31).to(torch.int64)
     rows = torch.cat([labels[:, :, None], steps], dim=2).tolist()
-    numbers = [
-        -1 - row if bad else _number(sorted(element for element in elements if element[0] != NO_ELEMENT))
-        for row, (bad, elements) in enumerate(zip(broken.tolist(), rows, strict=True))
+    texts = [
+        None if bad else str(sorted(element for element in elements if element[0] != NO_ELEMENT))
+        for bad, elements in zip(broken.tolist(), rows, strict=True)
     ]
-    return torch.tensor(numbers, dtype=torch.int64, device=samples.device)
-
-
-def _number(elements: list[list[int]]) -> int:
-    digest = hashlib.blake2b(str(elements).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return numbers_of(texts, samples.device)

@@ -15,8 +15,8 @@ from pgraft_fast.tasks.layouts.elements import NO_ELEMENT, ltrb_from_cxcywh
 INSIDE_TOLERANCE = 1e-3
 # -log(1 - distance) has no value from 1 on, where boxes are far off the page.
 _FARTHEST = 1.0 - 1e-6
-# Pairs of elements at a time.
-_PAIRS = 2**20
+# Of elements, at a time.
+PAIRS = 2**20
 
 
 def alignment(labels: Tensor, boxes: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def intersections(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def _by_chunks(measure: Callable[[Tensor, Tensor], Tensor], labels: Tensor, boxes: Tensor) -> Tensor:
-    rows = max(1, _PAIRS // max(1, labels.shape[1] ** 2))
+    rows = max(1, PAIRS // max(1, labels.shape[1] ** 2))
     chunks = zip(labels.split(rows), boxes.split(rows), strict=True)
     return torch.cat([_finite_alone(measure, *elements_of(part, places)) for part, places in chunks])
 

@@ -20,14 +20,13 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.files import read_text
 from pgraft_fast.tasks.layouts.elements import (
     MAX_ELEMENTS,
-    NO_ELEMENT,
     PUBLAYNET,
     RICO,
     Layouts,
     cxcywh_from_ltrb,
-    mask,
 )
 from pgraft_fast.tasks.layouts.json_entries import entries
+from pgraft_fast.tasks.sets import filled
 
 # Percent of a permutation with torch's seed 0, in this order. PubLayNet's val.json is the test set.
 PUBLAYNET_PARTS = {"train": 95, "validation": 5}
@@ -140,11 +139,7 @@ def split_rows(n: int, parts: Mapping[str, int]) -> dict[str, Tensor]:
 
 def padded(count: Tensor, labels: Tensor, boxes: Tensor, names: tuple[str, ...]) -> Layouts:
     """Of elements one after the other: count (n,), labels (M,), boxes (M, 4), M the sum of all counts."""
-    element = mask(count, int(count.max()))
-    rows = torch.full(element.shape, NO_ELEMENT)
-    places = torch.zeros(*element.shape, 4)
-    rows[element], places[element] = labels, boxes.to(torch.float32)
-    return Layouts(rows, places, names)
+    return Layouts(*filled(count, labels, boxes), names)
 
 
 def _add_page(pages: dict[int, tuple[float, float]], value: Any) -> None:

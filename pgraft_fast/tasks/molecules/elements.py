@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.tasks.sets import NONE, mask
 
 SYMBOLS = ("H", "C", "N", "O", "F")
 ATOMIC_NUMBERS = (1, 6, 7, 8, 9)
 # Of QM9.
 MAX_ATOMS = 29
 WIDTH = 3 + len(SYMBOLS) + 1
-NO_ATOM = -1
+NO_ATOM = NONE
 # EDM's scales of the columns (arXiv 2203.17003, section 4).
 _ONE_HOT_SCALE, _NUMBER_SCALE = 4.0, 10.0
 
@@ -81,8 +82,3 @@ def unpack(samples: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     elements = samples[:, :, 3 : 3 + len(SYMBOLS)].argmax(dim=2).where(atom, NO_ATOM)
     finite = samples.isfinite().all(dim=2, keepdim=True)
     return elements, samples[:, :, :3].where(finite, torch.nan).where(atom[:, :, None], 0.0)
-
-
-def mask(count: Tensor, n_max: int) -> Tensor:
-    """(B, n_max) bool: the first count[b] are True."""
-    return torch.arange(n_max, device=count.device) < count[:, None]

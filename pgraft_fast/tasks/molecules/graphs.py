@@ -4,7 +4,6 @@ Atoms and bond orders are those of `stability`, nothing is added: an atom with a
 no stereochemistry, so a mirrored molecule is the same one.
 """
 
-import hashlib
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 from pgraft_fast.extras import need
 from pgraft_fast.tasks.molecules.elements import ATOMIC_NUMBERS, NO_ATOM, unpack
 from pgraft_fast.tasks.molecules.stability import stability
+from pgraft_fast.tasks.sets import numbers_of
 
 SmilesOrNone = str | None
 
@@ -70,8 +70,7 @@ def same(samples: Tensor, condition: Tensor) -> Tensor:
     samples: (n, N, 9). condition: (n,) numbers of atoms.
     """
     smiles = graphs(*unpack(samples, condition)).smiles
-    numbers = [-1 - row if text is None else _number(text) for row, text in enumerate(smiles)]
-    return torch.tensor(numbers, dtype=torch.int64, device=samples.device)
+    return numbers_of(smiles, samples.device)
 
 
 def uniqueness(smiles: Sequence[SmilesOrNone]) -> float:
@@ -131,11 +130,6 @@ def _canonical(mol: Any) -> SmilesOrNone:
     # RDKit's own errors are of both kinds.
     except (ValueError, RuntimeError):
         return None
-
-
-def _number(text: str) -> int:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _there(smiles: Sequence[SmilesOrNone]) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import read_text
-from pgraft_fast.tasks.molecules.elements import ATOMIC_NUMBERS, MAX_ATOMS, NO_ATOM, SYMBOLS, Molecules, mask
+from pgraft_fast.tasks.molecules.elements import ATOMIC_NUMBERS, MAX_ATOMS, NO_ATOM, SYMBOLS, Molecules
 from pgraft_fast.tasks.npz import array_bytes, arrays_of
+from pgraft_fast.tasks.sets import filled, mask
 
 # Angstrom, of int16 positions.
 UNIT = 0.001
@@ -84,11 +85,7 @@ def npz_bytes(molecules: Molecules) -> bytes:
 
 def padded(count: Tensor, elements: Tensor, positions: Tensor, smiles: Sequence[str] = ()) -> Molecules:
     """Of atoms one after the other: count (n,), elements (M,), positions (M, 3), M the sum of all counts."""
-    atom = mask(count, int(count.max()))
-    rows = torch.full(atom.shape, NO_ATOM)
-    points = torch.zeros(*atom.shape, 3)
-    rows[atom], points[atom] = elements, positions.to(torch.float32)
-    return Molecules(rows, points, tuple(smiles))
+    return Molecules(*filled(count, elements, positions), tuple(smiles))
 
 
 def _skip_blank(lines: list[str], start: int) -> int:

@@ -140,7 +140,7 @@ def test_padding_read_as_a_label_gives_other_numbers(metric):
 def test_chunks_change_nothing(monkeypatch):
     labels, boxes, _ = drawn(300)
     whole = alignment(labels, boxes), overlap(labels, boxes)
-    monkeypatch.setattr(metrics, "_PAIRS", 7 * 25**2)
+    monkeypatch.setattr(metrics, "PAIRS", 7 * 25**2)
     parts = alignment(labels, boxes), overlap(labels, boxes)
     assert all(torch.equal(part, value) for part, value in zip(parts, whole, strict=True))
 

@@ -1,0 +1,38 @@
+"""Sets of elements of different sizes, as rows that are filled up: what molecules and layouts have in common."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# The kind of what is no element.
+NONE = -1
+
+
+def mask(count: Tensor, n_max: int) -> Tensor:
+    """(B, n_max) bool: the first count[b] are True."""
+    return torch.arange(n_max, device=count.device) < count[:, None]
+
+
+def filled(count: Tensor, kinds: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, N) int64, -1 where there is no element, and (n, N, d) float32, 0 there, of elements one after the other.
+
+    count: (n,). kinds: (M,). values: (M, d). M is the sum of all counts.
+    """
+    element = mask(count, int(count.max()))
+    rows = torch.full(element.shape, NONE)
+    places = torch.zeros(*element.shape, values.shape[1])
+    rows[element], places[element] = kinds, values.to(torch.float32)
+    return rows, places
+
+
+def numbers_of(texts: Sequence[str | None], device: torch.device) -> Tensor:
+    """(n,) int64 that are equal for equal texts, in every call: a hash, not negative. None is its own: -1, -2, ..."""
+    numbers = [-1 - row if text is None else _number(text) for row, text in enumerate(texts)]
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def _number(text: str) -> int:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
