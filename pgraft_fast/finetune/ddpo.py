@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
@@ -137,7 +138,7 @@ def train_ddpo(
     made = OptimizerSteps(learner)
     rows = -(-n // max(1, settings.optimizer_steps_of(n))) if memory is None else memory.value
     team = team_of(learner.sampled, rows, recorded.x_0.shape[1:], recorded.x_0.device)
-    with ledger.phase("train"), team:
+    with ledger.phase("train"), team, trusted_attention():
         for sample, step in _batches(recorded, advantage, settings, seed):
             if batch_means and enough():
                 break

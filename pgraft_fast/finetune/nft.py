@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, Stream, convert, normal
 from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
@@ -87,7 +88,7 @@ def train_nft(
     size = min(n, settings.batch_size or n)
     team = team_of(learner.run, size if memory is None else memory.value, x_0.shape[1:], x_0.device)
     steps = torch.arange(times.numel(), device=x_0.device)
-    with ledger.phase("train"), team:
+    with ledger.phase("train"), team, trusted_attention():
         for rows, step in sample_step_batches(
             sample_id, steps, count=settings.steps_of(times.numel()), parts=-(-n // size), epochs=settings.inner_epochs,
             seed=seed, most_steps=times.numel(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
+from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.captured_steps import CapturedSteps
 from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
@@ -66,7 +67,7 @@ def train(
     made = OptimizerSteps(learner)
     steps = settings.steps_of(kept.rows) if kept.rows else 0
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
-    with ledger.phase("train"), team:
+    with ledger.phase("train"), team, trusted_attention():
         for rows, key, epoch in _batches(kept, seed, settings.batch_size, steps):
             if losses and enough():
                 break

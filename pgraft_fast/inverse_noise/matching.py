@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pgraft_fast.diffusion import Stream, normal, uniform
 from pgraft_fast.errors import InputError, PgraftError
 from pgraft_fast.files import remove_temporary
+from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
 from pgraft_fast.finetune.identity import (
     changed_versions,
@@ -166,7 +167,7 @@ class _Fit:
     def run(self, folder: Path | None, check: Callable[[], None]) -> Fitted:
         shape = self._source.rows(torch.arange(1), 0).shape[1:]
         try:
-            with team_of(self._model, self._settings.batch_size, shape, self._device):
+            with team_of(self._model, self._settings.batch_size, shape, self._device), trusted_attention():
                 self._run(folder, check)
         finally:
             if self._reader is not None:

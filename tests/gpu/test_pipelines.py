@@ -77,7 +77,7 @@ def test_the_same_pictures(name, mode):
 
 
 @pytest.mark.parametrize("mode", ["step_graph", "trajectory_graph"])
-@pytest.mark.parametrize("name", every_pipeline.NAMES)
+@pytest.mark.parametrize("name", every_pipeline.SERVED)
 def test_every_pipeline(name, mode, caplog):
     """As graphs, but those whose networks read values back."""
     pipe = every_pipeline.build(name).to("cuda")

@@ -10,7 +10,7 @@ from pipelines import build
 from torch import nn
 
 import pgraft_fast as pf
-from pgraft_fast.finetune import Prompts
+from pgraft_fast.finetune import Learner, Prompts
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.facts import facts_of
@@ -56,6 +56,7 @@ def tried_ways(monkeypatch):
         return next(iter(ways))
 
     monkeypatch.setattr(modes, "choose", choose)
+    monkeypatch.setattr(modes, "Execution", Taped)
     monkeypatch.setattr(one_call, "Execution", Taped)
     return seen
 
@@ -68,6 +69,7 @@ class Taped(Execution):
     def __init__(self, mode, device):
         super().__init__("eager" if mode.startswith("graph") else mode, device)
         self.graphs = OtherCache(taped) if mode.startswith("graph") and self.captures else None
+        self.training_graphs = self.graphs if mode == "graph" else None
         self._compiles, self._twins = {False: False, True: False}, False
 
 
@@ -88,6 +90,39 @@ def test_a_short_run_is_not_compiled(tried_ways, condition):
     assert fastest(subject, CPU, lines.append) == "eager"
     assert list(tried_ways) == ["eager", "graph_sampling"] and set(subject.task.model.rows) == {16}
     assert lines == ["mode = 'eager', the fastest of eager, graph_sampling"]
+
+
+@pytest.mark.parametrize("best", ["graph_sampling", "graph"])
+def test_where_samples_are_graphs_training_is_tried(tried_ways, monkeypatch, best):
+    """On the learner that will be trained, which is as it was then."""
+    questions = []
+
+    def choose(what, ways, device, allowed=None):
+        for run in ways.values():
+            run()
+            run()
+        questions.append((what, list(ways)))
+        return best if best in ways else "graph_sampling"
+
+    monkeypatch.setattr(modes, "choose", choose)
+    subject, lines = subject_of(batch_size=6), []
+    subject = replace(subject, learner=Learner(subject.task.model, subject.config.train))
+    before = subject.learner.tensors()
+    assert fastest(subject, CPU, lines.append) == best
+    assert [ways for _, ways in questions] == [["eager", "graph_sampling"], ["graph_sampling", "graph"]]
+    assert questions[1][0].endswith("training 6 rows")
+    assert lines == [f"mode = '{best}', the fastest of eager, graph_sampling, graph"]
+    after = subject.learner.tensors()
+    for part in ("model", "ema"):
+        assert all(torch.equal(after[part][name], value) for name, value in before[part].items())
+    assert not subject.learner.optimizer.state and subject.learner.steps_done == 0
+
+
+@pytest.mark.parametrize("options", [{"micro_batch": 2}, {"method": "ddpo", "cut": 0.0}])
+def test_training_that_is_not_captured_is_not_tried(tried_ways, monkeypatch, options):
+    monkeypatch.setattr(modes, "choose", lambda what, ways, device, allowed: list(ways)[1])
+    monkeypatch.setattr(modes, "training_trial", None)
+    assert fastest(subject_of(**options), CPU, print) == "graph_sampling"
 
 
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
