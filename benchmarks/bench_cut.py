@@ -34,7 +34,7 @@ from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.work import Work
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
-from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate
+from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate, features_of
 from pgraft_fast_benchmarks.goal_kinds import Goal
 from pgraft_fast_benchmarks.harness import Each, Row, Settings, run_parts
 from pgraft_fast_benchmarks.lifted import lift
@@ -169,7 +169,7 @@ def _rows(world: _World) -> list[Row]:
     )  # fmt: skip
     plan = plan_from(work, candidates, cuts=world.cuts)
     before, law = _evaluated(world, execution), _evaluated(world, execution, law=True)
-    accepted = task.features(law.samples[accepted_of(law, settings)])
+    accepted = features_of(task, law, accepted_of(task, law, settings))
     first = {name: {key: value.clone() for key, value in group.items()} for name, group in learner.tensors().items()}
     drawn = task.prompts.of_round(settings.seed, 0, settings.sample.prompts)
     rows = []
@@ -193,7 +193,7 @@ def _row(
     base = float(before.rewards.nanmean())
     outlook = next((outlook for outlook in plan.outlooks if outlook.cut == cut), None)
     reached = mean_interval(after.rewards)
-    quality = world.task.quality(after.samples, after.rewards, accepted)
+    quality = world.task.quality_of(features_of(world.task, after), after.rewards, accepted)
     # What was predicted of the training prompts, from the base of the prompts that are evaluated on.
     low, predicted, high = (
         None if outlook is None or value is None else value - plan.base + base

@@ -92,7 +92,7 @@ def lift(
         task, name=f"{task.name}, {side} x {side} latents a feature", model=of(task.model),
         schedule=schedule,
         shape=(channels, side * height, side * width),
-        features=lambda y: task.features(nn.functional.avg_pool2d(y, side)),
-        pictures=lambda y: task.pictures(nn.functional.avg_pool2d(y, side)),
+        features=lambda y, condition: task.features(nn.functional.avg_pool2d(y, side), condition),
+        pictures=lambda y, condition: task.pictures(nn.functional.avg_pool2d(y, side), condition),
     )  # fmt: skip
     return lifted, _OfMeans(reward, side)

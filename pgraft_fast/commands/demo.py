@@ -37,7 +37,7 @@ from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.sizes import MB, megabytes, peak_resident
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
-from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate
+from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate, features_of
 
 _REFERENCE_IDS = EVALUATION_IDS << 1
 _NOTE = (
@@ -103,8 +103,8 @@ class _Demo:
     def run(self, check: Callable[[], None], terminal: Terminal) -> list[dict[str, Any]]:
         settings = self.settings
         reference = self._evaluate(0, settings.reference_samples, check, first_id=_REFERENCE_IDS)
-        kept = accepted_of(reference, settings.of(0))
-        accepted = self.task.features(reference.samples[kept])
+        kept = accepted_of(self.task, reference, settings.of(0))
+        accepted = features_of(self.task, reference, kept)
         self.data.accepted_rewards = reference.rewards[kept]
         rows: list[dict[str, Any]] = []
         for seed in range(settings.seeds):
@@ -148,7 +148,7 @@ class _Demo:
         self, method: str, cut: float, seed: int, drawn: Evaluation, accepted: Tensor, calls: int, seconds: float
     ) -> dict[str, Any]:
         with self.ledger.phase("evaluate"):
-            quality = self.task.quality(drawn.samples, drawn.rewards, accepted)
+            quality = self.task.quality_of(features_of(self.task, drawn), drawn.rewards, accepted)
         row = {
             "method": method,
             "cut": cut,
@@ -158,8 +158,7 @@ class _Demo:
             "seconds": round(seconds, 3),
         }
         if seed == 0:
-            self.data.samples[row_name(row)] = drawn.samples
-            self.data.rewards[row_name(row)] = drawn.rewards
+            self.data.evaluations[row_name(row)] = drawn
         return row
 
 

@@ -24,7 +24,7 @@ def rebuild_report(folder: str) -> dict[str, Any]:
             stored = tensors_from_bytes(path.read_bytes(), path)
         except OSError as error:
             raise InputError(f"{run}: not a finished run ({name}: {error.strerror})") from error
-        evaluations.append(Evaluation(stored["samples"], stored["rewards"]))
+        evaluations.append(Evaluation(stored["samples"], stored["rewards"], stored.get("condition")))
     checkpoint = load_newest(run / "checkpoints", notes.append)
     candidates = {} if checkpoint is None else checkpoint.tensors["candidates"]
     before, after = evaluations

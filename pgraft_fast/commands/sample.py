@@ -78,7 +78,7 @@ def sample(
         cut=None if tuned is None else config.cut,
     )
     if out.suffix == ".png":
-        data = picture_grid_png(task.pictures(drawn.x_0))
+        data = picture_grid_png(task.pictures(drawn.x_0, condition))
     else:
         data = tensor_bytes({"samples": drawn.x_0, "sample_id": drawn.sample_id})
     write_file(out, data)

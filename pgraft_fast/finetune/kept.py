@@ -15,7 +15,7 @@ class Kept:
 
     For the contrast objective, or None: advantage, (M,) float32. side: (M,) int64, twice the number of the group, and 1
     more for an accepted row; a pass takes as many of both sides of a group, in pairs. group: (M,) int64, where a pass
-    takes all rows.
+    takes all rows. elements: (M, N) bool of x (M, N, ...), which rows of a set are its elements, or None for all.
     """
 
     x: Tensor
@@ -25,6 +25,7 @@ class Kept:
     advantage: Tensor | None = None
     side: Tensor | None = None
     group: Tensor | None = None
+    elements: Tensor | None = None
 
     def where(self, mask: Tensor) -> "Kept":
         """The rows of a mask (M,)."""

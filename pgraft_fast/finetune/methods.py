@@ -23,12 +23,15 @@ from pgraft_fast.sampling.recorded import Recorded, record
 
 @dataclass(frozen=True)
 class Round:
-    """rewards: (P, N). accepted: (P, N) bool, what was learned from. entry: for the history."""
+    """rewards: (P, N). accepted: (P, N) bool, what was learned from. entry: for the history. copies: (P, N) int64 of
+    the rule that looks at them, see `copies_of`.
+    """
 
     rewards: Tensor
     accepted: Tensor
     report: TrainReport
     entry: dict[str, Any]
+    copies: Tensor | None = None
 
 
 class Method(Protocol):
@@ -80,6 +83,8 @@ class PGraft:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._plan: dict[str, Any] | None = None
+        # What `select.copies` of the whole run must not accept again.
+        self._taken: Tensor | None = None
 
     @property
     def settings(self) -> FinetuneSettings:
@@ -107,6 +112,7 @@ class PGraft:
             # The first round samples the reference itself: the tuned model still equals it.
             tuned=run.of(work.learner.ema.eval()) if number else None,
             memory=work.sampling, ledger=work.ledger, check=check_sampling, device=work.device, graphs=run.graphs,
+            taken=self._taken,
         )  # fmt: skip
         accepted = int(candidates.acceptance.count)
         if accepted == 0:
@@ -132,14 +138,19 @@ class PGraft:
             ledger=work.ledger, check=check, enough=enough, graphs=work.execution.training_graphs,
         )  # fmt: skip
         rewards = candidates.rewards[candidates.acceptance.mask]
+        if candidates.copies is not None and settings.select.copies == "run":
+            taken = candidates.copies[candidates.acceptance.mask].cpu()
+            self._taken = taken if self._taken is None else torch.cat((self._taken, taken))
         entry = {"reward_accepted": float(rewards.mean()), "accepted": accepted, "t_cut": candidates.rollout.t_cut[cut]}
-        return Round(candidates.rewards, candidates.acceptance.mask, report, entry)
+        return Round(candidates.rewards, candidates.acceptance.mask, report, entry, candidates.copies)
 
     def state(self) -> dict[str, Any]:
-        return {} if self._plan is None else {"plan": self._plan}
+        state = {"plan": self._plan, "taken": None if self._taken is None else self._taken.tolist()}
+        return {name: value for name, value in state.items() if value is not None}
 
     def load(self, state: dict[str, Any]) -> None:
         self._plan = state.get("plan")
+        self._taken = torch.tensor(state["taken"], dtype=torch.int64) if "taken" in state else None
 
 
 class _AllSamples:
@@ -231,7 +242,7 @@ class Nft(_AllSamples):
             work.learner, work.schedule, torch.cat([part.x_0 for part in parts]),
             torch.cat([part.sample_id for part in parts]), weight.flatten(), prompt_batch.condition, times,
             settings.nft, parameterization=work.parameterization, seed=settings.seed, memory=work.training,
-            ledger=work.ledger, check=check, enough=enough,
+            ledger=work.ledger, check=check, enough=enough, elements=work.prompts.elements_of(prompt_batch.condition),
         )  # fmt: skip
         better = weight > 0
         return Round(rewards, better, report, _entry(rewards, better))

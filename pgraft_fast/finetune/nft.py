@@ -18,7 +18,7 @@ from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.nft_settings import NftSettings
-from pgraft_fast.finetune.objectives import answer_above
+from pgraft_fast.finetune.objectives import answer_above, rows_an_element, within
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.training import TrainReport
 from pgraft_fast.ops.checks import over_samples
@@ -41,20 +41,22 @@ def nft_advantages(rewards: Tensor) -> Tensor:
 
 
 def nft_loss(out: Tensor, old: Tensor, x_0: Tensor, to_x_0: Callable[[Tensor], Tensor], advantage: Tensor,
-             settings: NftSettings) -> Tensor:  # fmt: skip
+             settings: NftSettings, elements: Tensor | None = None) -> Tensor:  # fmt: skip
     """(m,) losses of rows, with r = 1/2 + advantage / (2 clip) in [0, 1]:
 
         clip (r / beta E(beta out + (1 - beta) old) + (1 - r) / beta E((1 + beta) old - beta out)),
         E(a) = mean (to_x_0(a) - x_0)^2 / mean |to_x_0(a) - x_0|
 
     E's denominator, at least 1e-5, has no gradient. out, old, x_0: (m, ...). advantage: (m,). to_x_0: an answer as
-    prediction of x_0. Zheng et al. 2025, arXiv 2509.16117, eq. 5, 8 and 9.
+    prediction of x_0. elements: see `pgraft_loss`. Zheng et al. 2025, arXiv 2509.16117, eq. 5, 8 and 9.
     """
     clip, beta = settings.advantage_clip, settings.beta
     r = 0.5 + 0.5 * advantage.clamp(-clip, clip) / clip
 
     def error(answer: Tensor) -> Tensor:
-        rest = (to_x_0(answer) - x_0).flatten(1)
+        rest = to_x_0(answer) - x_0
+        # Rows that are no elements are in both means alike, as 0.
+        rest = (rest if elements is None else within(rest, elements)).flatten(1)
         return rest.square().mean(dim=1) / rest.detach().abs().mean(dim=1).clamp(min=_SMALLEST_ERROR)
 
     positive, negative = error(beta * out + (1.0 - beta) * old), error((1.0 + beta) * old - beta * out)
@@ -65,12 +67,14 @@ def train_nft(
     learner: Learner, schedule: Schedule, x_0: Tensor, sample_id: Tensor, advantage: Tensor, condition: Tensor | None,
     times: Tensor, settings: NftSettings, *, parameterization: str, seed: int, memory: BatchSize | None = None,
     ledger: Ledger | None = None, check: Callable[[], None] = lambda: None, enough: Callable[[], bool] = lambda: False,
+    elements: Tensor | None = None,
 ) -> TrainReport:  # fmt: skip
     """Train on the samples of a round until all are used or enough() is true, for one optimiser step at least; then
     the old policy follows.
 
     x_0: (n, ...) of the old policy, which is `learner.averaged`. sample_id, advantage: (n,). times: (S,) of the steps
-    at which the network was called. memory: rows at once. Nothing is done where all advantages are 0. Raises
+    at which the network was called. memory: rows at once. elements: (n, N) bool, see
+    `pgraft_loss`. Nothing is done where all advantages are 0. Raises
     InputError; PgraftError after three steps in a row whose gradient was not finite.
     """
     n = sample_id.numel()
@@ -81,7 +85,7 @@ def train_nft(
     if not bool((advantage != 0).any()):
         return TrainReport(0.0, 0, 0)
     make = _Losses(learner, schedule, x_0, sample_id, advantage.to(x_0), condition, times, settings, parameterization,
-                   seed)  # fmt: skip
+                   seed, elements)  # fmt: skip
     learner.model.train()
     losses: list[Tensor] = []
     made = OptimizerSteps(learner, follow=False)
@@ -115,6 +119,7 @@ class _Losses:
     settings: NftSettings
     parameterization: str
     seed: int
+    elements: Tensor | None
 
     def accumulate(self, rows: Tensor, step: Tensor, size: int) -> Tensor:
         """The gradient of a batch of rows, `size` at once; its loss."""
@@ -144,5 +149,9 @@ class _Losses:
         def to_x_0(answer: Tensor) -> Tensor:
             return convert(answer, x_t, self.schedule, t, self.parameterization, "x_0")
 
-        loss = nft_loss(out, old, x_0, to_x_0, self.advantage[rows], settings)
-        return loss + settings.kl * (out - reference).square().flatten(1).mean(dim=1)
+        elements = None if self.elements is None else self.elements[rows]
+        loss = nft_loss(out, old, x_0, to_x_0, self.advantage[rows], settings, elements)
+        change = out - reference
+        if elements is None:
+            return loss + settings.kl * change.square().flatten(1).mean(dim=1)
+        return loss + settings.kl * within(change, elements).square().flatten(1).mean(dim=1) * rows_an_element(elements)

@@ -28,6 +28,7 @@ def pgraft_loss(
     noise: Tensor | NoiseKey | None = None,
     frozen: Model | None = None,
     advantage: Tensor | None = None,
+    elements: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """Loss of a batch of kept rows, at noise levels in (t_cut, 1].
@@ -53,6 +54,8 @@ def pgraft_loss(
     (`Rollout.t_cut`). t: (B,) times, default uniform on (t_cut, 1]. noise: shape of x_cut, or the key of
     reproducible noise, default torch.randn. No gradient flows into x_cut and noise.
     frozen, advantage: of contrast; a model, called without gradients, and (B,).
+    elements: (B, N) bool of x_cut (B, N, ...), sets of different sizes: the loss of a sample is the mean over the rows
+    of its elements, others have no gradient.
     reduction: "mean" over everything, or "none" for (B,) means over each sample. Raises InputError.
     """
     if objective not in OBJECTIVES:
@@ -83,8 +86,21 @@ def pgraft_loss(
             before = over_samples(weight, x_cut) * answer_above(frozen, x_s, times, condition)
             target = (before + over_samples(advantage.to(weight), x_cut) * (target - before)).to(x_cut.dtype)
     out = answer_above(model, x_s, times, condition)
-    per_sample = weighted_mse(out, target, weight)
+    if elements is None:
+        per_sample = weighted_mse(out, target, weight)
+    else:
+        per_sample = weighted_mse(within(out, elements), within(target, elements), weight) * rows_an_element(elements)
     return per_sample.mean() if reduction == "mean" else per_sample
+
+
+def within(x: Tensor, elements: Tensor) -> Tensor:
+    """x (B, N, ...) where there are elements (B, N), else 0."""
+    return x.where(elements.view(*elements.shape, *[1] * (x.ndim - 2)), 0.0)
+
+
+def rows_an_element(elements: Tensor) -> Tensor:
+    """(B,) what makes a mean over all rows one over the elements (B, N)."""
+    return elements.shape[1] / elements.sum(dim=1).clamp(min=1)
 
 
 @functools.lru_cache(maxsize=64)

@@ -93,7 +93,7 @@ def _changes(trials: Trials, out: Kept, rows: int, edges: Sequence[float]) -> Te
                             work.settings.seed, of_part.sample_id, torch.full_like(part, level), Stream.PILOT
                         ),
                         frozen=None if of_part.advantage is None else learner.frozen,
-                        advantage=of_part.advantage, reduction="none",
+                        advantage=of_part.advantage, elements=of_part.elements, reduction="none",
                     )
                 )  # fmt: skip
         changes.append(torch.cat(losses[0]) - torch.cat(losses[1]))

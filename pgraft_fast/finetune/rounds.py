@@ -19,7 +19,7 @@ from pgraft_fast.ops import gather_rows
 from pgraft_fast.sampling import GraphCache, Model, Rollout, rollout
 from pgraft_fast.sampling.recorded import Recorded
 from pgraft_fast.sampling.rollout import rows_of
-from pgraft_fast.selection import Acceptance, accept
+from pgraft_fast.selection import Acceptance, accept, first_of_copies
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,17 @@ class Prompts:
     """What is asked for. text: (n,) strings, given to the reward. condition: (n, ...) given to the model, or None.
 
     null: the condition of none, one row. prepare(numbers): called before prompts are sampled or trained on.
+    elements(condition (B, ...)) -> (B, N) bool, where samples (B, N, ...) are sets of different sizes: which rows are
+    elements; the others count in no loss. same(samples, condition) -> (n,) int64, equal for samples that count as
+    copies of each other, in every call; default those that are equal bit for bit.
     """
 
     text: Sequence[str]
     condition: Tensor | None = None
     null: Tensor | None = None
     prepare: Callable[[Tensor], None] = lambda numbers: None
+    elements: Callable[[Tensor], Tensor] | None = None
+    same: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     def of_round(self, seed: int, round_: int, groups: int) -> Tensor:
         """(groups,) int64: prompts of a round, a function of (seed, round) alone.
@@ -43,6 +48,10 @@ class Prompts:
         number = torch.arange(round_ * groups, (round_ + 1) * groups)
         passes = {int(p): self._order(seed, int(p), n) for p in (number // n).unique()}
         return torch.stack([passes[int(g) // n][int(g) % n] for g in number])
+
+    def elements_of(self, condition: Tensor | None) -> Tensor | None:
+        """(B, N) bool, or None where all rows are some."""
+        return None if self.elements is None or condition is None else self.elements(condition)
 
     def contents(self) -> dict[str, str]:
         """Of texts and conditions, in words."""
@@ -58,12 +67,16 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Candidates:
-    """All samples of a round, in groups. rewards: (P, N). condition: (P N, ...) or None."""
+    """All samples of a round, in groups. rewards: (P, N). condition: (P N, ...) or None. elements: (P N, M) bool, which
+    rows of a sample are some, or None. copies: (P, N) int64, see `copies_of`, or None.
+    """
 
     rollout: Rollout
     rewards: Tensor
     acceptance: Acceptance
     condition: Tensor | None
+    elements: Tensor | None = None
+    copies: Tensor | None = None
 
     def kept(self, cut: float, objective: str, *, strength: float = 1.0, advantage: Advantage = "acceptance") -> Kept:
         """The rows that an objective trains on: states at the cut (`state`) or final samples (`clean`) of what was
@@ -76,7 +89,12 @@ class Candidates:
         index = self.acceptance.index
         rows = self.rollout.x_cut[cut] if objective == "state" else self.rollout.x_0
         kept, condition = gather_rows(index, rows, self.condition)
-        return Kept(kept, self.rollout.sample_id[index], condition, self.rollout.t_cut[cut])
+        return Kept(
+            kept, self.rollout.sample_id[index], condition, self.rollout.t_cut[cut], elements=self._elements(index)
+        )
+
+    def _elements(self, index: Tensor) -> Tensor | None:
+        return None if self.elements is None else self.elements[index]
 
     def kept_for(self, cut: float, training: TrainSettings) -> Kept:
         """See `kept`."""
@@ -98,7 +116,7 @@ class Candidates:
         kept, condition = gather_rows(index, self.rollout.x_cut[cut], self.condition)
         return Kept(
             kept, self.rollout.sample_id[index], condition, self.rollout.t_cut[cut], advantage,
-            **{"side" if by_side else "group": place},
+            elements=self._elements(index), **{"side" if by_side else "group": place},
         )  # fmt: skip
 
 
@@ -119,9 +137,11 @@ def collect(
     check: Callable[[], None] = lambda: None,
     device: torch.device | str | None = None,
     graphs: GraphCache | None = None,
+    taken: Tensor | None = None,
 ) -> Candidates:
     """Sample the groups of a round, score them and choose.
 
+    taken: (m,) int64, see `choose`.
     tuned: samples come from it above `settings.cut`, from `model` below. memory: trajectories at once. check()
     is called between batches and may raise. graphs: see `rollout`. Sample ids are unique over rounds. With
     `settings.sample.overlap` a batch is scored while the next is drawn.
@@ -147,9 +167,14 @@ def collect(
     parts, rewards = draw_and_score(draw, reward, prompt_batch, settings.sample, memory, ledger, check)
     samples = _joined(parts)
     rewards = rewards.view(settings.sample.prompts, settings.sample.candidates)
+    condition = rows_of(prompt_batch.condition, samples.sample_id)
     with ledger.phase("accept"):
-        acceptance = choose(settings, rewards, samples.x_0, samples.sample_id, draw=round_)
-    return Candidates(samples, rewards, acceptance, rows_of(prompt_batch.condition, samples.sample_id))
+        copies = copies_of(settings, prompts, samples.x_0, condition)
+        acceptance = choose(settings, rewards, samples.sample_id, copies, taken, draw=round_)
+    return Candidates(
+        samples, rewards, acceptance, condition, prompts.elements_of(condition),
+        None if copies is None else copies.view_as(rewards),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -233,12 +258,20 @@ def _joined(parts: Sequence[Rollout]) -> Rollout:
     )
 
 
-def choose(settings: FinetuneSettings, rewards: Tensor, x_0: Tensor, sample_id: Tensor, draw: int = 0) -> Acceptance:
-    """The settings' rule on rewards (P, N) of samples x_0 (P N, ...) with ids (P N,).
+def choose(
+    settings: FinetuneSettings, rewards: Tensor, sample_id: Tensor, copies: Tensor | None, taken: Tensor | None = None,
+    draw: int = 0,
+) -> Acceptance:  # fmt: skip
+    """The settings' rule on rewards (P, N) of samples with ids (P N,).
 
-    For rule "binary", samples that are equal bit for bit count as copies.
+    copies: of `copies_of`, for rule "binary". By `select.copies` those of a group, or of all groups, count as copies,
+    and what is in `taken` is not accepted again.
     """
     select = settings.select
+    if copies is not None and select.copies != "group":
+        limit = 0.5 if select.threshold is None else select.threshold
+        first = first_of_copies(rewards.flatten() >= limit, copies, sample_id, taken)
+        rewards = rewards.where(first.view_as(rewards) | ~(rewards >= limit), torch.nan)
     return accept(
         rewards,
         select.rule,
@@ -246,7 +279,7 @@ def choose(settings: FinetuneSettings, rewards: Tensor, x_0: Tensor, sample_id: 
         temperature=select.temperature,
         r_max=select.r_max,
         threshold=select.threshold,
-        copies_of=_copies(x_0).view_as(rewards) if select.rule == "binary" else None,
+        copies_of=None if copies is None else copies.view_as(rewards),
         sample_id=sample_id.view_as(rewards),
         seed=settings.seed,
         draw=draw,
@@ -254,6 +287,12 @@ def choose(settings: FinetuneSettings, rewards: Tensor, x_0: Tensor, sample_id: 
     )
 
 
-def _copies(x_0: Tensor) -> Tensor:
-    """(n,) int64: equal numbers for samples that are equal bit for bit."""
-    return torch.unique(x_0.flatten(1), dim=0, return_inverse=True)[1]
+def copies_of(settings: FinetuneSettings, prompts: Prompts, samples: Tensor, condition: Tensor | None) -> Tensor | None:
+    """(n,) int64, equal for samples that are the same: by the prompts' `same`, or bit for bit. None where the rule does
+    not ask.
+    """
+    if settings.select.rule != "binary":
+        return None
+    if prompts.same is not None:
+        return prompts.same(samples, condition)
+    return torch.unique(samples.flatten(1), dim=0, return_inverse=True)[1]

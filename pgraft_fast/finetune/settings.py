@@ -51,7 +51,11 @@ class SampleSettings(Settings):
 
 
 class SelectSettings(Settings):
-    """Which candidates are kept: see `accept`."""
+    """Which candidates are kept: see `accept`.
+
+    copies: of rule "binary", one sample of those that are the same is kept: of each "group", each "round" (default) or
+    of the whole "run". Samples that are equal bit for bit hardly ever come; a task says what the same is.
+    """
 
     rule: Literal["top_k", "best_of_n", "classical", "threshold", "preference", "binary"] = "top_k"
     k: Count | None = None
@@ -59,6 +63,7 @@ class SelectSettings(Settings):
     r_max: Real | None = None
     threshold: Real | None = None
     empty: Literal["skip", "best", "raise"] = "skip"
+    copies: Literal["group", "round", "run"] | None = None
 
 
 class TrainSettings(Settings):
@@ -147,7 +152,9 @@ class FinetuneSettings(Settings):
             raise ValueError("select.k is missing: rule top_k needs it")
         # Here, not after a round of samples.
         try:
-            check_options(select.rule, **select.model_dump(exclude={"rule", "empty"}))
+            check_options(select.rule, **select.model_dump(exclude={"rule", "empty", "copies"}))
+            if select.copies is not None and select.rule != "binary":
+                raise InputError(f"copies= has no meaning for rule {select.rule!r}")
         except InputError as error:
             raise ValueError(f"select: {error}") from error
         if select.k is not None and select.k > n:

@@ -151,6 +151,8 @@ class Trainer:
             }
         )
         self.last_candidates = {"reward": done.rewards.cpu(), "accepted": done.accepted.cpu()}
+        if done.copies is not None:
+            self.last_candidates["copies"] = done.copies.cpu()
         with self.ledger.phase("save"):
             self._save()
         self.budget.round_took(self.ledger.elapsed - began, self.ledger.joules_now() - joules)

@@ -139,6 +139,7 @@ class _Losses:
         """What changes from step to step, as `of` takes it."""
         kept, condition = self.kept, self._condition(batch)
         more = [] if condition is None else [condition]
+        more += [] if kept.elements is None else [kept.elements[batch.rows]]
         more += [] if kept.advantage is None else [kept.advantage[batch.rows]]
         return [kept.x[batch.rows], batch.t, batch.key, batch.epoch, *more]
 
@@ -146,6 +147,7 @@ class _Losses:
         """The loss; from here on nothing is read back to the host."""
         kept, (x, t, key, epoch, *rest) = self.kept, inputs
         advantage = None if kept.advantage is None else rest.pop()
+        elements = None if kept.elements is None else rest.pop()
         return pgraft_loss(
             self.learner.run,
             self.schedule,
@@ -158,6 +160,7 @@ class _Losses:
             noise=NoiseKey(self.seed, key, epoch, Stream.TRAIN_NOISE),
             frozen=None if advantage is None else self.learner.frozen,
             advantage=advantage,
+            elements=elements,
         )
 
     @property
@@ -167,7 +170,7 @@ class _Losses:
         nets = [learner.run] if kept.advantage is None else [learner.run, learner.frozen]
         return (
             self.seed, kept.t_cut, learner.settings.objective, self.parameterization, id(self.schedule),
-            kept.advantage is None, *(weights_key(net) for net in nets),
+            kept.advantage is None, kept.elements is None, *(weights_key(net) for net in nets),
         )  # fmt: skip
 
     def _condition(self, batch: _Batch) -> Tensor | None:

@@ -13,17 +13,17 @@ from pgraft_fast.report.page import Picture, Section, Table, write_page
 from pgraft_fast.report.plots import Curve, curves_png, histogram_png
 from pgraft_fast.report.run_report import pictures_section, time_section
 from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.evaluation import Evaluation, pictures_of
 
 
 @dataclass
 class DemoData:
-    """What the report shows beside the table. samples, rewards: by method, at the first seed.
+    """What the report shows beside the table. evaluations: by method, at the first seed.
 
     accepted_rewards: of reference samples that the rule accepted. seconds: by phase.
     """
 
-    samples: dict[str, Tensor] = field(default_factory=dict)
-    rewards: dict[str, Tensor] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
     accepted_rewards: Tensor = field(default_factory=lambda: torch.empty(0))
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -40,10 +40,10 @@ def write_demo_report(
     """Write out/report/index.html and its pictures. summary: {method: means over seeds}, as in the table."""
     sections = [
         Section("Result", table=table),
-        pictures_section({name: task.pictures(samples) for name, samples in data.samples.items()}),
+        pictures_section({name: pictures_of(task, evaluation) for name, evaluation in data.evaluations.items()}),
         _reward_section(summary, data),
         time_section(data.seconds),
-        law_section(settings.select, settings.sample.candidates, data.rewards["base"]),
+        law_section(settings.select, settings.sample.candidates, data.evaluations["base"].rewards),
     ]
     return write_page(out / "report", "GRAFT and P-GRAFT on handwritten digits", lead, sections)
 
@@ -60,9 +60,9 @@ def _reward_section(summary: Mapping[str, Mapping[str, float]], data: DemoData) 
         for name, row in summary.items()
         if name != "base"
     ]
-    groups = {"base": data.rewards["base"].numpy(), "accepted": data.accepted_rewards.numpy()}
+    groups = {"base": data.evaluations["base"].rewards.numpy(), "accepted": data.accepted_rewards.numpy()}
     # More than these would hide one another.
-    groups |= {name: data.rewards[name].numpy() for name in list(data.rewards)[1:3]}
+    groups |= {name: data.evaluations[name].rewards.numpy() for name in list(data.evaluations)[1:3]}
     pictures = [
         Picture(
             "reward-compute", curves_png(curves, "model calls", "mean reward"), "Mean reward against model calls",

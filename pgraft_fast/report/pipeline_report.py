@@ -11,7 +11,7 @@ from pgraft_fast.amounts import duration
 from pgraft_fast.report.page import Picture, Section, Table, interval, write_page
 from pgraft_fast.report.plots import side_by_side_png
 from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.evaluation import Evaluation, prompts_of
+from pgraft_fast.tasks.evaluation import Evaluation, pictures_of, prompts_of
 
 _PROMPTS = 12
 
@@ -43,7 +43,7 @@ def prompts_section(task: Task, evaluations: Mapping[str, Evaluation], candidate
     first = np.linspace(0, total // candidates - 1, min(total // candidates, _PROMPTS)).astype(int) * candidates
     rows = torch.from_numpy(first)
     texts = [task.evaluation_prompts.text[int(number)] for number in prompt[rows]]
-    columns = {name: task.pictures(evaluation.samples[rows]) for name, evaluation in evaluations.items()}
+    columns = {name: pictures_of(task, evaluation, rows) for name, evaluation in evaluations.items()}
     rewards = {name: evaluation.rewards[rows].tolist() for name, evaluation in evaluations.items()}
     picture = Picture(
         "prompts", side_by_side_png(texts, columns, rewards), "The same prompts and seeds, side by side",

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pgraft_fast.amounts import duration, energy
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune import FinetuneSettings
+from pgraft_fast.report.copies import copies_sections
 from pgraft_fast.report.law import law_section
 from pgraft_fast.report.page import Picture, Section, Sound, Table, interval, write_page
 from pgraft_fast.report.pipeline_report import category_sections, prompts_section
 from pgraft_fast.report.plan_report import plan_section
 from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
 from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.evaluation import Evaluation
+from pgraft_fast.tasks.evaluation import Evaluation, pictures_of
 
 _SHOWN = 100
 # Sounds of each side in a report.
@@ -35,7 +37,7 @@ def write_run_report(
     after: Evaluation,
     candidates: Mapping[str, Tensor],
 ) -> Path:
-    """Write run/report. result: as in result.json. candidates: rewards and accepted mask of the last round."""
+    """Write run/report. result: as in result.json. candidates: rewards, accepted mask and copies of the last round."""
     lead = (
         f"{_method(settings, task.schedule)}, {len(result['rounds'])} round(s), "
         f"{result['spent']['model_calls']:,} model calls, {duration(result['spent']['total_seconds'])}."
@@ -49,6 +51,7 @@ def write_run_report(
         _rewards_section(result, before, after, candidates),
         time_section(result["spent"]["seconds"], result["spent"]),
         law_section(settings.select, settings.sample.candidates, before.rewards),
+        *copies_sections(settings.select, candidates),
     ]
     return write_page(run / "report", f"Fine-tuning of {task.name}: {run.name}", lead, sections)
 
@@ -57,9 +60,8 @@ def _samples(task: Task, before: Evaluation, after: Evaluation, candidates: int)
     """Grids; of prompts that are worth reading, pairs first."""
     shown = np.linspace(0, len(before.samples) - 1, min(len(before.samples), _SHOWN)).astype(int)
     evaluations = {"before": before, "after": after}
-    grids = pictures_section(
-        {name: task.pictures(evaluation.samples[shown]) for name, evaluation in evaluations.items()}
-    )
+    rows = torch.from_numpy(shown)
+    grids = pictures_section({name: pictures_of(task, evaluation, rows) for name, evaluation in evaluations.items()})
     if task.sounds is not None:
         few = shown[:_HEARD]
         grids.sounds.extend(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.pictures import to_pictures
 
+T = TypeVar("T")
 Features = Callable[[Tensor], Tensor]
 # Sides in pixels that a sample is shown in, at least.
 _SIDE = 32
@@ -61,9 +63,9 @@ def model_subject(
         prompts=_prompts(prompts),
         held_out=held_out,
         rewards={},
-        features=_flat if features is None else features,
+        features=_of_samples(_flat if features is None else features),
         data=None,
-        pictures=_pictures if pictures is None else pictures,
+        pictures=_of_samples(_pictures if pictures is None else pictures),
         identity={"model": sha256_of_module(model)},
     )
     rewards = weighted(reward, config.policy, log)
@@ -90,6 +92,11 @@ def _prompts(prompts: Prompts | Sequence[str] | None) -> Prompts:
     if isinstance(prompts, str) or not all(isinstance(text, str) for text in prompts) or not len(prompts):
         raise InputError("prompts: give a list of texts, or Prompts with a condition for each")
     return Prompts(list(prompts))
+
+
+def _of_samples(function: Callable[[Tensor], T]) -> Callable[[Tensor, Tensor | None], T]:
+    """What does not ask for the prompts."""
+    return lambda samples, condition: function(samples)
 
 
 def _flat(samples: Tensor) -> Tensor:

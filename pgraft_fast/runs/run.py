@@ -23,7 +23,7 @@ from pgraft_fast.runs.mode import with_mode
 from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
-from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, quality_of
+from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, features_of, quality_of
 
 CONFIG, RESULT = "config.json", "result.json"
 
@@ -142,7 +142,7 @@ class _Run:
             # One that was drawn before a first round has no checkpoint that tells what of.
             same = "drawn_as" in stored and torch.equal(stored["drawn_as"], drawn_as)
             if same and stored["rewards"].numel() == evaluation_samples(self.config):
-                return Evaluation(stored["samples"], stored["rewards"])
+                return Evaluation(stored["samples"], stored["rewards"], stored.get("condition"))
         tuned = None if name == "before" else self.trainer.tuned.eval()
         evaluation = evaluate(
             self.task,
@@ -157,14 +157,16 @@ class _Run:
         )
         path.parent.mkdir(exist_ok=True)
         tensors = {"samples": evaluation.samples, "rewards": evaluation.rewards, "drawn_as": drawn_as}
+        if evaluation.condition is not None:
+            tensors["condition"] = evaluation.condition
         write_file(path, tensor_bytes(tensors))
         if name == "before":
             self.ledger.commit(number)
         return evaluation
 
     def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-        kept, n = accepted_of(before, self.config), self.config.sample.candidates
-        accepted = self.task.features(before.samples[kept]) if int(kept.sum()) > 3 else None
+        kept, n = accepted_of(self.task, before, self.config), self.config.sample.candidates
+        accepted = features_of(self.task, before, kept) if int(kept.sum()) > 3 else None
         return {
             "before": quality_of(self.task, before, accepted, n),
             "after": quality_of(self.task, after, accepted, n),

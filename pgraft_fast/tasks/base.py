@@ -17,11 +17,12 @@ from pgraft_fast.rewards import load_reward
 class Task:
     """Everything that a run needs to know of its subject.
 
-    model(x, t[, condition]): the reference. rewards: by name; `file.py:function` works everywhere. features(samples) ->
-    (n, d): space of the distances. data: features of the data set (m, d), or None. pictures(samples) -> (n, H, W) or
-    (n, H, W, 3) uint8 for grids. identity: JSON that names this very model and data in a checkpoint. held_out: prompts
-    to evaluate on, default the same; categories: of each of these, or empty. learner: what is trained of the model.
-    sounds(samples): WAV files, of audio.
+    model(x, t[, condition]): the reference. rewards: by name; `file.py:function` works everywhere, which `own_reward`
+    fits to samples of the task. features(samples, condition) -> (n, d): space of the distances. data: features of the
+    data set (m, d), or None. pictures(samples, condition) -> (n, H, W) or (n, H, W, 3) uint8 for grids. condition: of
+    the samples, as in the prompts, or None. identity: JSON that names this very model and data in a checkpoint.
+    held_out: prompts to evaluate on, default the same; categories: of each of these, or empty. learner: what is trained
+    of the model. sounds(samples): WAV files, of audio.
     """
 
     name: str
@@ -31,14 +32,15 @@ class Task:
     shape: tuple[int, ...]
     prompts: Prompts
     rewards: Mapping[str, Callable[..., object]]
-    features: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor, Tensor | None], Tensor]
     data: Tensor | None
-    pictures: Callable[[Tensor], np.ndarray]
+    pictures: Callable[[Tensor, Tensor | None], np.ndarray]
     identity: dict[str, object]
     held_out: Prompts | None = None
     categories: tuple[str, ...] = ()
     learner: Callable[[TrainSettings], Learner] | None = None
     sounds: Callable[[Tensor], list[bytes]] | None = None
+    own_reward: Callable[[Callable[..., object]], Callable[..., object]] = lambda function: function
 
     @property
     def evaluation_prompts(self) -> Prompts:
@@ -48,21 +50,17 @@ class Task:
     def reward(self, name: str) -> Callable[..., object]:
         """A reward of the task by name, or a user's own from file.py:function. Raises InputError, RewardError."""
         if ".py:" in name:
-            return load_reward(name)
+            return self.own_reward(load_reward(name))
         if name not in self.rewards:
             raise InputError(f"reward {name!r} is unknown; known: {', '.join(self.rewards)}, or file.py:function")
         return self.rewards[name]
 
-    def quality(self, samples: Tensor, rewards: Tensor, accepted: Tensor | None) -> dict[str, object]:
+    def quality_of(self, features: Tensor, rewards: Tensor, accepted: Tensor | None) -> dict[str, object]:
         """Reward with its 95 % interval; Frechet distances to the data and to the accepted law; precision and recall
         against the accepted law (against the data where there is none).
 
-        samples (n, *shape), rewards (n,), accepted: features (m, d) of samples that the rule accepted.
+        features (n, d) of samples, their rewards (n,), accepted: features (m, d) of samples that the rule accepted.
         """
-        return self.quality_of(self.features(samples), rewards, accepted)
-
-    def quality_of(self, features: Tensor, rewards: Tensor, accepted: Tensor | None) -> dict[str, object]:
-        """As `quality`, of samples whose features (n, d) are known."""
         reward = mean_interval(rewards)
         target = self.data if accepted is None else accepted
         enough = target is not None and min(target.shape[0], features.shape[0]) > 3

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from pgraft_fast.diagnostics import diversity, mean_interval
 from pgraft_fast.finetune import FinetuneSettings, Ledger
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.finetune.rounds import PromptBatch, choose, draw_and_score
+from pgraft_fast.finetune.rounds import PromptBatch, choose, copies_of, draw_and_score
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.base import Task
 
@@ -22,10 +23,13 @@ EVALUATION_IDS = 1 << 40
 
 @dataclass(frozen=True)
 class Evaluation:
-    """samples: (n, *shape), rewards: (n,), on the CPU, groups of `candidates` one behind the other."""
+    """samples: (n, *shape), rewards: (n,), condition: (n, ...) as in the prompts, or None; on the CPU, groups of
+    `candidates` one behind the other.
+    """
 
     samples: Tensor
     rewards: Tensor
+    condition: Tensor | None = None
 
 
 def evaluate(
@@ -56,7 +60,24 @@ def evaluate(
     parts, rewards = draw_and_score(
         draw, reward, batch, sample, memory, ledger, check, phases=("evaluate", "evaluate"), counted=False
     )
-    return Evaluation(torch.cat([part.x_0 for part in parts]).cpu(), rewards.cpu())
+    condition = None if batch.condition is None else batch.condition.cpu()
+    return Evaluation(torch.cat([part.x_0 for part in parts]).cpu(), rewards.cpu(), condition)
+
+
+def features_of(task: Task, evaluation: Evaluation, rows: Tensor | None = None) -> Tensor:
+    """(n, d) features of the samples, or of some rows of them."""
+    return task.features(*_chosen(evaluation, rows))
+
+
+def pictures_of(task: Task, evaluation: Evaluation, rows: Tensor | None = None) -> np.ndarray:
+    """(n, H, W) or (n, H, W, 3) uint8 of the samples, or of some rows of them."""
+    return task.pictures(*_chosen(evaluation, rows))
+
+
+def _chosen(evaluation: Evaluation, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if rows is None:
+        return evaluation.samples, evaluation.condition
+    return evaluation.samples[rows], None if evaluation.condition is None else evaluation.condition[rows]
 
 
 def prompts_of(task: Task, samples: int, candidates: int) -> Tensor:
@@ -70,16 +91,17 @@ def whole_groups(samples: int, candidates: int) -> int:
     return -(-samples // candidates) * candidates
 
 
-def accepted_of(evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
+def accepted_of(task: Task, evaluation: Evaluation, settings: FinetuneSettings) -> Tensor:
     """(n,) bool: what the run's rule accepts among these samples, a draw from the law that it asks for."""
     groups = evaluation.rewards.view(-1, settings.sample.candidates)
     sample_id = torch.arange(groups.numel()) + EVALUATION_IDS
-    return choose(settings, groups, evaluation.samples, sample_id).mask.flatten()
+    numbers = copies_of(settings, task.evaluation_prompts, evaluation.samples, evaluation.condition)
+    return choose(settings, groups, sample_id, numbers).mask.flatten()
 
 
 def quality_of(task: Task, evaluation: Evaluation, accepted: Tensor | None, candidates: int) -> dict[str, Any]:
     """`Task.quality`, and where held-out prompts have categories: "categories" and "diversity"."""
-    features = task.features(evaluation.samples)
+    features = features_of(task, evaluation)
     quality: dict[str, Any] = task.quality_of(features, evaluation.rewards, accepted)
     if task.categories:
         # Of the samples of one prompt, mean over prompts.

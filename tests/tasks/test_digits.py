@@ -95,13 +95,13 @@ def test_unconditional_task():
         parameterization=task.parameterization,
         solver="euler",
     )
-    assert task.pictures(drawn.x_0).shape == (4, 8, 8)
+    assert task.pictures(drawn.x_0, None).shape == (4, 8, 8)
 
 
 def test_quality_of_the_data_itself():
     task = digits_task(DigitsSettings())
     images = load_digits("held_out").images
-    figures = task.quality(images, task.rewards["symmetry"](images), None)
+    figures = task.quality_of(task.features(images, None), task.rewards["symmetry"](images), None)
     assert figures["fd_accepted"] is None
     assert figures["fd_data"] == pytest.approx(0.50, abs=0.1)
     assert figures["precision"] > 0.8 and figures["recall"] > 0.75

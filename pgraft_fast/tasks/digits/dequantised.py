@@ -79,9 +79,9 @@ def digits_flow_task(seed: int = 0) -> FlowTask:
         draw=lambda index, noise_seed: _perturbed("train", index, noise_seed),
         network=NETWORK,
         base=load_mlp_flow(),
-        features=task.features,
+        features=lambda x: task.features(x, None),
         feature_name="digit classifier, 32 features",
-        pictures=task.pictures,
+        pictures=lambda x: task.pictures(x, None),
         data=load_digits("train").images,
         identity={"data": "digits", "sigma": SIGMA, "size": math.prod(SHAPE), **task.identity},
     )

@@ -42,7 +42,7 @@ def digits_task(settings: DigitsSettings) -> Task:
     names, labels = [str(d) for d in range(N_CLASSES)], torch.arange(N_CLASSES)
     prompts = Prompts(names, labels, torch.tensor(NULL_LABEL)) if settings.conditional else Prompts(["any digit"])
 
-    def features(samples: Tensor) -> Tensor:
+    def features(samples: Tensor, condition: Tensor | None) -> Tensor:
         with torch.no_grad():
             return classifier.features(samples)
 
@@ -60,7 +60,7 @@ def digits_task(settings: DigitsSettings) -> Task:
             **{f"digit_{d}": partial(_digit_probability, classifier, d) for d in range(N_CLASSES)},
         },
         features=features,
-        data=features(load_digits("train").images),
+        data=features(load_digits("train").images, None),
         pictures=_pictures,
         identity={"model_sha256": model_hash, "classifier_sha256": classifier_hash},
     )
@@ -79,7 +79,7 @@ def _label_probability(classifier: nn.Module, samples: Tensor, prompts: list[str
     return torch.where(wanted >= 0, chosen, torch.full_like(chosen, torch.nan))
 
 
-def _pictures(samples: Tensor) -> np.ndarray:
+def _pictures(samples: Tensor, condition: Tensor | None) -> np.ndarray:
     """Black ink on white paper."""
     ink = (samples[:, 0].clamp(-1.0, 1.0) + 1.0) / 2.0
     return (255.0 * (1.0 - ink)).round().to(torch.uint8).cpu().numpy()
