@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pgraft_fast.commands.demo import demo_table, summarise
 from pgraft_fast.report.comparison_report import comparison_table
+from pgraft_fast.report.demo_table import demo_table, summarise
 from pgraft_fast_benchmarks.records import Row, all_rows, newest
 
 ROOT = Path(__file__).parent.parent

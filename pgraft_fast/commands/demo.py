@@ -1,14 +1,14 @@
-"""`pgraft-fast demo`: GRAFT and P-GRAFT on handwritten digits, side by side.
+"""`pgraft-fast demo`: GRAFT and P-GRAFT on handwritten digits, molecules or layouts, side by side.
 
-For each seed one set of rollouts, scored and accepted once, is given to GRAFT (cut 0) and to P-GRAFT at three cuts;
-each trains a copy of the reference for the same number of steps on the same accepted trajectories. All samples are
-drawn at the same seeds; the accepted law is represented by separate rollouts that no method was trained on.
+For each seed one set of rollouts, scored once, is given to GRAFT (cut 0) and to P-GRAFT at several cuts; each trains a
+copy of the reference for the same number of steps on the same accepted trajectories. All samples are drawn at the same
+seeds; the accepted law is represented by separate rollouts that no method was trained on. Where the rule drops copies,
+each method also trains on all that was accepted, and the best of each group stands beside.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.amounts import duration
-from pgraft_fast.diagnostics import mean_interval
 from pgraft_fast.errors import StoppedError
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune import (
@@ -30,28 +29,27 @@ from pgraft_fast.finetune import (
     train,
 )
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.rounds import Candidates, choose
 from pgraft_fast.finetune.signals import stop_on_signals
-from pgraft_fast.report import Table
 from pgraft_fast.report.demo_report import DemoData, write_demo_report
+from pgraft_fast.report.demo_table import demo_table, row_name, summarise
 from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.sizes import MB, megabytes, peak_resident
 from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.digits import DigitsSettings, digits_task
-from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate, features_of
+from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate, features_of, quality_of
+from pgraft_fast.tasks.known import task_of
 
 _REFERENCE_IDS = EVALUATION_IDS << 1
-_NOTE = (
-    "Reward: mean and 95 % interval over seeds. FD: Frechet distance in the classifier's features, to samples that the "
-    "rule accepts from the reference (separate rollouts) and to the training digits. Precision and recall: against "
-    "those accepted samples. Model calls and seconds: sampling and training of one seed, without evaluation; a "
-    "backward pass counts as two calls."
-)
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo. cuts: 0 is GRAFT. samples: drawn from each model. reference_samples: drawn for the law."""
+    """Sizes of the demo. task: of a config, by name, with options. cuts: 0 is GRAFT. samples: drawn from each model.
+    reference_samples: drawn for the law.
+    """
 
+    task: tuple[tuple[str, Any], ...] = (("name", "digits"),)
+    title: str = "handwritten digits"
     seeds: int = 3
     cuts: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
     reward: str = "symmetry"
@@ -61,17 +59,30 @@ class DemoSettings:
     samples: int = 1000
     reference_samples: int = 3200
 
-    def of(self, seed: int, cut: float = 0.0) -> FinetuneSettings:
+    def of(self, seed: int, cut: float = 0.0, select: SelectSettings | None = None) -> FinetuneSettings:
         """The settings of one seed and cut."""
-        training = self.train.model_copy(update={"cut": cut})
-        return FinetuneSettings(seed=seed, sample=self.sample, select=self.select, train=training)
+        training, chosen = self.train.model_copy(update={"cut": cut}), self.select if select is None else select
+        return FinetuneSettings(seed=seed, sample=self.sample, select=chosen, train=training)
+
+    @property
+    def drops_copies(self) -> bool:
+        """Whether the rule does."""
+        return self.select.rule == "binary"
+
+    @property
+    def selections(self) -> dict[str, SelectSettings]:
+        """Of what is trained on, by what rows of the table add to their name."""
+        if not self.drops_copies:
+            return {"": self.select}
+        return {"": self.select, "kept": SelectSettings(rule="threshold", threshold=self.select.threshold)}
 
 
 def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str, Any]:
     """Run, print the table, write out/report and out/demo.json. Returns the JSON's content."""
     began = time.perf_counter()
-    task = digits_task(DigitsSettings(reward=settings.reward))
-    demo, total = _Demo(settings, task), settings.seeds * (1 + len(settings.cuts))
+    task = task_of({**dict(settings.task), "reward": settings.reward})
+    each = 1 + settings.drops_copies + len(settings.cuts) * len(settings.selections)
+    demo, total = _Demo(settings, task), settings.seeds * each
     with stop_on_signals() as stop, terminal.progress(total):
         try:
             rows = demo.run(stop.check, terminal)
@@ -81,7 +92,8 @@ def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str,
     table = demo_table(summary, float(demo.data.accepted_rewards.mean()))
     terminal.table(f"Reward: {settings.reward}", table)
     demo.data.seconds = demo.ledger.seconds
-    page = write_demo_report(out, task, settings.of(0), _lead(settings), summary, table, demo.data)
+    title = f"GRAFT and P-GRAFT on {settings.title}"
+    page = write_demo_report(out, title, task, settings.of(0), _lead(settings), summary, table, demo.data)
     result: dict[str, Any] = {
         "seconds": round(time.perf_counter() - began, 2),
         "peak_rss_mb": round(peak_resident() / MB, 1),
@@ -107,12 +119,15 @@ class _Demo:
         accepted = features_of(self.task, reference, kept)
         self.data.accepted_rewards = reference.rewards[kept]
         rows: list[dict[str, Any]] = []
+        width = 26 if settings.drops_copies else 12
         for seed in range(settings.seeds):
             for row in self._one_seed(seed, accepted, check):
                 rows.append(row)
                 terminal.advance(len(rows), f"seed {seed}")
+                more = "".join(f"  {name} {value:.4g}" for name, value in row.get("measures", {}).items())
                 terminal.line(
-                    f"seed {seed} {row_name(row):12} reward {row['reward']:.4f}  FD accepted {row['fd_accepted']:.2f}"
+                    f"seed {seed} {row_name(row):{width}} reward {row['reward']:.4f}{more}"
+                    f"  FD accepted {row['fd_accepted']:.2f}"
                 )
         return rows
 
@@ -126,18 +141,24 @@ class _Demo:
             parameterization=task.parameterization, cuts=settings.cuts, ledger=ledger, check=check,
         )  # fmt: skip
         shared_seconds, shared_calls = time.perf_counter() - began, ledger.model_calls - calls_before
-        for cut in settings.cuts:
-            began, calls_before = time.perf_counter(), ledger.model_calls
-            learner = Learner(task.model, settings.of(seed, cut).train)
-            learner.run, learner.frozen = run.of(learner.model), run.of(task.model)
-            train(
-                learner, candidates.kept_for(cut, learner.settings), task.schedule,
-                parameterization=task.parameterization, seed=seed, ledger=ledger, check=check,
-            )  # fmt: skip
-            seconds = shared_seconds + time.perf_counter() - began
-            calls = shared_calls + ledger.model_calls - calls_before
-            drawn = self._evaluate(seed, settings.samples, check, tuned=learner.ema.eval(), cut=cut)
-            yield self._row("p-graft" if cut else "graft", cut, seed, drawn, accepted, calls, seconds)
+        if settings.drops_copies:
+            best = _best_of_groups(candidates)
+            yield self._row("best of N", 0.0, seed, best, accepted, shared_calls, shared_seconds)
+        for copies, select in settings.selections.items():
+            for cut in settings.cuts:
+                began, calls_before = time.perf_counter(), ledger.model_calls
+                own = settings.of(seed, cut, select)
+                learner = Learner(task.model, own.train)
+                learner.run, learner.frozen = run.of(learner.model), run.of(task.model)
+                train(
+                    learner, _chosen(candidates, own).kept_for(cut, learner.settings), task.schedule,
+                    parameterization=task.parameterization, seed=seed, ledger=ledger, check=check,
+                )  # fmt: skip
+                seconds = shared_seconds + time.perf_counter() - began
+                calls = shared_calls + ledger.model_calls - calls_before
+                drawn = self._evaluate(seed, settings.samples, check, tuned=learner.ema.eval(), cut=cut)
+                method = "p-graft" if cut else "graft"
+                yield self._row(method, cut, seed, drawn, accepted, calls, seconds, copies)
 
     def _evaluate(self, seed: int, samples: int, check: Callable[[], None], **model: Any) -> Evaluation:
         return evaluate(
@@ -145,14 +166,16 @@ class _Demo:
         )
 
     def _row(
-        self, method: str, cut: float, seed: int, drawn: Evaluation, accepted: Tensor, calls: int, seconds: float
-    ) -> dict[str, Any]:
+        self, method: str, cut: float, seed: int, drawn: Evaluation, accepted: Tensor, calls: int, seconds: float,
+        copies: str = "",
+    ) -> dict[str, Any]:  # fmt: skip
         with self.ledger.phase("evaluate"):
-            quality = self.task.quality_of(features_of(self.task, drawn), drawn.rewards, accepted)
+            quality = quality_of(self.task, drawn, accepted, self.settings.sample.candidates)
         row = {
             "method": method,
             "cut": cut,
             "seed": seed,
+            **({"copies": copies} if copies else {}),
             **quality,
             "model_calls": calls,
             "seconds": round(seconds, 3),
@@ -162,48 +185,30 @@ class _Demo:
         return row
 
 
-def row_name(row: dict[str, Any]) -> str:
-    """base, graft, or p-graft with its cut."""
-    return f"p-graft {row['cut']:g}" if row["method"] == "p-graft" else row["method"]
+def _chosen(candidates: Candidates, settings: FinetuneSettings) -> Candidates:
+    """As these settings accept them."""
+    copies = candidates.copies if settings.select.rule == "binary" else None
+    numbers = None if copies is None else copies.flatten()
+    return replace(candidates, acceptance=choose(settings, candidates.rewards, candidates.rollout.sample_id, numbers))
 
 
-def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """{method: {metric: mean over seeds, "reward_half": half-width of Student's 95 % interval over seeds}}."""
-    summary = {}
-    for name in dict.fromkeys(map(row_name, rows)):
-        mine = [row for row in rows if row_name(row) == name]
-        numbers = ("reward", "fd_accepted", "fd_data", "precision", "recall", "model_calls", "seconds")
-        summary[name] = {key: sum(row[key] for row in mine) / len(mine) for key in numbers}
-        interval = mean_interval(torch.tensor([row["reward"] for row in mine]))
-        summary[name]["reward_half"] = interval.high - interval.mean
-    return summary
-
-
-def demo_table(summary: dict[str, dict[str, float]], accepted_reward: float | None) -> Table:
-    """One row a method and, with their reward, one for the accepted samples, which are the target."""
-    header = ["method", "reward", "FD accepted", "FD data", "precision", "recall", "model calls", "seconds"]
-    cells = [
-        [
-            name,
-            f"{row['reward']:.4f}" + (f" ± {row['reward_half']:.4f}" if isfinite(row["reward_half"]) else ""),
-            f"{row['fd_accepted']:.2f}",
-            f"{row['fd_data']:.2f}",
-            f"{row['precision']:.2f}",
-            f"{row['recall']:.2f}",
-            f"{row['model_calls']:,.0f}",
-            f"{row['seconds']:.1f}",
-        ]
-        for name, row in summary.items()
-    ]
-    if accepted_reward is not None:
-        cells.append(["accepted (target)", f"{accepted_reward:.4f}", *["-"] * 6])
-    return Table(header, cells, _NOTE)
+def _best_of_groups(candidates: Candidates) -> Evaluation:
+    rewards = candidates.rewards.nan_to_num(nan=-torch.inf)
+    rows = torch.arange(rewards.shape[0]) * rewards.shape[1] + rewards.argmax(dim=1).cpu()
+    condition = None if candidates.condition is None else candidates.condition[rows].cpu()
+    return Evaluation(candidates.rollout.x_0[rows].cpu(), rewards.flatten()[rows].cpu(), condition)
 
 
 def _lead(settings: DemoSettings) -> str:
     sample, training = settings.sample, settings.train
+    select = settings.select
+    kept = (
+        f"the best {select.k} of each kept"
+        if select.rule == "top_k"
+        else f"those of at least {select.threshold:g} kept"
+    )
     return (
-        f"Digits model tuned towards {settings.reward}: {sample.prompts} groups of {sample.candidates} candidates a "
-        f"seed, the best {settings.select.k} of each kept, {training.steps} training steps of {training.batch_size} "
-        f"rows for every method, {settings.seeds} seed{'s' if settings.seeds > 1 else ''}."
+        f"A model of {settings.title} tuned towards {settings.reward}: {sample.prompts} groups of {sample.candidates} "
+        f"candidates a seed, {kept} kept, {training.steps} training steps of {training.batch_size} rows for every "
+        f"method, {settings.seeds} seed{'s' if settings.seeds > 1 else ''}."
     )

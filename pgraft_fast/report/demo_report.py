@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +31,11 @@ class DemoData:
 
 def write_demo_report(
     out: Path,
+    title: str,
     task: Task,
     settings: FinetuneSettings,
     lead: str,
-    summary: Mapping[str, Mapping[str, float]],
+    summary: Mapping[str, Mapping[str, Any]],
     table: Table,
     data: DemoData,
 ) -> Path:
@@ -45,10 +47,10 @@ def write_demo_report(
         time_section(data.seconds),
         law_section(settings.select, settings.sample.candidates, data.evaluations["base"].rewards),
     ]
-    return write_page(out / "report", "GRAFT and P-GRAFT on handwritten digits", lead, sections)
+    return write_page(out / "report", title, lead, sections)
 
 
-def _reward_section(summary: Mapping[str, Mapping[str, float]], data: DemoData) -> Section:
+def _reward_section(summary: Mapping[str, Mapping[str, Any]], data: DemoData) -> Section:
     base = summary["base"]
     curves = [
         Curve(

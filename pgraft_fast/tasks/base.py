@@ -22,7 +22,8 @@ class Task:
     data set (m, d), or None. pictures(samples, condition) -> (n, H, W) or (n, H, W, 3) uint8 for grids. condition: of
     the samples, as in the prompts, or None. identity: JSON that names this very model and data in a checkpoint.
     held_out: prompts to evaluate on, default the same; categories: of each of these, or empty. learner: what is trained
-    of the model. sounds(samples): WAV files, of audio.
+    of the model. sounds(samples): WAV files, of audio. measures(samples, condition): figures beside the reward, by the
+    names that tables show; nan where there is none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Task:
     categories: tuple[str, ...] = ()
     learner: Callable[[TrainSettings], Learner] | None = None
     sounds: Callable[[Tensor], list[bytes]] | None = None
+    measures: Callable[[Tensor, Tensor | None], dict[str, float]] | None = None
     own_reward: Callable[[Callable[..., object]], Callable[..., object]] = lambda function: function
 
     @property

@@ -100,9 +100,13 @@ def accepted_of(task: Task, evaluation: Evaluation, settings: FinetuneSettings) 
 
 
 def quality_of(task: Task, evaluation: Evaluation, accepted: Tensor | None, candidates: int) -> dict[str, Any]:
-    """`Task.quality`, and where held-out prompts have categories: "categories" and "diversity"."""
+    """`Task.quality_of`; where the task has measures "measures", where prompts have categories "categories" and
+    "diversity".
+    """
     features = features_of(task, evaluation)
     quality: dict[str, Any] = task.quality_of(features, evaluation.rewards, accepted)
+    if task.measures is not None:
+        quality["measures"] = task.measures(evaluation.samples, evaluation.condition)
     if task.categories:
         # Of the samples of one prompt, mean over prompts.
         groups = features.view(-1, candidates, features.shape[1])

@@ -8,7 +8,8 @@ from tiny import tiny_config
 
 from pgraft_fast.cli import main
 from pgraft_fast.commands.demo import DemoSettings, run_demo
-from pgraft_fast.finetune import SampleSettings, TrainSettings
+from pgraft_fast.finetune import SampleSettings, SelectSettings, TrainSettings
+from pgraft_fast.report.demo_table import row_name
 from pgraft_fast.runs.terminal import Terminal
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,19 @@ def test_demo_is_reproducible(demo, tmp_path):
     again = run_demo(replace(SMALL, seeds=1), tmp_path, Terminal())["rows"]
     for row, other in zip(demo[1]["rows"], again, strict=False):
         assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+
+
+def test_a_rule_that_drops_copies(tmp_path):
+    """The best of each group, and each method with the copies kept: all of the same candidates."""
+    select = SelectSettings(rule="binary", threshold=0.8)
+    result = run_demo(replace(SMALL, seeds=1, cuts=(0.0, 0.5), select=select), tmp_path, Terminal())
+    names = ["base", "best of N", "graft", "p-graft 0.5", "graft, copies kept", "p-graft 0.5, copies kept"]
+    assert [row_name(row) for row in result["rows"]] == names
+    best, *trained = result["rows"][1:]
+    assert best["reward"] > result["rows"][0]["reward"] and best["model_calls"] == 10 * 8 * 6
+    assert len({row["model_calls"] for row in trained}) == 1
+    # No two digits are the same bit for bit.
+    assert trained[0]["reward"] == trained[2]["reward"] and trained[1]["reward"] == trained[3]["reward"]
 
 
 def test_report(demo, browse):
