@@ -14,7 +14,7 @@ Known x_0 goes over eps = (x - alpha x_0) / sigma into the parameterization, so 
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.diffusion import Schedule, target_coefficients, x_0_coefficients
+from pgraft_fast.diffusion import Schedule, target_coefficients
 from pgraft_fast.tasks.molecules.conditions import ANY_ELEMENT
 from pgraft_fast.tasks.molecules.elements import NO_ATOM, SYMBOLS, columns_of_elements
 
@@ -22,7 +22,6 @@ from pgraft_fast.tasks.molecules.elements import NO_ATOM, SYMBOLS, columns_of_el
 KINDS = len(SYMBOLS) + 2
 # Below, t = 0 is data and no noise can be told.
 _LEAST_SIGMA = 1e-6
-_LEAST_TIME = 1e-6
 # Of a logit that is not.
 _NEVER = -1e9
 
@@ -49,33 +48,26 @@ class MoleculeDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         t, used = t.to(x.dtype), _slots_used(condition)
-        out = self._answer(x[:, :used], t, condition[:, :used])
-        if used == x.shape[1]:
-            return out
-        return torch.cat((out, self._of_zero(t) * x[:, used:]), dim=1)
-
-    def _of_zero(self, t: Tensor) -> Tensor:
-        """(B, 1, 1): the answer by x_t where x_0 is 0."""
-        sigma = self.schedule.sigma(t).clamp(min=_LEAST_SIGMA)
-        return (target_coefficients(self.schedule, t, self.parameterization)[1] / sigma)[:, None, None]
-
-    def _answer(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         alpha, sigma = (value[:, None, None] for value in self.schedule.alpha_sigma(t))
         sigma = sigma.clamp(min=_LEAST_SIGMA)
         c, d = (value[:, None, None] for value in target_coefficients(self.schedule, t, self.parameterization))
-        atom = condition != NO_ATOM
-        there = atom[:, :, None]
-        clean = x.where(there, 0.0)
-        centre = clean[:, :, :3].sum(dim=1, keepdim=True) / atom.sum(dim=1).clamp(min=1)[:, None, None]
-        points, columns = (clean[:, :, :3] - centre).where(there, 0.0), clean[:, :, 3:]
-        weights = x_0_coefficients(self.schedule, t.clamp(min=_LEAST_TIME), self.parameterization)
-        moves, logits = self.network(points, columns, condition + 1, atom, torch.stack((t, *weights), dim=1))
-        moves = moves.where(there, 0.0)
-        moves = moves - moves.sum(dim=1, keepdim=True) / atom.sum(dim=1).clamp(min=1)[:, None, None]
+        rest, x, condition = x[:, used:], x[:, :used], condition[:, :used]
+        there = (condition != NO_ATOM)[:, :, None]
+        absent = there.logical_not()
+        count = there.sum(dim=1, keepdim=True).clamp(min=1)
+        clean = x.masked_fill(absent, 0.0)
+        centre = clean[:, :, :3].sum(dim=1, keepdim=True) / count
+        points, columns = (clean[:, :, :3] - centre).masked_fill(absent, 0.0), clean[:, :, 3:]
+        # As `x_0_coefficients`, of what is there already.
+        determinant = d * alpha - c * sigma
+        level = torch.cat((t[:, None, None], d / determinant, -sigma / determinant), dim=2)[:, 0]
+        moves, logits = self.network(points, columns, condition + 1, there[:, :, 0], level)
+        moves = moves.masked_fill(absent, 0.0)
+        moves = moves - moves.sum(dim=1, keepdim=True) / count
         x_0 = self._columns(logits, columns, condition, alpha, sigma)
         known = c * x_0 + d * ((columns - alpha * x_0) / sigma)
-        out = torch.cat((moves + (d / sigma) * centre, known), dim=2)
-        return out.where(there, d / sigma * x)
+        out = torch.cat((moves + (d / sigma) * centre, known), dim=2).where(there, d / sigma * x)
+        return torch.cat((out, d / sigma * rest), dim=1) if rest.shape[1] else out
 
     def _columns(self, logits: Tensor, columns: Tensor, condition: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Mean of the element columns of x_0, (B, N, 6)."""
@@ -83,7 +75,7 @@ class MoleculeDenoiser(nn.Module):
         logits = logits + alpha / sigma.square() * scores
         named = condition[:, :, None] == torch.arange(ANY_ELEMENT, device=condition.device)
         free = condition[:, :, None] == ANY_ELEMENT
-        return logits.where(named | free, _NEVER).softmax(dim=2) @ self.codes
+        return logits.masked_fill((named | free).logical_not(), _NEVER).softmax(dim=2) @ self.codes
 
 
 def _slots_used(condition: Tensor) -> int:

@@ -29,15 +29,17 @@ class EGNN(nn.Module):
         self.messages = nn.ModuleList(_Message(width) for _ in range(depth))
         self.moves = nn.ModuleList(_Move(width) for _ in range(depth))
         self.element = nn.Linear(width, len(SYMBOLS))
+        self.kinds: Tensor
+        self.register_buffer("kinds", torch.arange(KINDS), persistent=False)
 
     def forward(
         self, points: Tensor, columns: Tensor, kinds: Tensor, atom: Tensor, level: Tensor
     ) -> tuple[Tensor, Tensor]:
         number = atom.sum(dim=1)[:, None].to(points.dtype) / 10.0
         of_all = torch.cat((level[:, :1], number), dim=1)[:, None].expand(-1, atom.shape[1], -1)
-        hidden = self.embed(torch.cat((columns, F.one_hot(kinds, KINDS).to(points.dtype), of_all), dim=2))
-        others = ~torch.eye(atom.shape[1], dtype=torch.bool, device=atom.device)
-        pairs = (atom[:, :, None] & atom[:, None, :] & others)[..., None]
+        hidden = self.embed(torch.cat((columns, (kinds[:, :, None] == self.kinds).to(points.dtype), of_all), dim=2))
+        place = torch.arange(atom.shape[1], device=atom.device)
+        pairs = (atom[:, :, None] & atom[:, None, :] & (place[:, None] != place))[..., None]
         _, first = _differences(points)
         start = points
         for message, move in zip(self.messages, self.moves, strict=True):
@@ -58,7 +60,7 @@ class _Message(nn.Module):
 
     def forward(self, hidden: Tensor, distances: Tensor, pairs: Tensor) -> Tensor:
         message = F.silu(self.second(F.silu(self.first(hidden, distances))))
-        message = (message * torch.sigmoid(self.attention(message))).masked_fill(~pairs, 0.0)
+        message = (message * torch.sigmoid(self.attention(message))).masked_fill(pairs.logical_not(), 0.0)
         return hidden + self.update(torch.cat((hidden, message.sum(dim=2) / _SUM_SCALE), dim=2))
 
 
@@ -73,7 +75,7 @@ class _Move(nn.Module):
     def forward(self, hidden: Tensor, points: Tensor, apart: Tensor, distances: Tensor, pairs: Tensor) -> Tensor:
         weight = self.last(F.silu(self.second(F.silu(self.first(hidden, distances)))))
         step = apart / ((distances[..., :1] + _SOFT).sqrt() + 1.0) * torch.tanh(weight) * _MOST
-        return points + step.masked_fill(~pairs, 0.0).sum(dim=2) / _SUM_SCALE
+        return points + step.masked_fill(pairs.logical_not(), 0.0).sum(dim=2) / _SUM_SCALE
 
 
 class _PairLinear(nn.Module):

@@ -48,23 +48,25 @@ class DistanceTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.element = _last_linear(width, len(SYMBOLS))
         self.frequency: Tensor
+        self.kinds: Tensor
         steps = torch.linspace(0.0, math.log(_FASTEST), _TIME_FEATURES // 2)
         self.register_buffer("frequency", steps.exp(), persistent=False)
+        self.register_buffer("kinds", torch.arange(1, KINDS), persistent=False)
 
     def forward(
         self, points: Tensor, columns: Tensor, kinds: Tensor, atom: Tensor, level: Tensor
     ) -> tuple[Tensor, Tensor]:
         phase = level[:, :1] * self.frequency
         # Slots without an atom, kind 0, are not counted.
-        number = F.one_hot(kinds, KINDS).sum(dim=1)[:, 1:].to(points.dtype) / _ATOMS_SCALE
+        number = (kinds[:, :, None] == self.kinds).sum(dim=1).to(points.dtype) / _ATOMS_SCALE
         code = self.time(torch.cat((phase.cos(), phase.sin(), number, number.sum(dim=1, keepdim=True)), dim=1))
         modulation = self.modulation(code).view(atom.shape[0], 6, 1, -1)
         of_state, of_answer = level[:, 1:2, None], level[:, 2:3, None]
         hidden, seen = self.embed(columns) + self.kind(kinds), points
-        moves = torch.zeros_like(points)
+        moves, absent = torch.zeros_like(points), atom.logical_not()
         for place, stage in enumerate(self.stages):
             if place:
-                seen = (of_state * points + of_answer * moves).where(atom[:, :, None], 0.0)
+                seen = (of_state * points + of_answer * moves).masked_fill(absent[:, :, None], 0.0)
             hidden, more = stage(hidden, modulation, code, seen, atom)
             moves = moves + more
         return moves, self.element(self.norm(hidden))
@@ -92,7 +94,7 @@ class _Stage(nn.Module):
         n_batch, n = atom.shape
         weight = self.of_distance(code).view(n_batch, -1, self.centres.numel())
         by_distance = (weight @ self._radial(points)).view(n_batch, -1, self.heads, n, n)
-        absent = torch.zeros_like(points[:, :, 0]).masked_fill(~atom, _NO_WEIGHT)[:, None, None, None]
+        absent = torch.zeros_like(points[:, :, 0]).masked_fill(atom.logical_not(), _NO_WEIGHT)[:, None, None, None]
         biases, vectors = by_distance[:, :-1] + absent, []
         for block, bias in zip(self.blocks, biases.unbind(1), strict=True):
             hidden, vector = block(hidden, modulation, bias, points)
@@ -114,7 +116,7 @@ class _Stage(nn.Module):
         """sum_j w_ij (x_i - x_j), (B, N, 3)."""
         left, right = self.pair(hidden).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         weight = (left @ right.transpose(2, 3) * by_distance).sum(dim=1) / math.sqrt(left.shape[-1])
-        weight = weight.masked_fill(~atom[:, None, :], 0.0)
+        weight = weight.masked_fill(atom.logical_not()[:, None, :], 0.0)
         return weight.sum(dim=2, keepdim=True) * points - weight @ points
 
 
