@@ -5,6 +5,7 @@ QM9 (Ramakrishnan et al., Scientific Data 1, 140022, 2014; CC0): geometries by B
 
 import csv
 import importlib.util
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from pgraft_fast.errors import InputError
 from pgraft_fast.extras import need
 from pgraft_fast.finetune import Prompts
+from pgraft_fast.tasks.molecules.conditions import condition_of, formula_text, size_text
 from pgraft_fast.tasks.molecules.elements import NO_ATOM, SYMBOLS, Molecules
 from pgraft_fast.tasks.molecules.readers import npz_bytes, padded, read_npz
 
@@ -68,17 +70,38 @@ def subset_bytes(max_heavy: int = MAX_HEAVY) -> bytes:
     return npz_bytes(small_molecules(qm9(), max_heavy))
 
 
-def size_prompts(molecules: Molecules, n: int = 100) -> Prompts:
+def size_prompts(molecules: Molecules, n: int = 100, n_max: int | None = None) -> Prompts:
     """n prompts whose numbers of atoms are distributed as those of a set, by the largest remainder.
 
-    text: "19 atoms". condition: (n,) int64 numbers of atoms, ascending.
+    text: "19 atoms", ascending. condition: (n, n_max) int64, see `conditions`; n_max: the set's most, where it is None.
     """
-    share = torch.bincount(molecules.count).to(torch.float64) * n / len(molecules)
+    whole = _shares(torch.bincount(molecules.count), n)
+    sizes = torch.arange(len(whole)).repeat_interleave(whole)
+    return _prompts([size_text(size) for size in sizes.tolist()], molecules, n_max)
+
+
+def formula_prompts(molecules: Molecules, n: int = 100, n_max: int | None = None) -> Prompts:
+    """n prompts whose formulas are distributed as those of a set, by the largest remainder; the most frequent first.
+
+    text: "C4H8O2", in Hill's order. condition: (n, n_max) int64, see `conditions`; n_max: the set's most, where None.
+    """
+    formulas = Counter(formula_text(row) for row in molecules.elements.tolist()).most_common()
+    whole = _shares(torch.tensor([number for _, number in formulas]), n).tolist()
+    texts = [text for (text, _), copies in zip(formulas, whole, strict=True) for _ in range(copies)]
+    return _prompts(texts, molecules, n_max)
+
+
+def _prompts(texts: list[str], molecules: Molecules, n_max: int | None) -> Prompts:
+    return Prompts(texts, condition_of(texts, n_max or int(molecules.count.max())))
+
+
+def _shares(frequency: torch.Tensor, n: int) -> torch.Tensor:
+    """n in whole numbers as a frequency (k,) has it, (k,) int64, by the largest remainder; of equal ones the first."""
+    share = frequency.to(torch.float64) * n / int(frequency.sum())
     whole = share.floor().to(torch.int64)
     left = n - int(whole.sum())
     whole[(share - whole).argsort(descending=True, stable=True)[:left]] += 1
-    sizes = torch.arange(len(whole)).repeat_interleave(whole)
-    return Prompts([f"{size} atoms" for size in sizes.tolist()], sizes)
+    return whole
 
 
 @lru_cache(maxsize=1)

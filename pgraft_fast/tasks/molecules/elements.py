@@ -58,14 +58,15 @@ def pack(elements: Tensor, positions: Tensor, n_max: int = MAX_ATOMS) -> Tensor:
         raise InputError(f"molecule {int(count.argmax())} has {int(count.max())} atoms; at most {n_max} fit")
     atom = (elements != NO_ATOM)[:, :, None]
     centre = positions.where(atom, 0.0).sum(dim=1) / count.clamp(min=1)[:, None]
-    index = elements.clamp(min=0)
-    columns = (
-        positions - centre[:, None],
-        torch.nn.functional.one_hot(index, len(SYMBOLS)) / _ONE_HOT_SCALE,
-        torch.tensor(ATOMIC_NUMBERS, device=elements.device)[index][:, :, None] / _NUMBER_SCALE,
-    )
+    columns = (positions - centre[:, None], columns_of_elements().to(elements.device)[elements.clamp(min=0)])
     rows = torch.cat([column.to(torch.float32) for column in columns], dim=2).where(atom, 0.0)[:, :n_max]
     return torch.nn.functional.pad(rows, (0, 0, 0, n_max - rows.shape[1]))
+
+
+def columns_of_elements() -> Tensor:
+    """The last columns of each element's atoms: (5, 6) float32, one-hot / 4, atomic number / 10."""
+    one_hot = torch.eye(len(SYMBOLS)) / _ONE_HOT_SCALE
+    return torch.cat((one_hot, torch.tensor(ATOMIC_NUMBERS)[:, None] / _NUMBER_SCALE), dim=1)
 
 
 def unpack(samples: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.extras import need
+from pgraft_fast.tasks.molecules.conditions import counts
 from pgraft_fast.tasks.molecules.elements import ATOMIC_NUMBERS, NO_ATOM, unpack
 from pgraft_fast.tasks.molecules.stability import stability
 from pgraft_fast.tasks.sets import numbers_of
@@ -67,9 +68,9 @@ def same(samples: Tensor, condition: Tensor) -> Tensor:
     """Numbers that are equal for the same molecule, (n,) int64; the same in every call.
 
     A hash of the canonical SMILES, not negative; a molecule that is not valid is its own: -1, -2, ... in a call.
-    samples: (n, N, 9). condition: (n,) numbers of atoms.
+    samples: (n, N, 9). condition: (n, N) int64, see `conditions`.
     """
-    smiles = graphs(*unpack(samples, condition)).smiles
+    smiles = graphs(*unpack(samples, counts(condition))).smiles
     return numbers_of(smiles, samples.device)
 
 

@@ -8,10 +8,12 @@ import torch
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.molecules import data
+from pgraft_fast.tasks.molecules.conditions import condition_of, counts
 from pgraft_fast.tasks.molecules.data import (
     PARTS,
     SHIPPED,
     SIZE,
+    formula_prompts,
     qm9,
     shipped,
     size_prompts,
@@ -65,13 +67,25 @@ def test_prompts_follow_the_sizes():
     elements[:6, 3:], elements[6:9, 4:] = NO_ATOM, NO_ATOM
     molecules = Molecules(elements, torch.zeros(10, 5, 3))
     prompts = size_prompts(molecules, 10)
-    assert prompts.condition.tolist() == [3] * 6 + [4] * 3 + [5]
-    assert prompts.text == [f"{size} atoms" for size in prompts.condition.tolist()]
+    assert prompts.text == ["3 atoms"] * 6 + ["4 atoms"] * 3 + ["5 atoms"]
+    assert torch.equal(prompts.condition, condition_of(prompts.text, 5))
     for n in (1, 7, 100):
         prompts = size_prompts(shipped(), n)
-        assert len(prompts.text) == len(prompts.condition) == n
-    share = torch.bincount(prompts.condition, minlength=24) / 100 - torch.bincount(shipped().count) / 3921
+        assert len(prompts.text) == n and prompts.condition.shape == (n, 23)
+    share = torch.bincount(counts(prompts.condition), minlength=24) / 100 - torch.bincount(shipped().count) / 3921
     assert share.abs().max() < 0.01
+
+
+def test_prompts_follow_the_formulas():
+    """CH4 is there three times, H2O twice, HF once."""
+    rows = [[0, 0, 1, 0, 0]] * 2 + [[1, 0, 0, 0, 0], [3, 0, 0, -1, -1], [0, 0, 3, -1, -1], [4, 0, -1, -1, -1]]
+    molecules = Molecules(torch.tensor(rows), torch.zeros(6, 5, 3))
+    prompts = formula_prompts(molecules, 6, 7)
+    assert prompts.text == ["CH4"] * 3 + ["H2O"] * 2 + ["FH"]
+    assert prompts.condition[3].tolist() == [0, 0, 3, -1, -1, -1, -1]
+    assert formula_prompts(molecules, 3).text == ["CH4", "CH4", "H2O"]
+    prompts = formula_prompts(shipped(), 500)
+    assert len(prompts.text) == 500 and prompts.condition.shape == (500, 23) and not (prompts.condition == 5).any()
 
 
 def test_without_qm9pack(monkeypatch):

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("rdkit")
 
 from pgraft_fast.errors import InputError
+from pgraft_fast.tasks.molecules.conditions import condition_of
 from pgraft_fast.tasks.molecules.data import qm9, shipped, small_molecules
 from pgraft_fast.tasks.molecules.elements import MAX_ATOMS, NO_ATOM, pack
 from pgraft_fast.tasks.molecules.graphs import distinct_per_1000, graphs, novelty, same, uniqueness
@@ -77,7 +78,7 @@ def test_no_crash_and_nothing_on_stderr(capfd):
 def test_the_same_molecule_has_the_same_number():
     generator = torch.Generator().manual_seed(6)
     molecules = shipped().rows(torch.arange(0, 3921, 100))
-    numbers = same(pack(molecules.elements, molecules.positions), molecules.count)
+    numbers = same(pack(molecules.elements, molecules.positions, 23), molecules.elements)
     distinct = {text for text in graphs(molecules.elements, molecules.positions).smiles if text is not None}
     assert len(numbers[numbers >= 0].unique()) == len(distinct) > 30 and numbers.dtype == torch.int64
     q, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
@@ -86,13 +87,13 @@ def test_the_same_molecule_has_the_same_number():
         order = torch.randperm(n, generator=generator)
         # Turned, perhaps mirrored, moved, in another order.
         elements, positions = molecules.elements[row, order], molecules.positions[row, order] @ q + 2.0
-        number = same(pack(elements[None], positions[None]), torch.tensor([n]))
+        number = same(pack(elements[None], positions[None]), condition_of([f"{n} atoms"]))
         assert int(number) == (int(numbers[row]) if numbers[row] >= 0 else -1)
 
 
 def test_what_is_not_valid_is_its_own():
     made = [hand_made.water(), too_many(), too_many(), hand_made.water(0.97), hand_made.methane()]
-    numbers = same(pack(*hand_made.batch(*made)), torch.tensor([3, 7, 7, 3, 5])).tolist()
+    numbers = same(pack(*hand_made.batch(*made)), condition_of([f"{n} atoms" for n in (3, 7, 7, 3, 5)])).tolist()
     assert numbers[0] == numbers[3] >= 0 and numbers[4] >= 0 and len(set(numbers)) == 4
     assert numbers[1:3] == [-2, -3]
 

@@ -6,7 +6,8 @@ import torch
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.molecules import rewards
-from pgraft_fast.tasks.molecules.elements import pack
+from pgraft_fast.tasks.molecules.conditions import condition_of
+from pgraft_fast.tasks.molecules.elements import NO_ATOM, pack
 
 MADE = {
     "methane": hand_made.methane(),
@@ -29,11 +30,11 @@ EXPECTED = {
 
 
 def samples():
-    count = torch.tensor([atoms[0].numel() for atoms in MADE.values()])
+    count = [atoms[0].numel() for atoms in MADE.values()]
     packed = pack(*hand_made.batch(*MADE.values()))
     packed[6, 1, 4] = torch.nan
     packed[7, 1] = packed[7, 0]
-    return packed, count
+    return packed, condition_of([f"{n} atoms" for n in count])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -48,20 +49,21 @@ def test_rewards_of_molecules_made_by_hand(name):
 def test_padding_and_neighbours_change_no_reward(name):
     if name == "valid":
         pytest.importorskip("rdkit")
-    packed, count = samples()
+    packed, condition = samples()
     reward = getattr(rewards, name)
-    for row in range(len(MADE)):
+    for row, atoms in enumerate(MADE.values()):
+        count = atoms[0].numel()
         alone = torch.full((1, 40, 9), torch.nan)
-        alone[0, : count[row]] = packed[row, : count[row]]
-        assert reward(alone, count[row : row + 1]).item() == pytest.approx(EXPECTED[name][row])
-    assert reward(packed[:0], count[:0]).shape == (0,)
+        alone[0, :count] = packed[row, :count]
+        assert reward(alone, condition_of([f"{count} atoms"], 40)).item() == pytest.approx(EXPECTED[name][row])
+    assert reward(packed[:0], condition[:0]).shape == (0,)
 
 
 def test_no_atom_has_no_reward():
     for name in ("stable", "stable_connected", "share_of_stable_atoms"):
-        assert getattr(rewards, name)(torch.zeros(1, 5, 9), torch.tensor([0])).tolist() == [0.0]
+        assert getattr(rewards, name)(torch.zeros(1, 5, 9), torch.full((1, 5), NO_ATOM)).tolist() == [0.0]
 
 
 def test_counts_of_another_number_of_samples():
     with pytest.raises(InputError, match="are needed"):
-        rewards.stable(torch.zeros(2, 5, 9), torch.tensor([3]))
+        rewards.stable(torch.zeros(2, 5, 9), condition_of(["3 atoms"], 5))
