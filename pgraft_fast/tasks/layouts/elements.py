@@ -23,8 +23,10 @@ RICO = (
 LABEL_SETS = {"publaynet": PUBLAYNET, "rico": RICO}
 MAX_ELEMENTS = 25
 NO_ELEMENT = NONE
-# Columns of the one-hot spread about as those of the box do.
-LABEL_SCALE = 0.5
+# Of `pack`: the columns of boxes and of labels then spread about as noise does, around 0.
+BOX_CENTRE = (0.5, 0.5, 0.5, 0.1)
+BOX_SCALE = 4.0
+LABEL_SCALE = 2.0
 # Steps a page, of edges in `same`.
 GRID = 64
 
@@ -65,7 +67,7 @@ def cxcywh_from_ltrb(edges: Tensor) -> Tensor:
 
 
 def pack(labels: Tensor, boxes: Tensor, n_labels: int, n_max: int = MAX_ELEMENTS) -> Tensor:
-    """One float32 tensor (B, n_max, 4 + n_labels): the box, one-hot / 2 of the label. Rows without an element are 0.
+    """One float32 tensor (B, n_max, 4 + n_labels): 4 (box - BOX_CENTRE), 2 one-hot of the label; 0 without an element.
 
     labels: (B, N) int64, -1 after the last element of each. boxes: (B, N, 4), centre x, centre y, width, height.
     Raises InputError for a page of more than n_max elements, a label that the set lacks, padding before an element.
@@ -83,10 +85,26 @@ def pack(labels: Tensor, boxes: Tensor, n_labels: int, n_max: int = MAX_ELEMENTS
             f"layout {row}, element {column}: label {int(labels[row, column])}; 0 to {n_labels - 1} are known, "
             f"{NO_ELEMENT} only after the last element"
         )
-    one_hot = torch.nn.functional.one_hot(labels.clamp(min=0), n_labels) * LABEL_SCALE
-    rows = torch.cat([boxes.to(torch.float32), one_hot.to(torch.float32)], dim=2).where(element[:, :, None], 0.0)
-    rows = rows[:, :n_max]
+    rows = packed(labels, boxes, n_labels)[:, :n_max]
     return torch.nn.functional.pad(rows, (0, 0, 0, n_max - rows.shape[1]))
+
+
+def packed(labels: Tensor, boxes: Tensor, n_labels: int) -> Tensor:
+    """`pack` without its checks and its padding, (..., N, 4 + n_labels)."""
+    places = BOX_SCALE * (boxes.to(torch.float32) - _centre(boxes.device))
+    kinds = torch.arange(n_labels, device=labels.device)
+    one_hot = LABEL_SCALE * (labels[..., None] == kinds).to(torch.float32)
+    return torch.cat([places, one_hot], dim=-1).where((labels != NO_ELEMENT)[..., None], 0.0)
+
+
+def boxes_of(samples: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height of samples (..., 4 + L), whatever rows are elements."""
+    return samples[..., :4] / BOX_SCALE + _centre(samples.device).to(samples.dtype)
+
+
+def _centre(device: torch.device) -> Tensor:
+    # Filled on the device: no copy from the host.
+    return torch.cat([torch.full((1,), value, device=device) for value in BOX_CENTRE])
 
 
 def unpack(samples: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +122,7 @@ def unpack(samples: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     element = mask(count.to(samples.device), samples.shape[1])
     labels = samples[:, :, 4:].argmax(dim=2).where(element, NO_ELEMENT)
     finite = samples.isfinite().all(dim=2, keepdim=True)
-    return labels, samples[:, :, :4].where(finite, torch.nan).where(element[:, :, None], 0.0)
+    return labels, boxes_of(samples).where(finite, torch.nan).where(element[:, :, None], 0.0)
 
 
 def same(samples: Tensor, condition: Tensor) -> Tensor:

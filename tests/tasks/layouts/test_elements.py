@@ -6,6 +6,7 @@ from pages import drawn, shuffled
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.layouts.elements import (
+    BOX_SCALE,
     LABEL_SETS,
     NO_ELEMENT,
     PUBLAYNET,
@@ -25,11 +26,13 @@ def test_label_sets():
 
 
 def test_columns_of_a_page():
-    samples = pack(torch.tensor([[3, 0, -1]]), torch.tensor([[[0.5, 0.25, 0.5, 0.25], [0.5] * 4, [9.0] * 4]]), 5, 4)
+    samples = pack(torch.tensor([[3, 0, -1]]), torch.tensor([[[0.5, 0.25, 0.5, 0.35], [0.5] * 4, [9.0] * 4]]), 5, 4)
     assert samples.dtype == torch.float32
-    assert samples[0].tolist() == [
-        [0.5, 0.25, 0.5, 0.25, 0, 0, 0, 0.5, 0], [0.5, 0.5, 0.5, 0.5, 0.5, 0, 0, 0, 0], [0] * 9, [0] * 9
-    ]  # fmt: skip
+    columns = torch.tensor([
+        [0.0, -1.0, 0.0, 1.0, 0, 0, 0, 2, 0], [0.0, 0.0, 0.0, 1.6, 2, 0, 0, 0, 0], [0] * 9, [0] * 9
+    ])  # fmt: skip
+    torch.testing.assert_close(samples[0], columns, rtol=0, atol=1e-6)
+    assert not bool(samples[0, 2:].any())
 
 
 @pytest.mark.parametrize("n_labels", [1, 5, 25])
@@ -103,12 +106,11 @@ def test_the_same_layout():
     assert numbers.dtype == torch.int64 and numbers.unique().numel() == 20 and bool((numbers >= 0).all())
     assert torch.equal(same(pack(*shuffled(labels, boxes, count), 5), count), numbers)
     assert torch.equal(same(torch.nn.functional.pad(samples, (0, 0, 0, 7)), count), numbers)
-    centred = ltrb_from_cxcywh(samples[:, :, :4]).mul(64).round().div(64)
-    samples[:, :, :4] = cxcywh_from_ltrb(centred)
+    samples = pack(labels, cxcywh_from_ltrb(ltrb_from_cxcywh(boxes).mul(64).round().div(64)), 5)
     numbers = same(samples, count)
     near, far = samples.clone(), samples.clone()
-    near[:, 0, 0] += 0.4 / 64
-    far[:, 0, 0] += 0.6 / 64
+    near[:, 0, 0] += BOX_SCALE * 0.4 / 64
+    far[:, 0, 0] += BOX_SCALE * 0.6 / 64
     assert torch.equal(same(near, count), numbers) and not bool((same(far, count) == numbers).any())
     relabelled = samples.clone()
     relabelled[:, 0, 4:] = relabelled[:, 0, 4:].roll(1, dims=1)

@@ -1,0 +1,142 @@
+"""The recipe of the shipped weights: two denoisers and the encoder of the Frechet distance, on the TeX pages.
+
+`pgraft-fast train-base layouts` runs it, within two hours on two cores; on a GPU it takes minutes. Every number that
+decides the result stands in this file and in `training`.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgraft_fast.diagnostics import frechet_distance
+from pgraft_fast.files import to_json, write_file
+from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.sampling import rollout
+from pgraft_fast.tasks.digits.shipped import load_weights
+from pgraft_fast.tasks.layouts import metrics
+from pgraft_fast.tasks.layouts.conditions import KINDS, condition_of, counts_of, prompt_texts
+from pgraft_fast.tasks.layouts.elements import Layouts, unpack
+from pgraft_fast.tasks.layouts.features import LayoutEncoder, layout_features
+from pgraft_fast.tasks.layouts.network import LayoutsDiT
+from pgraft_fast.tasks.layouts.pages import shipped
+from pgraft_fast.tasks.layouts.readers import split_rows
+from pgraft_fast.tasks.layouts.training import Amount, Check, Log, train_denoiser, train_encoder
+from pgraft_fast.tasks.layouts.variants import VARIANTS
+
+FEATURES = "features"
+PARTS = (FEATURES, *VARIANTS)
+SPLIT = {"train": 90, "held_out": 10}
+# Of the shipped weights.
+AMOUNTS = {FEATURES: Amount(steps=5_000, rate=1e-3), **dict.fromkeys(VARIANTS, Amount(steps=20_000))}
+_SNAPSHOT_STEPS = 1_000
+
+
+def train_all(
+    folder: Path,
+    seed: int = 0,
+    log: Log = print,
+    check: Check = lambda: None,
+    sizes: Mapping[str, Amount] | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Train everything, write the safetensors into `folder`, return what was measured. sizes: by part."""
+    began = time.perf_counter()
+    for name in PARTS:
+        train_part(
+            folder, name, (sizes or {}).get(name, AMOUNTS[name]), seed, partial(_named, log, name), check, device
+        )
+    figures = measured(folder)
+    for name in VARIANTS:
+        log(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures[name].items()))
+    return {**figures, "seconds": time.perf_counter() - began}
+
+
+def train_part(
+    folder: Path,
+    name: str,
+    amount: Amount,
+    seed: int = 0,
+    log: Log = print,
+    check: Check = lambda: None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """One of PARTS, its weights into `folder` (those of a denoiser as float16, and so far as they are from time to
+    time).
+    """
+    train, held_out = parts_of(shipped())
+    if name == FEATURES:
+        _save(folder, name, train_encoder(train, amount, seed, log, check, device), {})
+        return
+    snapshot = (_SNAPSHOT_STEPS, lambda model: _save(folder, name, model, {}))
+    _save(folder, name, train_denoiser(VARIANTS[name], train, held_out, amount, seed, log, check, device, snapshot), {})
+
+
+def parts_of(layouts: Layouts) -> tuple[Layouts, Layouts]:
+    """What is trained on, and what is held out."""
+    rows = split_rows(len(layouts), SPLIT)
+    return layouts.rows(rows["train"]), layouts.rows(rows["held_out"])
+
+
+def measured(folder: Path, steps: int = 50) -> dict[str, Any]:
+    """Figures of the weights in a folder, written into their files as well: as many samples (DDPM) as there are
+    held-out pages, for each kind of prompts, beside these pages.
+
+    fd: Frechet distance to the training pages. alignment and overlap x100, inside: share of elements.
+    """
+    train, held_out = parts_of(shipped())
+    encoder, _ = load_weights(LayoutEncoder(len(train.names)), folder / f"{FEATURES}.safetensors")
+    with torch.no_grad():
+        reference = encoder(train.labels, train.boxes)
+        data = {"fd_held_out": frechet_distance(encoder(held_out.labels, held_out.boxes), reference)}
+    data |= _figures(held_out.labels, held_out.boxes)
+    _save(folder, FEATURES, encoder, data)
+    figures: dict[str, Any] = {"data": data}
+    for name, variant in VARIANTS.items():
+        model, _ = load_weights(LayoutsDiT(variant, len(train.names)), folder / f"{name}.safetensors")
+        model.attention = "packed"
+        found: dict[str, float] = {}
+        for kind in KINDS:
+            condition = condition_of(prompt_texts(held_out, kind, len(held_out)))
+            samples = draw(model, condition, steps)
+            end = "" if kind == "number" else f"_{kind}"
+            features = layout_features(encoder, samples, condition)
+            found[f"fd{end}"] = frechet_distance(features, reference)
+            found |= {f"{key}{end}": v for key, v in _figures(*unpack(samples, counts_of(condition))).items()}
+        figures[name] = found
+        _save(folder, name, model, found)
+    return figures
+
+
+def draw(model: LayoutsDiT, condition: Tensor, steps: int = 50, seed: int = 0) -> Tensor:
+    """Samples (n, N, 4 + L) of conditions (n, N, 6) by DDPM."""
+    shape = (condition.shape[1], 4 + model.n_labels)
+    return rollout(
+        model, model.variant.schedule, shape=shape, n=len(condition), steps=steps, solver="ddpm", seed=seed,
+        condition=condition, parameterization=model.variant.parameterization, device=condition.device,
+    ).x_0  # fmt: skip
+
+
+def _figures(labels: Tensor, boxes: Tensor) -> dict[str, float]:
+    return {
+        "alignment": float(metrics.alignment(labels, boxes).nanmean()),
+        "overlap": 100.0 * float(metrics.overlap(labels, boxes).nanmean()),
+        "inside": float(metrics.inside(labels, boxes).nanmean()),
+    }
+
+
+def _named(log: Callable[[str], None], name: str, text: str) -> None:
+    log(f"{name}: {text}")
+
+
+def _save(folder: Path, name: str, model: nn.Module, figures: Mapping[str, float]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    if name != FEATURES:
+        weights = {key: value.to(torch.float16) for key, value in weights.items()}
+    metadata = to_json({"recipe": "pgraft-fast train-base layouts", **figures}).decode()
+    write_file(folder / f"{name}.safetensors", tensor_bytes(weights, metadata))
