@@ -86,8 +86,8 @@ def measured(folder: Path, steps: int = 50) -> dict[str, Any]:
     """Figures of the weights in a folder, written into their files as well: as many samples (DDPM) as there are
     held-out pages, for each kind of prompts, beside these pages.
 
-    fd: Frechet distance to the training pages. alignment and overlap x100, inside: share of elements. loss: of the
-    as many training pages, less than that of held-out ones as far as they were learned by heart.
+    fd: Frechet distance to the training pages. alignment and overlap x100, inside: share of elements. loss: of as many
+    training pages; it is below loss_held_out as far as they were learned by heart.
     """
     train, held_out = parts_of(shipped())
     encoder, _ = load_weights(LayoutEncoder(len(train.names)), folder / f"{FEATURES}.safetensors")
