@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from pages import drawn
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgraft_fast.diffusion import target_coefficients
 from pgraft_fast.sampling import rollout
@@ -12,7 +13,7 @@ from pgraft_fast.tasks.layouts.attention import Packing, packed_attention
 from pgraft_fast.tasks.layouts.conditions import condition_of, element_mask
 from pgraft_fast.tasks.layouts.elements import pack, unpack
 from pgraft_fast.tasks.layouts.network import LayoutsDiT, told
-from pgraft_fast.tasks.layouts.training import denoising_loss
+from pgraft_fast.tasks.layouts.training import denoising_loss, shifted
 from pgraft_fast.tasks.layouts.variants import VARIANTS
 
 TEXTS = ("3 elements", "title, text, figure, text", "list at 0.5 0.25 0.75 0.125, 2 elements, table", "25 elements")
@@ -171,25 +172,54 @@ def test_packed_is_padded(model):
     torch.testing.assert_close(model(x, t, condition), out, rtol=1e-5, atol=1e-5)
 
 
-def test_packed_attention_is_attention_under_a_block_diagonal_mask():
-    element = torch.arange(6) < torch.tensor([3, 6, 1, 4])[:, None]
-    packing = Packing.of(element)
-    assert packing.starts.tolist() == [0, 3, 9, 10, 14] and packing.starts.dtype == torch.int32
-    query, key, value = torch.randn(3, 14, 2, 8)
+COUNTS = (3, 6, 1, 4)
+
+
+def by_hand():
+    """0 within a sample, -inf elsewhere."""
     mask = torch.full((14, 14), -torch.inf)
     for start, stop in ((0, 3), (3, 9), (9, 10), (10, 14)):
         mask[start:stop, start:stop] = 0.0
+    return mask
+
+
+def by_xformers():
+    bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
+    return bias.BlockDiagonalMask.from_seqlens(list(COUNTS)).materialize((14, 14))
+
+
+@pytest.mark.parametrize("mask", [by_hand, by_xformers])
+def test_packed_attention_is_attention_under_a_block_diagonal_mask(mask):
+    element = torch.arange(6) < torch.tensor(COUNTS)[:, None]
+    packing = Packing.of(element)
+    assert packing.starts.tolist() == [0, 3, 9, 10, 14] and packing.starts.dtype == torch.int32
+    query, key, value = torch.randn(3, 14, 2, 8)
     parts = (part.transpose(0, 1).double() for part in (query, key, value))
-    expected = F.scaled_dot_product_attention(*parts, attn_mask=mask.double()).transpose(0, 1)
+    expected = F.scaled_dot_product_attention(*parts, attn_mask=mask().double()).transpose(0, 1)
     torch.testing.assert_close(packed_attention(query, key, value, packing).double(), expected, rtol=1e-5, atol=1e-6)
     x = torch.randn(4, 6, 3)
     assert torch.equal(packing.padded(packing.packed(x)), x.where(element[:, :, None], 0.0))
 
 
-def test_the_mask_is_that_of_xformers():
-    bias = pytest.importorskip("xformers.ops.fmha.attn_bias").BlockDiagonalMask.from_seqlens([3, 6, 1, 4])
-    packing = Packing.of(torch.arange(6) < torch.tensor([3, 6, 1, 4])[:, None])
-    assert torch.equal(packing.mask, bias.materialize((14, 14)).isfinite())
+class NoHost(TorchDispatchMode):
+    """Raises where a value is read back, a tensor is made of numbers of the host, or a size depends on values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        aten = torch.ops.aten
+        if func in (aten._local_scalar_dense.default, aten.lift_fresh.default, aten.nonzero.default):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_cuda_graph_can_hold_it(model):
+    model.requires_grad_(True)
+    x, t, condition = inputs()
+    labels, boxes, _ = drawn(n=4)
+    with NoHost():
+        model(x, t, condition)
+        denoising_loss(model, model.variant, labels, shifted(labels, boxes)).backward()
+        with pytest.raises(AssertionError, match="nonzero"):
+            Packing.of(element_mask(condition))
 
 
 def test_it_learns():

@@ -41,6 +41,7 @@ def test_what_is_written_is_measured_and_small(folder):
     # Two steps of training leave noise.
     assert all(figures[name]["fd"] > 2 * figures["data"]["fd_held_out"] for name in VARIANTS)
     assert all(figures[name]["overlap_completion"] < figures[name]["overlap"] for name in VARIANTS)
+    assert all(figures[name]["loss"] == pytest.approx(figures[name]["loss_held_out"], rel=0.2) for name in VARIANTS)
     assert sum((folder / f"{name}.safetensors").stat().st_size for name in recipe.PARTS) < 4_000_000
     for name in VARIANTS:
         with safe_open(folder / f"{name}.safetensors", "pt") as file:
