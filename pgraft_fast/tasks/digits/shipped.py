@@ -1,45 +1,15 @@
-"""The shipped models: what each is, where its weights lie, how they are read."""
+"""The shipped models: what each is, where its weights lie."""
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from torch import nn
 
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.errors import CheckpointError
-from pgraft_fast.finetune.checkpoint import tensors_from_bytes
+from pgraft_fast.tasks.weights import Variant, load_weights
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
+__all__ = ["VARIANTS", "WEIGHTS", "Variant", "load_weights"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One of the shipped models: its noise law and what it predicts."""
-
-    schedule: Schedule
-    parameterization: str
-
 
 VARIANTS = {
     "vp": Variant(Schedule.cosine(), "v"),
     "flow": Variant(Schedule.linear_flow(), "velocity"),
 }
-
-
-def load_weights(model: ModelT, path: Path) -> tuple[ModelT, str]:
-    """The model with the weights of a file, in eval mode, and the file's SHA-256. Raises CheckpointError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: weights cannot be read ({error.strerror}); make them with train-base"
-        ) from error
-    try:
-        model.load_state_dict(tensors_from_bytes(data, path))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: these weights are not of a {type(model).__name__}") from error
-    return model.requires_grad_(False).eval(), hashlib.sha256(data).hexdigest()

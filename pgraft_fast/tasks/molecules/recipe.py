@@ -23,13 +23,13 @@ from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.optimizing import follow, warmed_up
 from pgraft_fast.sampling import GraphCache, rollout
-from pgraft_fast.tasks.digits.shipped import load_weights
 from pgraft_fast.tasks.molecules.conditions import ANY_ELEMENT, counts
 from pgraft_fast.tasks.molecules.data import formula_prompts, shipped, size_prompts
 from pgraft_fast.tasks.molecules.denoiser import MoleculeDenoiser
 from pgraft_fast.tasks.molecules.elements import NO_ATOM, WIDTH, Molecules, pack, unpack
 from pgraft_fast.tasks.molecules.shipped import FILE, N_MAX, VARIANTS, make_denoiser
 from pgraft_fast.tasks.molecules.stability import stability
+from pgraft_fast.tasks.weights import load_weights
 
 Log = Callable[[str], None]
 Check = Callable[[], None]

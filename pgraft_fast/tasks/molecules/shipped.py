@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.tasks.digits.shipped import Variant
 from pgraft_fast.tasks.molecules.denoiser import MoleculeDenoiser
 from pgraft_fast.tasks.molecules.transformer import DistanceTransformer
+from pgraft_fast.tasks.weights import Variant
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILE = "vp.safetensors"

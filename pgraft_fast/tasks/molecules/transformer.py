@@ -36,7 +36,7 @@ class DistanceTransformer(nn.Module):
     """
 
     def __init__(
-        self, width: int = 96, stages: int = 2, depth: int = 3, heads: int = 4, radial: int = 16, mixed: int = 16,
+        self, width: int = 96, stages: int = 2, depth: int = 3, heads: int = 4, radial: int = 32, mixed: int = 16,
         hidden: int = 2,
     ) -> None:  # fmt: skip
         super().__init__()

@@ -8,7 +8,6 @@ from graph_caches import OtherCache, taped
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgraft_fast.sampling import GraphCache
-from pgraft_fast.tasks.digits.shipped import load_weights
 from pgraft_fast.tasks.molecules import denoiser, recipe
 from pgraft_fast.tasks.molecules.conditions import condition_of
 from pgraft_fast.tasks.molecules.data import shipped
@@ -17,6 +16,7 @@ from pgraft_fast.tasks.molecules.egnn import EGNN
 from pgraft_fast.tasks.molecules.elements import Molecules, pack
 from pgraft_fast.tasks.molecules.recipe import Sizes, denoising_loss, drawn, figures, train_molecules
 from pgraft_fast.tasks.molecules.shipped import FILE, N_MAX, VARIANTS, make_denoiser
+from pgraft_fast.tasks.weights import load_weights
 
 TINY = {"width": 16, "depth": 1, "heads": 2, "radial": 8, "mixed": 4}
 LAW = (VARIANTS["vp"].schedule, VARIANTS["vp"].parameterization)
