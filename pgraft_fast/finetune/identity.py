@@ -39,7 +39,7 @@ MAY_CHANGE = {
 # Paths and names of files, in whose place their contents are compared.
 BY_CONTENT = (
     "model.folder", "model.repository", "model.variant", "prompts", "rewards", "task.weights", "task.reward",
-    "evaluate.reference", "evaluate.inception",
+    "task.data", "evaluate.reference", "evaluate.inception",
 )  # fmt: skip
 _PACKAGES = ("pgraft_fast", "torch", "diffusers", "transformers", "peft")
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
