@@ -109,7 +109,7 @@ def plan(
 
 @command()
 def sample(
-    source: Annotated[Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits")],
+    source: Annotated[Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits, layouts")],
     /,
     *,
     out: Annotated[Path, arg(help="picture (.png) or tensors (.safetensors)")] = Path("samples.png"),
@@ -157,11 +157,16 @@ def info(*, json: Json = None) -> None:
 
 @command("train-base")
 def train_base(
-    task: Annotated[Positional[str], arg(metavar="TASK|CONFIG.toml", help="digits, or a config of `correct`")],
+    task: Annotated[
+        Positional[str], arg(metavar="TASK|CONFIG.toml", help="digits, layouts, shapes; or a config of `correct`")
+    ],
     /,
     *,
     out: Annotated[Path, arg(help="folder of a task's weights")] = Path("runs/train-base"),
     seed: Seed = 0,
+    data: Annotated[
+        Path | None, arg(help="of layouts, in place of the shipped pages: PubLayNet's .json, RICO's folder, an .npz")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Train a task's shipped weights again, by the recipe that made them; or the base flow of a config."""
@@ -169,9 +174,11 @@ def train_base(
 
     check_json(json)
     if task.endswith(".toml"):
+        if data is not None:
+            raise InputError(f"--data {data}: the data of {task} is in the file")
         emit(_correct(Path(task), None, "train-base"), json)
         return
-    emit(train(task, out, seed), json)
+    emit(train(task, out, seed, data), json)
 
 
 Config = Annotated[Positional[Path], arg(metavar="CONFIG.toml")]
