@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "train.micro_batch": "how much is computed at once",
     "train.checkpointing": "how much is kept in memory",
     "model.vae_slice": "how much is computed at once",
+    "task.device": "where it is computed; numbers agree to rounding",
     "model.device": "where it is computed; numbers agree to rounding",
     "rewards.batch_size": "how much is computed at once",
     "rewards.start_seconds": "how long is waited",

@@ -30,6 +30,16 @@ def test_a_task_is_known_by_its_name(tmp_path):
     assert (task.name, task.variant, task.reward) == ("digits", "flow", "symmetry")
 
 
+@pytest.mark.parametrize("name", ["layouts", "publaynet", "rico"])
+def test_configs_of_layouts(name):
+    """The paper's sizes ask for data and weights of a user's own, and for hours of a GPU."""
+    config = read_config(SHIPPED.with_name(f"{name}.toml"), {})
+    own = name != "layouts"
+    assert config.task.name == "layouts" and config.select.rule == "binary"
+    assert (config.task.data is not None, config.task.weights is not None) == (own, own)
+    assert (config.budget.gpu_hours is not None) == own and (config.task.device == "auto") == own
+
+
 def test_overrides():
     config = read_config(SHIPPED, {"run": "elsewhere", "task.reward": "stroke_mass", "seed": None})
     assert (config.run, config.task.reward, config.seed) == ("elsewhere", "stroke_mass", 0)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Prompts
 from pgraft_fast.finetune.identity import sha256_of_tensors
 from pgraft_fast.schema import Name, Settings
@@ -42,7 +43,8 @@ class LayoutsSettings(Settings):
     variant: the variance-preserving or the flow model. prompts: by the "number" of elements, as often as in the data;
     by the "labels" of its pages; "completion" of some of their elements, given with label and box. reward: tidy,
     alignment, overlap, inside, or file.py:function of (boxes, labels), see `of_layouts`. weights: a folder made by
-    `train-base` in place of the shipped one. data: see `load_parts`. n_max: of elements.
+    `train-base` in place of the shipped one. data: see `load_parts`. n_max: of elements. device: of the model; "auto"
+    is CUDA where there is some.
     """
 
     name: Literal["layouts"] = "layouts"
@@ -52,6 +54,7 @@ class LayoutsSettings(Settings):
     weights: Name | None = None
     data: Name | None = None
     n_max: Annotated[int, Field(ge=1, le=MAX_ELEMENTS)] = MAX_ELEMENTS
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
 
 
 def layouts_task(settings: LayoutsSettings) -> Task:
@@ -68,7 +71,7 @@ def layouts_task(settings: LayoutsSettings) -> Task:
     encoded = train.rows(torch.arange(min(_FEATURES, len(train))))
     return Task(
         name="layouts",
-        model=model,
+        model=model.to(_device(settings.device)),
         schedule=variant.schedule,
         parameterization=variant.parameterization,
         shape=(settings.n_max, 4 + n_labels),
@@ -76,7 +79,7 @@ def layouts_task(settings: LayoutsSettings) -> Task:
         held_out=_prompts(held_out, settings.prompts, conditions, seed=1),
         rewards={name: partial(_of_samples, function, conditions) for name, function in REWARDS.items()},
         own_reward=lambda function: partial(_of_samples, partial(of_layouts, function), conditions),
-        features=partial(layout_features, encoder),
+        features=partial(_features, encoder),
         data=features_of(encoder, encoded),
         pictures=partial(layout_pictures, names=names),
         measures=partial(_measures, compared),
@@ -88,6 +91,13 @@ def layouts_task(settings: LayoutsSettings) -> Task:
             "data_sha256": sha256_of_tensors({"labels": train.labels, "boxes": train.boxes}),
         },
     )
+
+
+def _device(name: str) -> str:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("device='cuda': there is none; set device='auto'")
+    return "cuda" if available and name != "cpu" else "cpu"
 
 
 def of_layouts(function: Callable[[Tensor, Tensor], object], samples: Tensor, count: Tensor) -> object:
@@ -116,6 +126,11 @@ def _prompts(layouts: Layouts, kind: str, conditions: Callable[[Sequence[str]], 
     order = (torch.arange(len(texts), dtype=torch.float64) * _GOLDEN).frac().argsort().argsort().tolist()
     texts = [texts[place] for place in order]
     return Prompts(texts, conditions(texts), elements=element_mask, same=_same)
+
+
+def _features(encoder: LayoutEncoder, samples: Tensor, condition: Tensor | None) -> Tensor:
+    assert condition is not None
+    return layout_features(encoder, samples.cpu(), condition.cpu())
 
 
 def _same(samples: Tensor, condition: Tensor | None) -> Tensor:
