@@ -15,6 +15,8 @@ LOWEST = -100.0
 LEAST_WIDTH, LEAST_HEIGHT = 0.01, 0.005
 # Less is small: a word, not a line. More is the page itself.
 LEAST_AREA, MOST_AREA = 0.002, 0.9
+# What overlaps count beside the alignment x100.
+OVERLAP = 3.0
 # All elements together, each and at most.
 LEAST_COVER, MOST_LEAST_COVER = 0.02, 0.2
 
@@ -35,7 +37,10 @@ def inside(samples: Tensor, condition: Tensor) -> Tensor:
 
 
 def tidy(samples: Tensor, condition: Tensor) -> Tensor:
-    """Minus (alignment x100 + overlap + 2 flaws + small + bare), in [-100, 0].
+    """Minus (alignment x100 + 3 (overlap + 2 flaws) + small + bare), in [-100, 0].
+
+    With the 3, alignment and overlap count about alike among a model's samples: without it, tuned models line up better
+    and overlap no less.
 
     flaws: sum over elements of 1 if it is not within the page or has an area over 0.9, else of what it lacks of the
     sides 0.01 x 0.005, as a share. Twice that is more than an element's overlaps with others can cost, so that none is
@@ -54,7 +59,7 @@ def tidy(samples: Tensor, condition: Tensor) -> Tensor:
     small = (1.0 - (area / LEAST_AREA).clamp(max=1.0)).where(element, 0.0).sum(dim=1) / n
     least = (LEAST_COVER * n).clamp(max=MOST_LEAST_COVER)
     bare = 1.0 - (area.sum(dim=1) / least).clamp(max=1.0)
-    cost = metrics.alignment(labels, boxes) + metrics.overlap(labels, boxes) + 2.0 * flaws + small + bare
+    cost = metrics.alignment(labels, boxes) + OVERLAP * (metrics.overlap(labels, boxes) + 2.0 * flaws) + small + bare
     return _bounded(-cost)
 
 

@@ -64,14 +64,16 @@ def layouts_task(settings: LayoutsSettings) -> Task:
     names, n_labels = train.names, len(train.names)
     variant = VARIANTS[settings.variant]
     model, model_hash = load_weights(LayoutsDiT(variant, n_labels), folder / f"{settings.variant}.safetensors")
-    model.attention = "auto"
+    device = _device(settings.device)
+    # On CUDA a trial tells, see `runs.mode`.
+    model.attention = "packed" if device == "cpu" else "padded"
     encoder, encoder_hash = load_weights(LayoutEncoder(n_labels), folder / "features.safetensors")
     conditions = partial(condition_of, names=names, n_max=settings.n_max)
     compared = held_out.rows(torch.arange(min(_COMPARED, len(held_out))))
     encoded = train.rows(torch.arange(min(_FEATURES, len(train))))
     return Task(
         name="layouts",
-        model=model.to(_device(settings.device)),
+        model=model.to(device),
         schedule=variant.schedule,
         parameterization=variant.parameterization,
         shape=(settings.n_max, 4 + n_labels),
