@@ -8,12 +8,12 @@ LAYOUTS = DemoSettings(
     title="page layouts",
     cuts=(0.0, 0.25, 0.5),
     reward="tidy",
-    sample=SampleSettings(prompts=192, candidates=16, steps=25, solver="ddpm"),
-    # A fifth of the base's samples.
+    sample=SampleSettings(prompts=128, candidates=16, steps=25, solver="ddpm"),
+    # A sixth of the base's samples.
     select=SelectSettings(rule="binary", threshold=-0.8),
-    train=TrainSettings(steps=160, batch_size=64, learning_rate=5e-5, ema=0.98),
-    samples=640,
-    reference_samples=1280,
+    train=TrainSettings(steps=120, batch_size=64, learning_rate=5e-5, ema=0.98),
+    samples=512,
+    reference_samples=1024,
 )
 
 
