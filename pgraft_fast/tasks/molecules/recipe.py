@@ -27,7 +27,7 @@ from pgraft_fast.tasks.molecules.conditions import ANY_ELEMENT, counts
 from pgraft_fast.tasks.molecules.data import formula_prompts, shipped, size_prompts
 from pgraft_fast.tasks.molecules.denoiser import MoleculeDenoiser
 from pgraft_fast.tasks.molecules.elements import NO_ATOM, WIDTH, Molecules, pack, unpack
-from pgraft_fast.tasks.molecules.shipped import FILE, N_MAX, VARIANTS, make_denoiser
+from pgraft_fast.tasks.molecules.shipped import FILE, N_MAX, VARIANTS, make_denoiser, padded_elements
 from pgraft_fast.tasks.molecules.stability import stability
 from pgraft_fast.tasks.weights import load_weights
 
@@ -53,8 +53,8 @@ class Sizes:
     every: steps between two lines of the log, at which the weights are saved.
     """
 
-    steps: int = 14_000
-    batch: int = 384
+    steps: int = 7_050
+    batch: int = 512
     seconds: float = math.inf
     every: int = 1_000
 
@@ -68,7 +68,7 @@ def train_molecules(
     device: str | torch.device = "cpu",
     molecules: Molecules | None = None,
     graphs: GraphCache | None = None,
-    **architecture: int,
+    **architecture: Any,
 ) -> MoleculeDenoiser:
     """Denoising regression; writes the averaged weights into `folder`, from time to time as well, and returns them.
 
@@ -78,9 +78,12 @@ def train_molecules(
     sizes, molecules, graphs = sizes or Sizes(), molecules or shipped(), GraphCache() if graphs is None else graphs
     device = torch.device(device)
     torch.manual_seed(seed)
-    model = make_denoiser("vp", **architecture).to(device)
+    model = make_denoiser(**architecture).to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    x_0, elements = pack(molecules.elements, molecules.positions, N_MAX).to(device), _slots(molecules).to(device)
+    x_0, elements = (
+        pack(molecules.elements, molecules.positions, N_MAX).to(device),
+        padded_elements(molecules).to(device),
+    )
     optimizer = torch.optim.AdamW(
         model.parameters(), _LEARNING_RATE, betas=(0.9, 0.99), weight_decay=_WEIGHT_DECAY, fused=True
     )
@@ -207,9 +210,3 @@ def save(folder: Path, model: nn.Module, measured: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = to_json({"recipe": "pgraft-fast train-base molecules", **measured}).decode()
     write_file(path, tensor_bytes(model.state_dict(), metadata))
-
-
-def _slots(molecules: Molecules) -> Tensor:
-    """Elements of n molecules, (n, N_MAX) int64."""
-    elements = molecules.elements[:, :N_MAX]
-    return nn.functional.pad(elements, (0, N_MAX - elements.shape[1]), value=NO_ATOM)
