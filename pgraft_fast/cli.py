@@ -8,6 +8,7 @@ instead with PGRAFT_FAST_TRACEBACK=1), 130 stopped by the user, 141 nobody reads
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,17 +34,20 @@ def command(name: str | None = None) -> Callable[[F], F]:
 @command()
 def demo(
     what: Annotated[
-        Positional[Literal["digits", "shapes"]], arg(metavar="digits|shapes", help="which world")
+        Positional[Literal["digits", "layouts", "shapes"]],
+        arg(metavar="digits|layouts|shapes", help="which world"),
     ] = "digits",
     /,
     *,
-    out: Annotated[Path | None, arg(metavar="DIR", help="of the report, default runs/demo or runs/demo-shapes")] = None,
+    out: Annotated[
+        Path | None, arg(metavar="DIR", help="of the report, default runs/demo, or runs/demo-WORLD of another world")
+    ] = None,
     seeds: Annotated[
         Repetitions | None, arg(metavar="N", help="independent repetitions, default 3, of shapes 1")
     ] = None,
     json: Json = None,
 ) -> None:
-    """Methods side by side at equal compute: GRAFT and P-GRAFT on handwritten digits; with DDPO on text to image."""
+    """Methods side by side at equal compute: GRAFT and P-GRAFT on digits or layouts; with DDPO on text to image."""
     from pgraft_fast.runs.terminal import Terminal
 
     check_json(json)
@@ -55,8 +59,11 @@ def demo(
         emit(run_shapes_demo(shapes, out or Path("runs/demo-shapes"), Terminal()), json)
         return
     from pgraft_fast.commands.demo import DemoSettings, run_demo
+    from pgraft_fast.commands.demo_worlds import WORLDS
 
-    emit(run_demo(DemoSettings(seeds=seeds or 3), out or Path("runs/demo"), Terminal()), json)
+    settings = replace(WORLDS.get(what, DemoSettings()), seeds=seeds or 3)
+    folder = Path("runs/demo" if what == "digits" else f"runs/demo-{what}")
+    emit(run_demo(settings, out or folder, Terminal()), json)
 
 
 @command()
@@ -109,7 +116,7 @@ def plan(
 
 @command()
 def sample(
-    source: Annotated[Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits")],
+    source: Annotated[Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits, layouts")],
     /,
     *,
     out: Annotated[Path, arg(help="picture (.png) or tensors (.safetensors)")] = Path("samples.png"),
@@ -157,11 +164,16 @@ def info(*, json: Json = None) -> None:
 
 @command("train-base")
 def train_base(
-    task: Annotated[Positional[str], arg(metavar="TASK|CONFIG.toml", help="digits, or a config of `correct`")],
+    task: Annotated[
+        Positional[str], arg(metavar="TASK|CONFIG.toml", help="digits, layouts, shapes; or a config of `correct`")
+    ],
     /,
     *,
     out: Annotated[Path, arg(help="folder of a task's weights")] = Path("runs/train-base"),
     seed: Seed = 0,
+    data: Annotated[
+        Path | None, arg(help="of layouts, in place of the shipped pages: PubLayNet's .json, RICO's folder, an .npz")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Train a task's shipped weights again, by the recipe that made them; or the base flow of a config."""
@@ -169,9 +181,11 @@ def train_base(
 
     check_json(json)
     if task.endswith(".toml"):
+        if data is not None:
+            raise InputError(f"--data {data}: the data of {task} is in the file")
         emit(_correct(Path(task), None, "train-base"), json)
         return
-    emit(train(task, out, seed), json)
+    emit(train(task, out, seed, data), json)
 
 
 Config = Annotated[Positional[Path], arg(metavar="CONFIG.toml")]

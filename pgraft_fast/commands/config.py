@@ -6,28 +6,28 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import text_of
 from pgraft_fast.rewards.urls import without_secrets
 from pgraft_fast.runs.settings import RunSettings
-from pgraft_fast.tasks.base import Task
-from pgraft_fast.tasks.digits import DigitsSettings, digits_task
+from pgraft_fast.tasks.digits import DigitsSettings
+from pgraft_fast.tasks.known import NAMES, TaskSettings, named
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _LONGEST = 80
 
 
 class RunConfig(RunSettings):
-    """A whole run of digits."""
+    """A whole run of a task that is known by name."""
 
-    task: DigitsSettings = DigitsSettings()
+    task: TaskSettings = DigitsSettings()
 
-
-def load_task(settings: DigitsSettings) -> Task:
-    """The task of a config."""
-    return digits_task(settings)
+    @field_validator("task", mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        return named(values)
 
 
 def read_config(path: Path, overrides: dict[str, Any]) -> RunConfig:
@@ -77,6 +77,13 @@ def checked(schema: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT
 
 def _explain(schema: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
+    if item["type"] == "union_tag_invalid":
+        known = " or ".join(repr(name) for name in NAMES)
+        return f"{'.'.join(location)}.name = {shown(item['ctx']['tag'])}: input should be {known}"
+    field = schema.model_fields.get(location[0]) if location else None
+    if field is not None and field.discriminator is not None:
+        # Which of the tables it is follows from its name.
+        del location[1:2]
     key = ".".join(location)
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key} is unknown{_nearest(schema, location)}"

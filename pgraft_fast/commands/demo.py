@@ -3,7 +3,8 @@
 For each seed one set of rollouts, scored once, is given to GRAFT (cut 0) and to P-GRAFT at several cuts; each trains a
 copy of the reference for the same number of steps on the same accepted trajectories. All samples are drawn at the same
 seeds; the accepted law is represented by separate rollouts that no method was trained on. Where the rule drops copies,
-each method also trains on all that was accepted, and the best of each group stands beside.
+each method also trains on all that was accepted, and the best of each group stands beside; where there are no copies,
+that is the same training, and is done once.
 """
 
 import time
@@ -89,7 +90,8 @@ def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str,
         except StoppedError as error:
             raise StoppedError(f"{error}; the demo keeps nothing, run it again") from error
     summary = summarise(rows)
-    table = demo_table(summary, float(demo.data.accepted_rewards.mean()))
+    of_data = None if task.measures_of_data is None else task.measures_of_data()
+    table = demo_table(summary, float(demo.data.accepted_rewards.mean()), of_data)
     terminal.table(f"Reward: {settings.reward}", table)
     demo.data.seconds = demo.ledger.seconds
     title = f"GRAFT and P-GRAFT on {settings.title}"
@@ -144,21 +146,35 @@ class _Demo:
         if settings.drops_copies:
             best = _best_of_groups(candidates)
             yield self._row("best of N", 0.0, seed, best, accepted, shared_calls, shared_seconds)
+        done: dict[float, tuple[Tensor, dict[str, Any]]] = {}
         for copies, select in settings.selections.items():
             for cut in settings.cuts:
                 began, calls_before = time.perf_counter(), ledger.model_calls
                 own = settings.of(seed, cut, select)
+                chosen = _chosen(candidates, own)
+                if cut in done and torch.equal(done[cut][0], chosen.acceptance.index):
+                    yield self._again(done[cut][1], copies)
+                    continue
                 learner = Learner(task.model, own.train)
                 learner.run, learner.frozen = run.of(learner.model), run.of(task.model)
                 train(
-                    learner, _chosen(candidates, own).kept_for(cut, learner.settings), task.schedule,
+                    learner, chosen.kept_for(cut, learner.settings), task.schedule,
                     parameterization=task.parameterization, seed=seed, ledger=ledger, check=check,
                 )  # fmt: skip
                 seconds = shared_seconds + time.perf_counter() - began
                 calls = shared_calls + ledger.model_calls - calls_before
                 drawn = self._evaluate(seed, settings.samples, check, tuned=learner.ema.eval(), cut=cut)
                 method = "p-graft" if cut else "graft"
-                yield self._row(method, cut, seed, drawn, accepted, calls, seconds, copies)
+                row = self._row(method, cut, seed, drawn, accepted, calls, seconds, copies)
+                done[cut] = chosen.acceptance.index, row
+                yield row
+
+    def _again(self, row: dict[str, Any], copies: str) -> dict[str, Any]:
+        """The row of a training on the same samples, under another name."""
+        again = {**row, "copies": copies}
+        if row_name(row) in self.data.evaluations:
+            self.data.evaluations.setdefault(row_name(again), self.data.evaluations[row_name(row)])
+        return again
 
     def _evaluate(self, seed: int, samples: int, check: Callable[[], None], **model: Any) -> Evaluation:
         return evaluate(

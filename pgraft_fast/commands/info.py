@@ -10,10 +10,14 @@ from typing import Any
 import torch
 
 import pgraft_fast
-from pgraft_fast.tasks.digits.shipped import WEIGHTS
 from pgraft_fast.waiting import waiting
 
 _PACKAGES = ("torch", "triton", "diffusers", "xformers", "nvidia-ml-py", "safetensors", "pydantic", "tyro")
+# Whose weights are shipped.
+_TASKS = (
+    "digits",
+    "layouts",
+)
 
 
 def info() -> dict[str, Any]:
@@ -27,7 +31,7 @@ def info() -> dict[str, Any]:
         "waiting": waiting(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "weights": {path.stem: _measured(path) for path in sorted(WEIGHTS.glob("*.safetensors"))},
+        "weights": {task: _measured_of(task) for task in _TASKS},
     }
 
 
@@ -36,6 +40,11 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _measured_of(task: str) -> dict[str, Any]:
+    folder = Path(pgraft_fast.__file__).parent / "tasks" / task / "weights"
+    return {path.stem: _measured(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _measured(path: Path) -> dict[str, Any]:

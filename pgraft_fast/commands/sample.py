@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pgraft_fast.commands.config import RunConfig, checked, load_task
+from pgraft_fast.commands.config import RunConfig, checked
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.errors import CheckpointError, InputError
@@ -17,8 +17,7 @@ from pgraft_fast.runs.subject import MODEL
 from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.sampling import Model, guided, rollout
 from pgraft_fast.tasks import Task
-
-TASKS = ("digits",)
+from pgraft_fast.tasks.known import NAMES, load_task
 
 
 def sample(
@@ -37,7 +36,7 @@ def sample(
     if out.suffix not in (".png", ".safetensors"):
         raise InputError(f"--out {out}: the name must end in .png or .safetensors")
     tuned: Model | None = None
-    if source in TASKS:
+    if source in NAMES:
         config = checked(RunConfig, {"run": "-", "task": {"name": source}}, source)
         task = load_task(config.task)
     else:
@@ -87,6 +86,8 @@ def sample(
 
 def _condition(task: Task, prompt: str | None, n: int) -> torch.Tensor | None:
     """All prompts in turn, or the one asked for."""
+    if prompt is not None and task.condition_of is not None:
+        return task.condition_of([prompt] * n)
     if prompt is None:
         rows = torch.arange(n) % len(task.prompts.text)
     elif prompt in task.prompts.text:

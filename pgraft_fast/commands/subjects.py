@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pgraft_fast.commands.config import RunConfig, load_task
+from pgraft_fast.commands.config import RunConfig
 from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.reward_contents import code_contents
 from pgraft_fast.finetune import Trainer
 from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
+from pgraft_fast.tasks.known import load_task
 
 Config = RunConfig | PipelineConfig
 

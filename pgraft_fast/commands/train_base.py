@@ -1,6 +1,7 @@
 """`pgraft-fast train-base`: the recipe of a task's shipped weights."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ from pgraft_fast.finetune.checkpoint import run_lock
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.runs.terminal import Terminal
 
-TASKS = ("digits", "shapes")
+TASKS = ("digits", "layouts", "shapes")
 
 
-def train_base(task: str, out: Path, seed: int) -> dict[str, Any]:
-    """Train into `out`; a config's task.weights can point there. Raises InputError, StorageError, StoppedError."""
+def train_base(task: str, out: Path, seed: int, data: Path | None = None) -> dict[str, Any]:
+    """Train into `out`; a config's task.weights can point there. data: in place of the shipped one, of layouts. Raises
+    InputError, StorageError, StoppedError.
+    """
     train_all = _recipe(task)
+    if data is not None:
+        if task != "layouts":
+            raise InputError(f"--data {data}: {task} has its own data; layouts can be trained on other")
+        train_all = partial(train_all, data=str(data))
     with run_lock(out), stop_on_signals() as stop:
         return {"out": str(out), **train_all(out, seed, Terminal().line, stop.check)}
 
@@ -24,6 +31,10 @@ def _recipe(task: str) -> Callable[..., dict[str, Any]]:
         from pgraft_fast.tasks.digits.recipe import train_all
 
         return train_all
+    if task == "layouts":
+        from pgraft_fast.tasks.layouts.recipe import train_all as train_layouts
+
+        return train_layouts
     if task == "shapes":
         try:
             from pgraft_fast.tasks.shapes.recipe import train_all as train_shapes

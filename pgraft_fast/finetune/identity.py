@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "train.micro_batch": "how much is computed at once",
     "train.checkpointing": "how much is kept in memory",
     "model.vae_slice": "how much is computed at once",
+    "task.device": "where it is computed; numbers agree to rounding",
     "model.device": "where it is computed; numbers agree to rounding",
     "rewards.batch_size": "how much is computed at once",
     "rewards.start_seconds": "how long is waited",
@@ -39,7 +40,7 @@ MAY_CHANGE = {
 # Paths and names of files, in whose place their contents are compared.
 BY_CONTENT = (
     "model.folder", "model.repository", "model.variant", "prompts", "rewards", "task.weights", "task.reward",
-    "evaluate.reference", "evaluate.inception",
+    "task.data", "evaluate.reference", "evaluate.inception",
 )  # fmt: skip
 _PACKAGES = ("pgraft_fast", "torch", "diffusers", "transformers", "peft")
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")

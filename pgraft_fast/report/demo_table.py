@@ -1,5 +1,6 @@
 """The rows of a demo as one table: means and intervals over seeds."""
 
+from collections.abc import Mapping
 from math import isfinite, nan
 from typing import Any
 
@@ -18,7 +19,8 @@ _NOTE_OF_MEASURES = (
     "Mean and 95 % interval over seeds. FD: Frechet distance in the task's features, to the data and to samples that "
     "the rule accepts from the reference. Copies kept: trained on every accepted sample, not on one of those that are "
     "the same. Best of N: of each group of the rollouts the sample with the highest reward, nothing is trained. Model "
-    "calls and seconds: sampling and training of one seed, without evaluation; a backward pass counts as two calls."
+    "calls and seconds: sampling and training of one seed, without evaluation; a backward pass counts as two calls. "
+    "Data: real samples, measured alike."
 )
 
 
@@ -52,11 +54,15 @@ def _mean(values: list[float | None]) -> float:
     return sum(nan if value is None else value for value in values) / len(values)
 
 
-def demo_table(summary: dict[str, dict[str, Any]], accepted_reward: float | None) -> Table:
-    """One row a method and, with their reward, one for the accepted samples, which are the target."""
+def demo_table(
+    summary: dict[str, dict[str, Any]], accepted_reward: float | None, data: Mapping[str, float] | None = None
+) -> Table:
+    """One row a method and, with their reward, one for the accepted samples, which are the target. data: measures of
+    real samples, which have a row then.
+    """
     measures = summary["base"].get("measures")
     if measures:
-        return _table_of_measures(summary, list(measures), accepted_reward)
+        return _table_of_measures(summary, list(measures), accepted_reward, data)
     header = ["method", "reward", "FD accepted", "FD data", "precision", "recall", "model calls", "seconds"]
     cells = [
         [
@@ -76,7 +82,12 @@ def demo_table(summary: dict[str, dict[str, Any]], accepted_reward: float | None
     return Table(header, cells, _NOTE)
 
 
-def _table_of_measures(summary: dict[str, dict[str, Any]], names: list[str], accepted_reward: float | None) -> Table:
+def _table_of_measures(
+    summary: dict[str, dict[str, Any]],
+    names: list[str],
+    accepted_reward: float | None,
+    data: Mapping[str, float] | None,
+) -> Table:
     # Three figures of the base's.
     digits = {key: 1 if summary["base"]["measures"][key][0] >= 10.0 else 3 for key in names}
     header = ["method", "reward", *names, "FD accepted", "FD data", "model calls", "seconds"]
@@ -93,6 +104,8 @@ def _table_of_measures(summary: dict[str, dict[str, Any]], names: list[str], acc
     ]
     if accepted_reward is not None:
         cells.append(["accepted (target)", f"{accepted_reward:.3f}", *["-"] * (len(header) - 2)])
+    if data is not None:
+        cells.append(["data", "-", *(_with_half(data[key], nan, digits[key]) for key in names), *["-"] * 4])
     return Table(header, cells, _NOTE_OF_MEASURES)
 
 

@@ -1,6 +1,6 @@
 """What a task is: a model, its prompts, its rewards and its metrics under one name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,8 @@ class Task:
     the samples, as in the prompts, or None. identity: JSON that names this very model and data in a checkpoint.
     held_out: prompts to evaluate on, default the same; categories: of each of these, or empty. learner: what is trained
     of the model. sounds(samples): WAV files, of audio. measures(samples, condition): figures beside the reward, by the
-    names that tables show; nan where there is none.
+    names that tables show; nan where there is none. measures_of_data(): the same of real samples. condition_of(texts):
+    of any prompts, where more can be asked for than those listed; raises InputError.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Task:
     learner: Callable[[TrainSettings], Learner] | None = None
     sounds: Callable[[Tensor], list[bytes]] | None = None
     measures: Callable[[Tensor, Tensor | None], dict[str, float]] | None = None
+    measures_of_data: Callable[[], dict[str, float]] | None = None
+    condition_of: Callable[[Sequence[str]], Tensor] | None = None
     own_reward: Callable[[Callable[..., object]], Callable[..., object]] = lambda function: function
 
     @property

@@ -1,20 +1,38 @@
 """The tasks of configs, by name."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from pgraft_fast.schema import Settings
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
+from pgraft_fast.tasks.layouts.task import LayoutsSettings, layouts_task
 
-TaskSettings = DigitsSettings
+_DEFAULT = "digits"
+_TASKS: dict[type[Settings], Callable[..., Task]] = {
+    DigitsSettings: digits_task,
+    LayoutsSettings: layouts_task,
+}
+TaskSettings = Annotated[
+    DigitsSettings
+    | LayoutsSettings,
+    Field(discriminator="name"),
+]  # fmt: skip
+NAMES = tuple(settings.model_fields["name"].default for settings in _TASKS)
+
+
+def named(values: Any) -> Any:
+    """The values of a config's task with its name, which is "digits" where there is none."""
+    return {"name": _DEFAULT, **values} if isinstance(values, dict) else values
 
 
 def load_task(settings: TaskSettings) -> Task:
     """The task of a config. Raises InputError, CheckpointError."""
-    return digits_task(settings)
+    return _TASKS[type(settings)](settings)
 
 
 def task_of(values: dict[str, Any]) -> Task:
     """As `load_task`, of the values of a config."""
-    return load_task(TypeAdapter(TaskSettings).validate_python(values))
+    return load_task(TypeAdapter(TaskSettings).validate_python(named(values)))

@@ -23,6 +23,7 @@ from pgraft_fast.pipelines.media import Medium, differ, media_of, medium_of, pic
 from pgraft_fast.rewards.protocol import as_call, name_of
 from pgraft_fast.sampling.rounding import allowed_for
 from pgraft_fast.tasks.base import Task
+from pgraft_fast.tasks.perceptual import perceptual_hash
 from pgraft_fast.tasks.pictures import thumbnail_features
 
 
@@ -52,19 +53,26 @@ def pipeline_task(
     """
     model, measures = Driven.of(facts), Measures() if measures is None else measures
     finish = Finish(model, [*train, *held_out], at_once)
+
+    def pictures(states: Tensor, condition: Tensor | None) -> np.ndarray:
+        return np.stack([picture_of(sample) for sample in finish.media(states)])
+
+    def same(states: Tensor, condition: Tensor | None) -> Tensor:
+        return perceptual_hash(np.concatenate([pictures(part, None) for part in states.split(100)])).to(states.device)
+
     task = Task(
         name=type(facts.pipe).__name__,
         model=model,
         schedule=facts.schedule_of_run,
         parameterization=facts.parameterization,
         shape=facts.shape,
-        prompts=_prompts(model, train, 0, null),
-        held_out=_prompts(model, held_out, len(train), null),
+        prompts=_prompts(model, train, 0, null, same),
+        held_out=_prompts(model, held_out, len(train), null, same),
         categories=measures.categories,
         rewards={},
         features=lambda states, condition: _features(finish, measures.features, states),
         data=measures.reference,
-        pictures=lambda states, condition: np.stack([picture_of(sample) for sample in finish.media(states)]),
+        pictures=pictures,
         identity={},
         sounds=None if rate is None or finish.medium != "audio" else lambda states: finish.sounds(states, rate),
         learner=lambda settings: _learner(model, settings, lora, seed, guidance_tuned),
@@ -177,12 +185,14 @@ def of_media(reward: Callable[..., object], medium: Medium, rate: float | None =
     return scored
 
 
-def _prompts(model: Driven, texts: Sequence[str], first: int, null: int | None) -> Prompts:
+def _prompts(
+    model: Driven, texts: Sequence[str], first: int, null: int | None, same: Callable[[Tensor, Tensor | None], Tensor]
+) -> Prompts:  # fmt: skip
     def prepare(numbers: Tensor) -> None:
         model.prepare([*(first + numbers.unique()).tolist(), *([] if null is None else [null])])
 
     condition = torch.arange(first, first + len(texts))
-    return Prompts(texts, condition, None if null is None else torch.tensor(null), prepare)
+    return Prompts(texts, condition, None if null is None else torch.tensor(null), prepare, same=same)
 
 
 def _learner(

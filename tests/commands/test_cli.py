@@ -93,7 +93,8 @@ def test_report_again(finished, capsys):
 def test_info(capsys):
     assert main(["info"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["weights"]["classifier"]["held_out_accuracy"] >= 0.97
+    assert shown["weights"]["digits"]["classifier"]["held_out_accuracy"] >= 0.97
+    assert shown["weights"]["layouts"]["flow"]["alignment"] < 0.35
     assert shown["packages"]["torch"].startswith(torch.__version__.split("+")[0])
 
 

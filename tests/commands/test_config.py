@@ -20,6 +20,26 @@ def test_shipped_config():
     assert (config.train.cut, config.select.k, config.sample.candidates) == (0.25, 4, 16)
 
 
+def test_a_task_is_known_by_its_name(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('run = "r"\n[task]\nname = "layouts"\nprompts = "labels"\n')
+    task = read_config(file, {}).task
+    assert (task.name, task.prompts, task.reward) == ("layouts", "labels", "tidy")
+    file.write_text('run = "r"\n[task]\nvariant = "flow"\n')
+    task = read_config(file, {}).task
+    assert (task.name, task.variant, task.reward) == ("digits", "flow", "symmetry")
+
+
+@pytest.mark.parametrize("name", ["layouts", "publaynet", "rico"])
+def test_configs_of_layouts(name):
+    """The paper's sizes ask for data and weights of a user's own, and for hours of a GPU."""
+    config = read_config(SHIPPED.with_name(f"{name}.toml"), {})
+    own = name != "layouts"
+    assert config.task.name == "layouts" and config.select.rule == "binary"
+    assert (config.task.data is not None, config.task.weights is not None) == (own, own)
+    assert (config.budget.gpu_hours is not None) == own and (config.task.device == "auto") == own
+
+
 def test_overrides():
     config = read_config(SHIPPED, {"run": "elsewhere", "task.reward": "stroke_mass", "seed": None})
     assert (config.run, config.task.reward, config.seed) == ("elsewhere", "stroke_mass", 0)
@@ -51,6 +71,13 @@ def test_reward_files_are_found_beside_the_config(tmp_path):
         ('run = "r"\n[select]\nrule = "best_of_n"\nk = 1', "select: k= has no meaning for rule 'best_of_n'"),
         ('run = "r"\n[select]\nrule = "topk"', "select.rule = 'topk': input should be 'top_k'"),
         ('run = "r"\n[task]\nname = "cats"', "task.name = 'cats': input should be 'digits'"),
+        ('run = "r"\n[task]\nvarient = "vp"', "task.varient is unknown; did you mean task.variant?"),
+        ('run = "r"\n[task]\nname = "layouts"\nprompt = "x"', "task.prompt is unknown; did you mean task.prompts?"),
+        (
+            'run = "r"\n[task]\nname = "layouts"\nn_max = 26',
+            "task.n_max = 26: input should be less than or equal to 25",
+        ),
+        ('run = "r"\n[task]\nname = "layouts"\nconditional = true', "task.conditional is unknown"),
         ('run = "r"\ntask = 3', "task = 3: input should be a valid dictionary"),
         ('run = "r"\n[sample]\nsteps = 0\nsolver = 1', "sample.steps = 0: .*; sample.solver = 1: "),
         ("run = ", "not valid TOML"),

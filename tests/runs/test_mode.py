@@ -165,6 +165,31 @@ def test_what_cannot_be_captured_is_not_tried_so(tried_ways):
     assert list(tried_ways) == ["eager"]
 
 
+@pytest.mark.parametrize("best", ["eager", "packed"])
+def test_sets_without_padding(tried_ways, monkeypatch, best):
+    """The rows of real elements alone, in calls as they are; the answers are compared as those of all ways."""
+
+    class Sets(Net):
+        attention = "padded"
+
+        def forward(self, x, t, condition=None):
+            seen.append(self.attention)
+            return super().forward(x, t, condition)
+
+    def choose(what, ways, device, allowed):
+        seen.clear()
+        for run in ways.values():
+            run()
+        return best
+
+    seen, net, lines = [], Sets(), []
+    monkeypatch.setattr(modes, "choose", choose)
+    assert fastest(subject_of(net), CPU, lines.append) == "eager"
+    assert seen[0] == "padded" and seen[-1] == "packed" and seen.count("packed") == 1
+    assert net.attention == ("packed" if best == "packed" else "padded")
+    assert lines == [f"mode = '{best}', the fastest of eager, graph_sampling, packed"]
+
+
 def test_a_batch_that_does_not_fit(tried_ways):
     net = Net()
     net.register_forward_pre_hook(lambda module, args: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))

@@ -16,6 +16,7 @@ from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import N_CLASSES, SHAPE, load_digits
 from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
 from pgraft_fast.tasks.digits.shipped import VARIANTS, WEIGHTS, load_weights
+from pgraft_fast.tasks.perceptual import perceptual_hash
 
 
 class DigitsSettings(Settings):
@@ -40,7 +41,10 @@ def digits_task(settings: DigitsSettings) -> Task:
     model, model_hash = load_weights(DigitsDiT(), folder / f"{settings.variant}.safetensors")
     classifier, classifier_hash = load_weights(DigitsClassifier(), folder / "classifier.safetensors")
     names, labels = [str(d) for d in range(N_CLASSES)], torch.arange(N_CLASSES)
-    prompts = Prompts(names, labels, torch.tensor(NULL_LABEL)) if settings.conditional else Prompts(["any digit"])
+    if settings.conditional:
+        prompts = Prompts(names, labels, torch.tensor(NULL_LABEL), same=_same)
+    else:
+        prompts = Prompts(["any digit"], same=_same)
 
     def features(samples: Tensor, condition: Tensor | None) -> Tensor:
         with torch.no_grad():
@@ -77,6 +81,10 @@ def _label_probability(classifier: nn.Module, samples: Tensor, prompts: list[str
     wanted = torch.tensor([int(text) if text.isdigit() else -1 for text in prompts])
     chosen = probability.gather(1, wanted.clamp(min=0)[:, None]).squeeze(1)
     return torch.where(wanted >= 0, chosen, torch.full_like(chosen, torch.nan))
+
+
+def _same(samples: Tensor, condition: Tensor | None) -> Tensor:
+    return perceptual_hash(_pictures(samples, condition)).to(samples.device)
 
 
 def _pictures(samples: Tensor, condition: Tensor | None) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pgraft_fast.tasks.layouts.attention import masked_attention
 from pgraft_fast.tasks.layouts.conditions import counts_of
-from pgraft_fast.tasks.layouts.elements import MAX_ELEMENTS, NO_ELEMENT, packed, unpack
+from pgraft_fast.tasks.layouts.elements import MAX_ELEMENTS, NO_ELEMENT, Layouts, packed, unpack
 from pgraft_fast.tasks.layouts.network import SINES, sines
 
 WIDTH = 64
@@ -81,7 +81,15 @@ class Layer(nn.Module):
 def layout_features(encoder: LayoutEncoder, samples: Tensor, condition: Tensor) -> Tensor:
     """(n, 64) float32 of samples (n, N, 4 + L) with their condition (n, N, 6). A box that is not finite counts as 0."""
     labels, boxes = unpack(samples, counts_of(condition))
-    boxes = boxes.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return _encoded(encoder, labels, boxes.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def features_of(encoder: LayoutEncoder, layouts: Layouts) -> Tensor:
+    """(n, 64) float32 of layouts as they are."""
+    return _encoded(encoder, layouts.labels, layouts.boxes)
+
+
+def _encoded(encoder: LayoutEncoder, labels: Tensor, boxes: Tensor) -> Tensor:
     with torch.no_grad():
         parts = zip(labels.split(1024), boxes.split(1024), strict=True)
-        return torch.cat([encoder(*part) for part in parts]) if len(labels) else samples.new_zeros(0, WIDTH)
+        return torch.cat([encoder(*part) for part in parts]) if len(labels) else boxes.new_zeros(0, WIDTH)

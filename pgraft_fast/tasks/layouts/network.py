@@ -28,7 +28,8 @@ class LayoutsDiT(nn.Module):
     """model(x, t, condition) -> prediction of the shape of x, in the parameterization of the variant.
 
     x: (B, N, 4 + L), see `elements.pack`. t: (B,) in [0, 1]. condition: (B, N, 6), see `conditions`. attention:
-    "padded", or "packed", where the real rows of all samples stand one behind the other (CUDA).
+    "padded"; "packed", where the real rows of all samples stand one behind the other; "auto", packed on a CPU, where
+    reading their number costs nothing, padded elsewhere.
     """
 
     # See `rollout`.
@@ -71,7 +72,7 @@ class LayoutsDiT(nn.Module):
         """(B, N, 4 + L) of the sample with the flags of what is told."""
         seen: Tensor | Packing = element
         rows = modulation.unbind(1)
-        if self.attention == "packed":
+        if self.attention == "packed" or (self.attention == "auto" and not tokens.is_cuda):
             seen = Packing.of(element)
             tokens, rows = seen.packed(tokens), modulation.squeeze(2)[seen.sample].unbind(1)
         hidden = self.embed(torch.cat([tokens, sines(tokens)], dim=-1))

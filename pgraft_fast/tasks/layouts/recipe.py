@@ -1,7 +1,7 @@
 """The recipe of the shipped weights: two denoisers and the encoder of the Frechet distance, on the TeX pages.
 
-`pgraft-fast train-base layouts` runs it, within two hours on two cores; on a GPU it takes minutes. Every number that
-decides the result stands in this file and in `training`.
+`pgraft-fast train-base layouts` runs it, within two hours on two cores; on a GPU it takes minutes; with --data on a
+user's own layouts. Every number that decides the result stands in this file and in `training`.
 """
 
 import time
@@ -17,20 +17,18 @@ from pgraft_fast.diagnostics import frechet_distance
 from pgraft_fast.files import to_json, write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes
 from pgraft_fast.sampling import rollout
-from pgraft_fast.tasks.digits.shipped import load_weights
 from pgraft_fast.tasks.layouts import metrics
 from pgraft_fast.tasks.layouts.conditions import KINDS, condition_of, counts_of, prompt_texts
+from pgraft_fast.tasks.layouts.data import load_parts
 from pgraft_fast.tasks.layouts.elements import Layouts, unpack
-from pgraft_fast.tasks.layouts.features import LayoutEncoder, layout_features
+from pgraft_fast.tasks.layouts.features import LayoutEncoder, features_of, layout_features
 from pgraft_fast.tasks.layouts.network import LayoutsDiT
-from pgraft_fast.tasks.layouts.pages import shipped
-from pgraft_fast.tasks.layouts.readers import split_rows
 from pgraft_fast.tasks.layouts.training import Amount, Check, Log, denoising_loss, train_denoiser, train_encoder
 from pgraft_fast.tasks.layouts.variants import VARIANTS
+from pgraft_fast.tasks.weights import load_weights
 
 FEATURES = "features"
 PARTS = (FEATURES, *VARIANTS)
-SPLIT = {"train": 90, "held_out": 10}
 # Of the shipped weights.
 AMOUNTS = {FEATURES: Amount(steps=5_000, rate=1e-3), **dict.fromkeys(VARIANTS, Amount(steps=20_000))}
 _SNAPSHOT_STEPS = 1_000
@@ -43,14 +41,17 @@ def train_all(
     check: Check = lambda: None,
     sizes: Mapping[str, Amount] | None = None,
     device: torch.device | str = "cpu",
+    data: str | None = None,
 ) -> dict[str, Any]:
-    """Train everything, write the safetensors into `folder`, return what was measured. sizes: by part."""
+    """Train everything, write the safetensors into `folder`, return what was measured. sizes: by part. data: see
+    `load_parts`.
+    """
     began = time.perf_counter()
+    layouts = load_parts(data, log=log)
     for name in PARTS:
-        train_part(
-            folder, name, (sizes or {}).get(name, AMOUNTS[name]), seed, partial(_named, log, name), check, device
-        )
-    figures = measured(folder)
+        amount = (sizes or {}).get(name, AMOUNTS[name])
+        train_part(folder, name, amount, seed, partial(_named, log, name), check, device, layouts)
+    figures = measured(folder, parts=layouts)
     for name in VARIANTS:
         log(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in figures[name].items()))
     return {**figures, "seconds": time.perf_counter() - began}
@@ -64,11 +65,12 @@ def train_part(
     log: Log = print,
     check: Check = lambda: None,
     device: torch.device | str = "cpu",
+    parts: tuple[Layouts, Layouts] | None = None,
 ) -> None:
     """One of PARTS, its weights into `folder` (those of a denoiser as float16, and so far as they are from time to
-    time).
+    time). parts: what is trained on and what is held out, of the shipped pages where there is none.
     """
-    train, held_out = parts_of(shipped())
+    train, held_out = load_parts(None) if parts is None else parts
     if name == FEATURES:
         _save(folder, name, train_encoder(train, amount, seed, log, check, device), {})
         return
@@ -76,40 +78,39 @@ def train_part(
     _save(folder, name, train_denoiser(VARIANTS[name], train, held_out, amount, seed, log, check, device, snapshot), {})
 
 
-def parts_of(layouts: Layouts) -> tuple[Layouts, Layouts]:
-    """What is trained on, and what is held out."""
-    rows = split_rows(len(layouts), SPLIT)
-    return layouts.rows(rows["train"]), layouts.rows(rows["held_out"])
-
-
-def measured(folder: Path, steps: int = 50) -> dict[str, Any]:
+def measured(
+    folder: Path, steps: int = 50, parts: tuple[Layouts, Layouts] | None = None, how: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Figures of the weights in a folder, written into their files as well: as many samples (DDPM) as there are
-    held-out pages, for each kind of prompts, beside these pages.
+    held-out pages, 1,000 at most, for each kind of prompts, beside these pages. parts: see `train_part`. how: more for
+    the files, of how the weights were made.
 
     fd: Frechet distance to the training pages. alignment and overlap x100, inside: share of elements. loss: of as many
     training pages; it is below loss_held_out as far as they were learned by heart.
     """
-    train, held_out = parts_of(shipped())
+    train, held_out = load_parts(None) if parts is None else parts
+    train, held_out = (part.rows(torch.arange(min(n, len(part)))) for part, n in ((train, 20_000), (held_out, 1_000)))
     encoder, _ = load_weights(LayoutEncoder(len(train.names)), folder / f"{FEATURES}.safetensors")
     with torch.no_grad():
-        reference = encoder(train.labels, train.boxes)
-        data = {"fd_held_out": frechet_distance(encoder(held_out.labels, held_out.boxes), reference)}
+        reference = features_of(encoder, train)
+        data = {"fd_held_out": frechet_distance(features_of(encoder, held_out), reference)}
     data |= _figures(held_out.labels, held_out.boxes)
-    _save(folder, FEATURES, encoder, data)
+    told = dict(how or {})
+    _save(folder, FEATURES, encoder, told | data)
     figures: dict[str, Any] = {"data": data}
     for name, variant in VARIANTS.items():
         model, _ = load_weights(LayoutsDiT(variant, len(train.names)), folder / f"{name}.safetensors")
         model.attention = "packed"
         found = {"loss": _loss(model, train.rows(torch.arange(len(held_out)))), "loss_held_out": _loss(model, held_out)}
         for kind in KINDS:
-            condition = condition_of(prompt_texts(held_out, kind, len(held_out)))
+            condition = condition_of(prompt_texts(held_out, kind, len(held_out)), train.names)
             samples = draw(model, condition, steps)
             end = "" if kind == "number" else f"_{kind}"
             features = layout_features(encoder, samples, condition)
             found[f"fd{end}"] = frechet_distance(features, reference)
             found |= {f"{key}{end}": v for key, v in _figures(*unpack(samples, counts_of(condition))).items()}
         figures[name] = found
-        _save(folder, name, model, found)
+        _save(folder, name, model, told | found)
     return figures
 
 
@@ -142,7 +143,7 @@ def _named(log: Callable[[str], None], name: str, text: str) -> None:
     log(f"{name}: {text}")
 
 
-def _save(folder: Path, name: str, model: nn.Module, figures: Mapping[str, float]) -> None:
+def _save(folder: Path, name: str, model: nn.Module, figures: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     if name != FEATURES:

@@ -8,13 +8,14 @@ from pages import drawn
 from safetensors import safe_open
 
 from pgraft_fast.errors import StoppedError
-from pgraft_fast.tasks.digits.shipped import load_weights
 from pgraft_fast.tasks.layouts import recipe
+from pgraft_fast.tasks.layouts.data import parts_of
 from pgraft_fast.tasks.layouts.elements import NO_ELEMENT, ltrb_from_cxcywh
 from pgraft_fast.tasks.layouts.network import LayoutsDiT
 from pgraft_fast.tasks.layouts.pages import shipped
 from pgraft_fast.tasks.layouts.training import Amount, denoising_loss, shifted, train_denoiser, train_encoder
 from pgraft_fast.tasks.layouts.variants import VARIANTS
+from pgraft_fast.tasks.weights import load_weights
 
 SMALL = {"width": 16, "depth": 1, "heads": 2}
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_parts_of_the_pages():
-    train, held_out = recipe.parts_of(shipped())
+    train, held_out = parts_of(shipped())
     assert (len(train), len(held_out)) == (3_600, 400)
     rows = torch.randperm(4_000, generator=torch.Generator().manual_seed(0))[3_600:]
     assert torch.equal(held_out.boxes, shipped().boxes[rows])

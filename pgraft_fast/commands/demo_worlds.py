@@ -1,0 +1,21 @@
+"""The demos of tasks other than the digits: what is tuned towards what, and at which size."""
+
+from pgraft_fast.commands.demo import DemoSettings
+from pgraft_fast.finetune import SampleSettings, SelectSettings, TrainSettings
+
+LAYOUTS = DemoSettings(
+    task=(("name", "layouts"), ("variant", "vp")),
+    title="page layouts",
+    cuts=(0.0, 0.25, 0.5),
+    reward="tidy",
+    sample=SampleSettings(prompts=100, candidates=16, steps=25, solver="ddpm"),
+    select=SelectSettings(rule="binary", threshold=-0.5),
+    train=TrainSettings(steps=150, batch_size=64, learning_rate=1e-3, ema=0.98),
+    samples=512,
+    reference_samples=1600,
+)
+
+# By the name that `pgraft-fast demo` takes.
+WORLDS = {
+    "layouts": LAYOUTS,
+}

@@ -1,0 +1,47 @@
+"""The demos of other tasks than the digits, small."""
+
+import json
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import pytest
+
+from pgraft_fast import cli
+from pgraft_fast.commands.demo import run_demo
+from pgraft_fast.commands.demo_worlds import WORLDS
+from pgraft_fast.report.demo_table import row_name
+from pgraft_fast.runs.terminal import Terminal
+from pgraft_fast.tasks.known import task_of
+
+
+def test_the_command_knows_them_all():
+    hint = get_type_hints(cli.demo)["what"]
+    assert set(get_args(hint)) == {"digits", "shapes", *WORLDS}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_settings_fit_the_task(name):
+    """Three seeds, two cuts beside GRAFT, with and without copies."""
+    settings = WORLDS[name]
+    assert (settings.seeds, len(settings.cuts), settings.cuts[0]) == (3, 3, 0.0)
+    assert list(settings.selections) == ["", "kept"]
+    task = task_of({**dict(settings.task), "reward": settings.reward})
+    assert task.name == name and settings.reward in task.rewards and task.prompts.same is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_small_demo(name, tmp_path):
+    settings = WORLDS[name]
+    sample = settings.sample.model_copy(update={"prompts": 24, "steps": 12})
+    training = settings.train.model_copy(update={"steps": 4, "batch_size": 16})
+    small = replace(
+        settings, seeds=1, cuts=(0.0, 0.5), sample=sample, train=training, samples=64, reference_samples=256
+    )
+    result = run_demo(small, tmp_path, Terminal())
+    assert result == json.loads((tmp_path / "demo.json").read_text())
+    names = ["base", "best of N", "graft", "p-graft 0.5", "graft, copies kept", "p-graft 0.5, copies kept"]
+    rows = {row_name(row): row for row in result["rows"]}
+    assert list(rows) == names and rows["best of N"]["reward"] > rows["base"]["reward"]
+    assert all(set(row["measures"]) == set(rows["base"]["measures"]) for row in rows.values())
+    assert (tmp_path / "report" / "samples-graft.png").exists()
