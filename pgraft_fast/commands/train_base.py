@@ -10,7 +10,7 @@ from pgraft_fast.finetune.checkpoint import run_lock
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.runs.terminal import Terminal
 
-TASKS = ("digits", "layouts", "shapes")
+TASKS = ("digits", "layouts", "molecules", "shapes")
 
 
 def train_base(task: str, out: Path, seed: int, data: Path | None = None) -> dict[str, Any]:
@@ -35,6 +35,10 @@ def _recipe(task: str) -> Callable[..., dict[str, Any]]:
         from pgraft_fast.tasks.layouts.recipe import train_all as train_layouts
 
         return train_layouts
+    if task == "molecules":
+        from pgraft_fast.tasks.molecules.recipe import train_all as train_molecules
+
+        return train_molecules
     if task == "shapes":
         try:
             from pgraft_fast.tasks.shapes.recipe import train_all as train_shapes

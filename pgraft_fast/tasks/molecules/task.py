@@ -44,8 +44,9 @@ class MoleculesSettings(Settings):
     prompts: 100 numbers of atoms, or 100 formulas, as frequent as in the data. reward: stable, stable_connected,
     share_of_stable_atoms, valid, gfn2 (minus the energy an atom), or file.py:function of (elements (B, N) int64 in the
     order H C N O F with -1 for no atom, positions (B, N, 3) in angstrom). data: the shipped molecules of at most 7
-    heavy atoms, or QM9 with up to 29 atoms. network: of the weights. weights: a folder made by `train-base`, in place
-    of the shipped one, which is a transformer of the shipped data.
+    heavy atoms, or QM9 with up to 29 atoms. network: of the weights. variant: of the noise law, there is one. weights:
+    a folder made by `train-base`, in place of the shipped one, a transformer of the shipped data. device: of
+    the model; "auto" is CUDA where there is some.
     """
 
     name: Literal["molecules"] = "molecules"
@@ -53,7 +54,9 @@ class MoleculesSettings(Settings):
     reward: Name = "stable"
     data: Literal["shipped", "qm9"] = "shipped"
     network: Literal["transformer", "egnn"] = "transformer"
+    variant: Literal["vp"] = "vp"
     weights: Name | None = None
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
 
     @model_validator(mode="after")
     def _weights_fit(self) -> Self:
@@ -71,11 +74,11 @@ def molecules_task(settings: MoleculesSettings) -> Task:
     model, model_hash = load_weights(make_denoiser(network=settings.network), folder / FILE)
     molecules = shipped() if settings.data == "shipped" else qm9("train")
     compared = molecules.rows(torch.arange(min(len(molecules), _COMPARED)))
-    data = counted(pack(compared.elements, compared.positions, n_max), padded_elements(compared, n_max))
+    data = counted(*_rows_of(compared, n_max))
     scale = deviations(data)
 
     def features(samples: Tensor, condition: Tensor | None) -> Tensor:
-        return counted(samples, known(condition)) / scale.to(samples.device)
+        return (counted(samples, known(condition)) / scale.to(samples.device)).cpu()
 
     def wired(function: Callable[[Tensor, Tensor], object]) -> Callable[[Tensor, Sequence[str]], object]:
         return lambda samples, prompts: function(samples, condition_of(prompts, n_max).to(samples.device))
@@ -85,7 +88,7 @@ def molecules_task(settings: MoleculesSettings) -> Task:
 
     return Task(
         name="molecules",
-        model=model,
+        model=model.to(_device(settings.device)),
         schedule=model.schedule,
         parameterization=model.parameterization,
         shape=(n_max, WIDTH),
@@ -96,6 +99,8 @@ def molecules_task(settings: MoleculesSettings) -> Task:
         pictures=lambda samples, condition: molecule_pictures(samples, known(condition)),
         identity={"model_sha256": model_hash, "network": settings.network, "data": settings.data},
         measures=lambda samples, condition: measures(samples, known(condition)),
+        measures_of_data=lambda: measures(*_rows_of(compared, n_max)),
+        condition_of=lambda texts: condition_of(texts, n_max),
         own_reward=own_reward,
     )
 
@@ -133,6 +138,18 @@ def _prompts(settings: MoleculesSettings, molecules: Molecules, n_max: int) -> P
     order = (torch.arange(1, _PROMPTS + 1, dtype=torch.float64) * _GOLDEN).frac().argsort().argsort()
     text, condition = [made.text[place] for place in order.tolist()], known(made.condition)[order]
     return Prompts(text, condition, elements=atoms, same=lambda samples, rows: same(samples, known(rows)))
+
+
+def _rows_of(molecules: Molecules, n_max: int) -> tuple[Tensor, Tensor]:
+    """As samples (n, n_max, 9), with the conditions that name their elements."""
+    return pack(molecules.elements, molecules.positions, n_max), padded_elements(molecules, n_max)
+
+
+def _device(name: str) -> str:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("device='cuda': there is none; set device='auto'")
+    return "cuda" if available and name != "cpu" else "cpu"
 
 
 def _percent(values: Tensor) -> float:

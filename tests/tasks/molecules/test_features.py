@@ -29,7 +29,7 @@ def test_against_a_loop():
                 for bin_, centre in enumerate(CENTRES):
                     weight = math.exp(-((length - centre) ** 2) / (2.0 * WIDTH**2))
                     histogram[(kinds[a] != 0) + (kinds[b] != 0)][bin_] += weight
-        wanted = [*numbers, *bonds.values(), *sum(histogram, [])]
+        wanted = [*numbers, *bonds.values(), *[number for of_pair in histogram for number in of_pair]]
         assert found[row].tolist() == pytest.approx(wanted, abs=1e-3)
 
 
