@@ -175,7 +175,8 @@ def train_base(
     out: Annotated[Path, arg(help="folder of a task's weights")] = Path("runs/train-base"),
     seed: Seed = 0,
     data: Annotated[
-        Path | None, arg(help="of layouts, in place of the shipped pages: PubLayNet's .json, RICO's folder, an .npz")
+        Path | None,
+        arg(help="in place of the shipped one; of layouts PubLayNet's .json, RICO's folder, an .npz; of molecules qm9"),
     ] = None,
     json: Json = None,
 ) -> None:

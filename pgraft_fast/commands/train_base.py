@@ -14,13 +14,13 @@ TASKS = ("digits", "layouts", "molecules", "shapes")
 
 
 def train_base(task: str, out: Path, seed: int, data: Path | None = None) -> dict[str, Any]:
-    """Train into `out`; a config's task.weights can point there. data: in place of the shipped one, of layouts. Raises
-    InputError, StorageError, StoppedError.
+    """Train into `out`; a config's task.weights can point there. data: in place of the shipped one, of layouts and
+    molecules. Raises InputError, StorageError, StoppedError.
     """
     train_all = _recipe(task)
     if data is not None:
-        if task != "layouts":
-            raise InputError(f"--data {data}: {task} has its own data; layouts can be trained on other")
+        if task not in ("layouts", "molecules"):
+            raise InputError(f"--data {data}: {task} has its own data; layouts and molecules can be trained on other")
         train_all = partial(train_all, data=str(data))
     with run_lock(out), stop_on_signals() as stop:
         return {"out": str(out), **train_all(out, seed, Terminal().line, stop.check)}
