@@ -20,9 +20,9 @@ MOLECULES = DemoSettings(
     title="small molecules",
     cuts=(0.0, 0.125, 0.25),
     reward="stable",
-    sample=SampleSettings(prompts=64, candidates=8, steps=40, solver="ddpm"),
+    sample=SampleSettings(prompts=96, candidates=8, steps=30, solver="ddpm"),
     select=SelectSettings(rule="binary", threshold=0.5),
-    train=TrainSettings(objective="contrast", strength=4.0, steps=60, batch_size=64, learning_rate=1e-4, ema=0.97),
+    train=TrainSettings(objective="contrast", strength=2.0, steps=60, batch_size=64, learning_rate=1e-4, ema=0.97),
     samples=256,
     reference_samples=512,
 )
