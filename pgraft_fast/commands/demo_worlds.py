@@ -15,18 +15,15 @@ LAYOUTS = DemoSettings(
     reference_samples=1600,
 )
 
-# Accepted is what is stable; that a rejected one has more stable atoms counts for it in training.
 MOLECULES = DemoSettings(
     task=(("name", "molecules"),),
     title="small molecules",
     cuts=(0.0, 0.125, 0.25),
-    reward="share_of_stable_atoms",
-    sample=SampleSettings(prompts=96, candidates=8, steps=30, solver="ddpm"),
-    select=SelectSettings(rule="binary", threshold=1.0),
-    train=TrainSettings(
-        objective="contrast", strength=2.0, advantage="reward", steps=60, batch_size=64, learning_rate=2e-4, ema=0.97
-    ),
-    samples=256,
+    reward="stable",
+    sample=SampleSettings(prompts=64, candidates=8, steps=40, solver="ddpm"),
+    select=SelectSettings(rule="binary", threshold=0.5),
+    train=TrainSettings(objective="contrast", strength=4.0, steps=50, batch_size=64, learning_rate=1e-4, ema=0.97),
+    samples=192,
     reference_samples=512,
 )
 
