@@ -34,8 +34,8 @@ def command(name: str | None = None) -> Callable[[F], F]:
 @command()
 def demo(
     what: Annotated[
-        Positional[Literal["digits", "layouts", "shapes"]],
-        arg(metavar="digits|layouts|shapes", help="which world"),
+        Positional[Literal["digits", "layouts", "molecules", "shapes"]],
+        arg(metavar="digits|layouts|molecules|shapes", help="which world"),
     ] = "digits",
     /,
     *,
@@ -47,7 +47,7 @@ def demo(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Methods side by side at equal compute: GRAFT and P-GRAFT on digits or layouts; with DDPO on text to image."""
+    """Methods side by side at equal compute: GRAFT and P-GRAFT on small worlds; with DDPO on text to image."""
     from pgraft_fast.runs.terminal import Terminal
 
     check_json(json)
@@ -116,7 +116,9 @@ def plan(
 
 @command()
 def sample(
-    source: Annotated[Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits, layouts")],
+    source: Annotated[
+        Positional[str], arg(metavar="RUN|TASK", help="a run folder, or a task: digits, layouts, molecules")
+    ],
     /,
     *,
     out: Annotated[Path, arg(help="picture (.png) or tensors (.safetensors)")] = Path("samples.png"),
@@ -165,14 +167,16 @@ def info(*, json: Json = None) -> None:
 @command("train-base")
 def train_base(
     task: Annotated[
-        Positional[str], arg(metavar="TASK|CONFIG.toml", help="digits, layouts, shapes; or a config of `correct`")
+        Positional[str],
+        arg(metavar="TASK|CONFIG.toml", help="digits, layouts, molecules, shapes; or a config of `correct`"),
     ],
     /,
     *,
     out: Annotated[Path, arg(help="folder of a task's weights")] = Path("runs/train-base"),
     seed: Seed = 0,
     data: Annotated[
-        Path | None, arg(help="of layouts, in place of the shipped pages: PubLayNet's .json, RICO's folder, an .npz")
+        Path | None,
+        arg(help="in place of the shipped one; of layouts PubLayNet's .json, RICO's folder, an .npz; of molecules qm9"),
     ] = None,
     json: Json = None,
 ) -> None:

@@ -16,8 +16,21 @@ LAYOUTS = DemoSettings(
     reference_samples=1024,
 )
 
+MOLECULES = DemoSettings(
+    task=(("name", "molecules"),),
+    title="small molecules",
+    cuts=(0.0, 0.125, 0.25),
+    reward="stable",
+    sample=SampleSettings(prompts=64, candidates=8, steps=40, solver="ddpm"),
+    select=SelectSettings(rule="binary", threshold=0.5),
+    train=TrainSettings(objective="contrast", strength=4.0, steps=50, batch_size=64, learning_rate=1e-4, ema=0.97),
+    samples=192,
+    reference_samples=512,
+)
+
 
 # By the name that `pgraft-fast demo` takes.
 WORLDS = {
     "layouts": LAYOUTS,
+    "molecules": MOLECULES,
 }

@@ -17,6 +17,7 @@ _PACKAGES = ("torch", "triton", "diffusers", "xformers", "nvidia-ml-py", "safete
 _TASKS = (
     "digits",
     "layouts",
+    "molecules",
 )
 
 

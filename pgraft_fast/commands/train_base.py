@@ -10,17 +10,17 @@ from pgraft_fast.finetune.checkpoint import run_lock
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.runs.terminal import Terminal
 
-TASKS = ("digits", "layouts", "shapes")
+TASKS = ("digits", "layouts", "molecules", "shapes")
 
 
 def train_base(task: str, out: Path, seed: int, data: Path | None = None) -> dict[str, Any]:
-    """Train into `out`; a config's task.weights can point there. data: in place of the shipped one, of layouts. Raises
-    InputError, StorageError, StoppedError.
+    """Train into `out`; a config's task.weights can point there. data: in place of the shipped one, of layouts and
+    molecules. Raises InputError, StorageError, StoppedError.
     """
     train_all = _recipe(task)
     if data is not None:
-        if task != "layouts":
-            raise InputError(f"--data {data}: {task} has its own data; layouts can be trained on other")
+        if task not in ("layouts", "molecules"):
+            raise InputError(f"--data {data}: {task} has its own data; layouts and molecules can be trained on other")
         train_all = partial(train_all, data=str(data))
     with run_lock(out), stop_on_signals() as stop:
         return {"out": str(out), **train_all(out, seed, Terminal().line, stop.check)}
@@ -35,6 +35,10 @@ def _recipe(task: str) -> Callable[..., dict[str, Any]]:
         from pgraft_fast.tasks.layouts.recipe import train_all as train_layouts
 
         return train_layouts
+    if task == "molecules":
+        from pgraft_fast.tasks.molecules.recipe import train_all as train_molecules
+
+        return train_molecules
     if task == "shapes":
         try:
             from pgraft_fast.tasks.shapes.recipe import train_all as train_shapes

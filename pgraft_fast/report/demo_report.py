@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from pgraft_fast.finetune import FinetuneSettings
 from pgraft_fast.report.law import law_section
 from pgraft_fast.report.page import Picture, Section, Table, write_page
 from pgraft_fast.report.plots import Curve, curves_png, histogram_png
-from pgraft_fast.report.run_report import pictures_section, time_section
+from pgraft_fast.report.run_report import SHOWN, pictures_section, time_section
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, pictures_of
 
@@ -42,12 +43,18 @@ def write_demo_report(
     """Write out/report/index.html and its pictures. summary: {method: means over seeds}, as in the table."""
     sections = [
         Section("Result", table=table),
-        pictures_section({name: pictures_of(task, evaluation) for name, evaluation in data.evaluations.items()}),
+        pictures_section({name: _pictures(task, evaluation) for name, evaluation in data.evaluations.items()}),
         _reward_section(summary, data),
         time_section(data.seconds),
         law_section(settings.select, settings.sample.candidates, data.evaluations["base"].rewards),
     ]
     return write_page(out / "report", title, lead, sections)
+
+
+def _pictures(task: Task, evaluation: Evaluation) -> np.ndarray:
+    """Of those samples alone that a grid shows."""
+    n = evaluation.rewards.numel()
+    return pictures_of(task, evaluation, torch.linspace(0, n - 1, min(n, SHOWN)).to(torch.int64))
 
 
 def _reward_section(summary: Mapping[str, Mapping[str, Any]], data: DemoData) -> Section:

@@ -21,7 +21,7 @@ from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png,
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, pictures_of
 
-_SHOWN = 100
+SHOWN = 100
 # Sounds of each side in a report.
 _HEARD = 3
 # A report's figures are worth so many simple ones.
@@ -58,7 +58,7 @@ def write_run_report(
 
 def _samples(task: Task, before: Evaluation, after: Evaluation, candidates: int) -> list[Section]:
     """Grids; of prompts that are worth reading, pairs first."""
-    shown = np.linspace(0, len(before.samples) - 1, min(len(before.samples), _SHOWN)).astype(int)
+    shown = np.linspace(0, len(before.samples) - 1, min(len(before.samples), SHOWN)).astype(int)
     evaluations = {"before": before, "after": after}
     rows = torch.from_numpy(shown)
     grids = pictures_section({name: pictures_of(task, evaluation, rows) for name, evaluation in evaluations.items()})
@@ -123,7 +123,7 @@ def pictures_section(panels: Mapping[str, Any]) -> Section:
     pictures = [
         Picture(
             f"samples-{name.replace(' ', '-')}",
-            picture_grid_png(panel[np.linspace(0, len(panel) - 1, min(len(panel), _SHOWN)).astype(int)]),
+            picture_grid_png(panel[np.linspace(0, len(panel) - 1, min(len(panel), SHOWN)).astype(int)]),
             f"Samples, {name}",
             name,
         )

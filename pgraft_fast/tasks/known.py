@@ -9,15 +9,18 @@ from pgraft_fast.schema import Settings
 from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast.tasks.layouts.task import LayoutsSettings, layouts_task
+from pgraft_fast.tasks.molecules.task import MoleculesSettings, molecules_task
 
 _DEFAULT = "digits"
 _TASKS: dict[type[Settings], Callable[..., Task]] = {
     DigitsSettings: digits_task,
     LayoutsSettings: layouts_task,
+    MoleculesSettings: molecules_task,
 }
 TaskSettings = Annotated[
     DigitsSettings
-    | LayoutsSettings,
+    | LayoutsSettings
+    | MoleculesSettings,
     Field(discriminator="name"),
 ]  # fmt: skip
 NAMES = tuple(settings.model_fields["name"].default for settings in _TASKS)

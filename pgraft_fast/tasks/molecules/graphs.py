@@ -15,7 +15,7 @@ from torch import Tensor
 from pgraft_fast.extras import need
 from pgraft_fast.tasks.molecules.conditions import counts
 from pgraft_fast.tasks.molecules.elements import ATOMIC_NUMBERS, NO_ATOM, unpack
-from pgraft_fast.tasks.molecules.stability import stability
+from pgraft_fast.tasks.molecules.stability import Stability, stability
 from pgraft_fast.tasks.sets import numbers_of
 
 SmilesOrNone = str | None
@@ -42,15 +42,16 @@ class Graphs:
         return _there(self.largest)
 
 
-def graphs(elements: Tensor, positions: Tensor) -> Graphs:
+def graphs(elements: Tensor, positions: Tensor, judged: Stability | None = None) -> Graphs:
     """Of molecules by their geometry.
 
-    elements: (n, N) int64, -1 for no atom. positions: (n, N, 3), angstrom. Raises InputError without rdkit.
+    elements: (n, N) int64, -1 for no atom. positions: (n, N, 3), angstrom. judged: their `stability`, where it is known
+    already. Raises InputError without rdkit.
     """
     need("chemistry of molecules", "rdkit", extra="molecules")
     from rdkit import Chem, rdBase
 
-    result = stability(elements, positions)
+    result = stability(elements, positions) if judged is None else judged
     pairs: list[tuple[SmilesOrNone, SmilesOrNone]] = []
     with rdBase.BlockLogs():
         for mol, broken in zip(_graphs(elements, result.orders), result.broken.tolist(), strict=True):
@@ -62,6 +63,21 @@ def graphs(elements: Tensor, positions: Tensor) -> Graphs:
             largest = max(fragments, key=lambda fragment: fragment.GetNumAtoms())
             pairs.append((whole, whole if len(fragments) == 1 else _canonical(largest)))
     return Graphs(tuple(whole for whole, _ in pairs), tuple(largest for _, largest in pairs))
+
+
+def drawable(elements: Tensor, positions: Tensor) -> list[Any]:
+    """RDKit's molecules without hydrogen, for drawings; None for one that is not valid or not in one piece. Raises
+    InputError without rdkit.
+    """
+    need("drawings of molecules", "rdkit", extra="molecules")
+    from rdkit import Chem, rdBase
+
+    judged, found = stability(elements, positions), []
+    with rdBase.BlockLogs():
+        for mol, connected in zip(_graphs(elements, judged.orders), judged.connected.tolist(), strict=True):
+            valid = connected and _canonical(mol) is not None
+            found.append(Chem.RemoveHs(mol, sanitize=False) if valid else None)
+    return found
 
 
 def same(samples: Tensor, condition: Tensor) -> Tensor:

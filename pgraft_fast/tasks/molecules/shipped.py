@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.tasks.molecules.denoiser import MoleculeDenoiser
+from pgraft_fast.tasks.molecules.egnn import EGNN
+from pgraft_fast.tasks.molecules.elements import NO_ATOM, Molecules
 from pgraft_fast.tasks.molecules.transformer import DistanceTransformer
 from pgraft_fast.tasks.weights import Variant
 
@@ -15,7 +19,14 @@ N_MAX = 23
 VARIANTS = {"vp": Variant(Schedule.cosine(), "v")}
 
 
-def make_denoiser(variant: str = "vp", **architecture: int) -> MoleculeDenoiser:
-    """The network of the shipped weights, with random ones."""
+def make_denoiser(variant: str = "vp", network: str = "transformer", **architecture: int) -> MoleculeDenoiser:
+    """The network of the shipped weights, or "egnn", with random ones."""
     chosen = VARIANTS[variant]
-    return MoleculeDenoiser(DistanceTransformer(**architecture), chosen.schedule, chosen.parameterization)
+    made = DistanceTransformer(**architecture) if network == "transformer" else EGNN(**architecture)
+    return MoleculeDenoiser(made, chosen.schedule, chosen.parameterization)
+
+
+def padded_elements(molecules: Molecules, n_max: int = N_MAX) -> Tensor:
+    """Of n molecules, (n, n_max) int64: the conditions that name each atom's element."""
+    elements = molecules.elements[:, :n_max]
+    return nn.functional.pad(elements, (0, n_max - elements.shape[1]), value=NO_ATOM)

@@ -7,6 +7,7 @@ import torch
 from graph_caches import OtherCache, taped
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pgraft_fast.errors import InputError
 from pgraft_fast.sampling import GraphCache
 from pgraft_fast.tasks.molecules import denoiser, recipe
 from pgraft_fast.tasks.molecules.conditions import condition_of
@@ -124,3 +125,24 @@ def test_figures_of_random_weights():
 def test_other_molecules(tmp_path):
     molecules = Molecules(shipped().elements[:, :9], shipped().positions[:, :9]).rows(torch.arange(6))
     train_molecules(tmp_path, sizes=Sizes(steps=1, batch=4), molecules=molecules, log=lambda text: None, **TINY)
+
+
+def test_other_data_and_another_network(tmp_path, monkeypatch):
+    """The egnn on molecules of more atoms than the shipped ones have; a name that is no data."""
+    count = torch.tensor([27, 5])
+    elements = torch.zeros(2, 27, dtype=torch.int64).where(torch.arange(27) < count[:, None], -1)
+    points = torch.randn(2, 27, 3, generator=torch.Generator().manual_seed(0)).where(elements[:, :, None] >= 0, 0.0)
+    monkeypatch.setattr(recipe, "qm9", lambda split: Molecules(elements, points))
+    monkeypatch.setattr(recipe, "figures", lambda model, molecules: measured_of(model, molecules, n=4, steps=2))
+    monkeypatch.setattr(recipe, "make_denoiser", lambda network: make_denoiser(network=network, width=8, depth=1))
+    pytest.importorskip("rdkit")
+    found = recipe.train_all(tmp_path, log=lambda line: None, sizes=Sizes(steps=2, batch=2), data="qm9")
+    assert found["vp"]["sampling_steps"] == 2
+    loaded, _ = load_weights(make_denoiser(network="egnn", width=8, depth=1), tmp_path / FILE)
+    assert isinstance(loaded.network, EGNN)
+    with pytest.raises(InputError, match="--data zinc: molecules are the shipped ones, or those of 'qm9'"):
+        recipe.train_all(tmp_path, data="zinc")
+
+
+def measured_of(model, molecules, n, steps):
+    return figures(model, n, steps, molecules=molecules)
