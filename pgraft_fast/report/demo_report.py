@@ -41,9 +41,11 @@ def write_demo_report(
     data: DemoData,
 ) -> Path:
     """Write out/report/index.html and its pictures. summary: {method: means over seeds}, as in the table."""
+    # The best of a group have noise of their own.
+    drawn = {name: evaluation for name, evaluation in data.evaluations.items() if name != "best of N"}
     sections = [
         Section("Result", table=table),
-        pictures_section({name: _pictures(task, evaluation) for name, evaluation in data.evaluations.items()}),
+        pictures_section({name: _pictures(task, evaluation) for name, evaluation in drawn.items()}),
         _reward_section(summary, data),
         time_section(data.seconds),
         law_section(settings.select, settings.sample.candidates, data.evaluations["base"].rewards),
