@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pgraft_fast.errors import InputError
+
 # The kind of what is no element.
 NONE = -1
 
@@ -31,6 +33,21 @@ def numbers_of(texts: Sequence[str | None], device: torch.device) -> Tensor:
     """(n,) int64 that are equal for equal texts, in every call: a hash, not negative. None is its own: -1, -2, ..."""
     numbers = [-1 - row if text is None else _number(text) for row, text in enumerate(texts)]
     return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+
+def spread(n: int) -> Tensor:
+    """(n,) int64, each of 0 ... n - 1 once: in any number of the first ones all of the range is there alike."""
+    # Multiples of the golden ratio, without their whole part.
+    ratio = (5.0**0.5 - 1.0) / 2.0
+    return (torch.arange(1, n + 1, dtype=torch.float64) * ratio).frac().argsort().argsort()
+
+
+def device_of(name: str) -> str:
+    """ "cpu" or "cuda", of "auto" as well. Raises InputError where there is no CUDA."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError("device='cuda': there is none; set device='auto'")
+    return "cuda" if available and name != "cpu" else "cpu"
 
 
 def _number(text: str) -> int:

@@ -39,8 +39,7 @@ def inside(samples: Tensor, condition: Tensor) -> Tensor:
 def tidy(samples: Tensor, condition: Tensor) -> Tensor:
     """Minus (alignment x100 + 3 (overlap + 2 flaws) + small + bare), in [-100, 0].
 
-    With the 3, alignment and overlap count about alike among a model's samples: without it, tuned models line up better
-    and overlap no less.
+    With the 3, alignment and overlap count about alike among a model's samples.
 
     flaws: sum over elements of 1 if it is not within the page or has an area over 0.9, else of what it lacks of the
     sides 0.01 x 0.005, as a share. Twice that is more than an element's overlaps with others can cost, so that none is

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Prompts
 from pgraft_fast.finetune.identity import sha256_of_tensors
 from pgraft_fast.schema import Name, Settings
@@ -23,6 +22,7 @@ from pgraft_fast.tasks.layouts.features import LayoutEncoder, features_of, layou
 from pgraft_fast.tasks.layouts.network import LayoutsDiT
 from pgraft_fast.tasks.layouts.pictures import layout_pictures
 from pgraft_fast.tasks.layouts.variants import VARIANTS, WEIGHTS
+from pgraft_fast.tasks.sets import device_of, spread
 from pgraft_fast.tasks.weights import load_weights
 
 REWARDS = {
@@ -33,8 +33,6 @@ REWARDS = {
 }
 # Of each part; of features of the data; of pages that samples are compared with.
 _PROMPTS, _FEATURES, _COMPARED = 1_000, 20_000, 1_000
-# Multiples of it, without their whole part, are spread evenly however many there are.
-_GOLDEN = (5.0**0.5 - 1.0) / 2.0
 
 
 class LayoutsSettings(Settings):
@@ -64,7 +62,7 @@ def layouts_task(settings: LayoutsSettings) -> Task:
     names, n_labels = train.names, len(train.names)
     variant = VARIANTS[settings.variant]
     model, model_hash = load_weights(LayoutsDiT(variant, n_labels), folder / f"{settings.variant}.safetensors")
-    device = _device(settings.device)
+    device = device_of(settings.device)
     # On CUDA a trial tells, see `runs.mode`.
     model.attention = "packed" if device == "cpu" else "padded"
     encoder, encoder_hash = load_weights(LayoutEncoder(n_labels), folder / "features.safetensors")
@@ -95,13 +93,6 @@ def layouts_task(settings: LayoutsSettings) -> Task:
     )
 
 
-def _device(name: str) -> str:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError("device='cuda': there is none; set device='auto'")
-    return "cuda" if available and name != "cpu" else "cpu"
-
-
 def of_layouts(function: Callable[[Tensor, Tensor], object], samples: Tensor, count: Tensor) -> object:
     """A user's function(boxes, labels) -> (B,), higher is better.
 
@@ -124,9 +115,7 @@ def _of_samples(
 
 def _prompts(layouts: Layouts, kind: str, conditions: Callable[[Sequence[str]], Tensor], seed: int) -> Prompts:
     texts = prompt_texts(layouts, kind, _PROMPTS, seed)
-    # Any number of the first ones has sizes as the whole.
-    order = (torch.arange(len(texts), dtype=torch.float64) * _GOLDEN).frac().argsort().argsort().tolist()
-    texts = [texts[place] for place in order]
+    texts = [texts[place] for place in spread(len(texts)).tolist()]
     return Prompts(texts, conditions(texts), elements=element_mask, same=_same)
 
 

@@ -23,6 +23,7 @@ from pgraft_fast.tasks.molecules.pictures import molecule_pictures
 from pgraft_fast.tasks.molecules.rewards import gfn2, share_of_stable_atoms, stable, stable_connected, valid
 from pgraft_fast.tasks.molecules.shipped import FILE, N_MAX, WEIGHTS, make_denoiser, padded_elements
 from pgraft_fast.tasks.molecules.stability import stability
+from pgraft_fast.tasks.sets import device_of, spread
 from pgraft_fast.tasks.weights import load_weights
 
 REWARDS = {
@@ -35,7 +36,6 @@ REWARDS = {
 _PROMPTS = 100
 # Molecules of QM9 that the distance to the data is measured to.
 _COMPARED = 10_000
-_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 class MoleculesSettings(Settings):
@@ -88,7 +88,7 @@ def molecules_task(settings: MoleculesSettings) -> Task:
 
     return Task(
         name="molecules",
-        model=model.to(_device(settings.device)),
+        model=model.to(device_of(settings.device)),
         schedule=model.schedule,
         parameterization=model.parameterization,
         shape=(n_max, WIDTH),
@@ -134,8 +134,7 @@ def known(condition: Tensor | None) -> Tensor:
 def _prompts(settings: MoleculesSettings, molecules: Molecules, n_max: int) -> Prompts:
     """As frequent as in the data; the first of them, however many, are spread over all sizes or formulas."""
     made = (size_prompts if settings.prompts == "sizes" else formula_prompts)(molecules, _PROMPTS, n_max)
-    # A sequence whose every beginning is even; each number of the order comes once.
-    order = (torch.arange(1, _PROMPTS + 1, dtype=torch.float64) * _GOLDEN).frac().argsort().argsort()
+    order = spread(_PROMPTS)
     text, condition = [made.text[place] for place in order.tolist()], known(made.condition)[order]
     return Prompts(text, condition, elements=atoms, same=lambda samples, rows: same(samples, known(rows)))
 
@@ -143,13 +142,6 @@ def _prompts(settings: MoleculesSettings, molecules: Molecules, n_max: int) -> P
 def _rows_of(molecules: Molecules, n_max: int) -> tuple[Tensor, Tensor]:
     """As samples (n, n_max, 9), with the conditions that name their elements."""
     return pack(molecules.elements, molecules.positions, n_max), padded_elements(molecules, n_max)
-
-
-def _device(name: str) -> str:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError("device='cuda': there is none; set device='auto'")
-    return "cuda" if available and name != "cpu" else "cpu"
 
 
 def _percent(values: Tensor) -> float:
