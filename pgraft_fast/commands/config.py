@@ -13,7 +13,7 @@ from pgraft_fast.files import text_of
 from pgraft_fast.rewards.urls import without_secrets
 from pgraft_fast.runs.settings import RunSettings
 from pgraft_fast.tasks.digits import DigitsSettings
-from pgraft_fast.tasks.known import NAMES, TaskSettings, named
+from pgraft_fast.tasks.known import TaskSettings, named
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 _LONGEST = 80
@@ -78,8 +78,8 @@ def checked(schema: type[ConfigT], data: dict[str, Any], source: str) -> ConfigT
 def _explain(schema: type[BaseModel], item: Any) -> str:
     location = [str(part) for part in item["loc"]]
     if item["type"] == "union_tag_invalid":
-        known = " or ".join(repr(name) for name in NAMES)
-        return f"{'.'.join(location)}.name = {shown(item['ctx']['tag'])}: input should be {known}"
+        name, known = item["ctx"]["discriminator"].strip("'"), item["ctx"]["expected_tags"].replace(", ", " or ")
+        return f"{'.'.join(location)}.{name} = {shown(item['ctx']['tag'])}: input should be {known}"
     field = schema.model_fields.get(location[0]) if location else None
     if field is not None and field.discriminator is not None:
         # Which of the tables it is follows from its name.

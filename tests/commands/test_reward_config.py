@@ -137,7 +137,7 @@ def test_missing_layers(tmp_path):
         ('kind = "task"\nname = "symetry"',
          "rewards.0.name = 'symetry': the task's rewards are symmetry; did you mean symmetry"),
         ('kind = "callable"\nfunction = "mine.py"', "expected file.py:function"),
-        ('kind = "clip"', "rewards.0 = .*input tag 'clip' found using 'kind' does not match any of the expected tags"),
+        ('kind = "clip"', "rewards.0.kind = 'clip': input should be 'clip_score' or"),
         ('weight = 1.0', "rewards.0 = .*unable to extract tag using discriminator 'kind'"),
         ('kind = "jpeg_size"\nwieght = 1.0', "rewards.0.jpeg_size.wieght is unknown"),
         ('kind = "jpeg_size"\nweight = nan', "rewards.0.jpeg_size.weight = nan: input should be a finite number"),
