@@ -12,6 +12,9 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pgraft_fast import report
 
+# Columns that fit beside each other.
+_NARROW = 8
+
 
 class Terminal:
     """Writes to stderr, so that stdout stays free for JSON. log: gets the lines instead."""
@@ -36,8 +39,10 @@ class Terminal:
     def table(self, title: str, table: "report.Table") -> None:
         """A table and its note; first column left, the others right."""
         drawn = Table(title=title, title_justify="left")
+        # Cells of a wide one take two lines rather than lose their ends.
+        narrow = len(table.header) <= _NARROW
         for index, name in enumerate(table.header):
-            drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+            drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=narrow)
         for row in table.rows:
             drawn.add_row(*row)
         self._console.print(drawn)
