@@ -35,6 +35,7 @@ def test_the_parts_of_the_pages():
     assert torch.equal(held_out.boxes, shipped().boxes[rows])
 
 
+@pytest.mark.slow
 def test_what_is_written_is_measured_and_small(folder):
     figures = recipe.measured(folder, steps=2)
     assert set(figures) == {"data", *VARIANTS}
@@ -68,6 +69,7 @@ def test_training_is_a_function_of_its_seed(name):
     assert not torch.equal(first[0], other[0])
 
 
+@pytest.mark.slow
 def test_training_tells_how_it_goes_and_shows_its_weights():
     pages, lines, states = shipped().rows(torch.arange(40)), [], []
     snapshot = (250, lambda average: states.append(average.head.weight.clone()))

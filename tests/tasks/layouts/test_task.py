@@ -44,6 +44,7 @@ def tidy_page(task):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
 def test_the_shipped_models_draw_pages(name):
     """Better than boxes of real pages put anywhere; what the recipe measured stands in the files."""
     task = layouts_task(LayoutsSettings(variant=name))

@@ -220,6 +220,7 @@ def test_trajectories_keep_what_is_known(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
+@pytest.mark.slow
 def test_the_network_is_one_graph(name):
     """Nothing depends on values, so that it can be captured."""
     model, (x, t, condition) = denoiser(name), inputs()
