@@ -1,12 +1,17 @@
 """What the compute buys: reward against device-hours of GRAFT and P-GRAFT, distance against FLOPs of flows."""
 
+import re
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pgraft_fast.commands.demo import DemoSettings, run_demo
+from pgraft_fast.commands.demo_worlds import WORLDS
 from pgraft_fast.finetune import SampleSettings, TrainSettings
+from pgraft_fast.report.demo_table import row_name
 from pgraft_fast_benchmarks.distances import distances
 from pgraft_fast_benchmarks.goal_kinds import Goal
 from pgraft_fast_benchmarks.harness import Each, Row, Settings, run_parts
@@ -20,8 +25,32 @@ DETAILS_NOTE = ""
 
 def run(settings: Settings, each: Each) -> dict[str, Any]:
     """Measure all; these rows have no peers. each: told the name and the rows of a part when it is done."""
-    parts = (("reward", _rewards), ("distance", distances))
+    parts: list[tuple[str, Callable[[Settings], list[Row]]]] = [("reward", _rewards), ("distance", distances)]
+    if settings.size != "quick":
+        # Four minutes each.
+        parts += [(world, partial(_sets, world)) for world in WORLDS]
     return run_parts([(name, partial(part, settings)) for name, part in parts], settings, each)
+
+
+def _sets(world: str, settings: Settings) -> list[Row]:
+    """A demo of molecules or layouts, with the task's own measures."""
+    demo = WORLDS[world]
+    if settings.small:
+        sample = demo.sample.model_copy(update={"prompts": 24, "steps": 12})
+        training = demo.train.model_copy(update={"steps": 2, "batch_size": 8})
+        demo = replace(demo, seeds=1, cuts=(0.0,), sample=sample, train=training, samples=32, reference_samples=256)
+    with tempfile.TemporaryDirectory() as folder:
+        summary = run_demo(demo, Path(folder), Silent())  # type: ignore[arg-type]
+    kept = ("cut", "seed", "reward", "fd_accepted", "fd_data", "model_calls", "seconds")
+    return [
+        {
+            "op": "demo of sets", "case": world, "provider": row_name(row), "gate": "ok",
+            **{key: row[key] for key in kept},
+            **{re.sub(r"\W+", "_", name).strip("_"): value for name, value in row["measures"].items()},
+            "demo_seconds": summary["seconds"], "peak_rss_mb": summary["peak_rss_mb"],
+        }
+        for row in summary["rows"]
+    ]  # fmt: skip
 
 
 def _rewards(settings: Settings) -> list[Row]:

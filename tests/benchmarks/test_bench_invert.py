@@ -41,10 +41,15 @@ def test_the_plain_iteration_ends_at_the_fixed_point():
     assert torch.allclose(noise, x, atol=1e-5) and 8 < calls < 200
 
 
+@pytest.mark.slow
 def test_quality_rows():
     rows = bench_quality.run(SMOKE, lambda name, part_rows: None)["rows"]
     demo, distance = ([row for row in rows if row["op"] == op] for op in ("demo", "distance"))
     assert [row["provider"] for row in demo] == ["base", "graft", "p-graft"]
+    for case, column in (("molecules", "stable"), ("layouts", "overlap_x100")):
+        rows_of_case = [row for row in rows if row["op"] == "demo of sets" and row["case"] == case]
+        assert [row["provider"] for row in rows_of_case] == ["base", "best of N", "graft", "graft, copies kept"]
+        assert all(row[column] >= 0.0 for row in rows_of_case)
     for row in demo:
         assert row["reward_low"] < row["reward"] < row["reward_high"] and row["seed"] == 0
     # Two products of a multiply and an add each layer: 96 x 256, twice 256 x 256, 256 x 64.
