@@ -218,11 +218,7 @@ def _best_of_groups(candidates: Candidates) -> Evaluation:
 def _lead(settings: DemoSettings) -> str:
     sample, training = settings.sample, settings.train
     select = settings.select
-    kept = (
-        f"the best {select.k} of each kept"
-        if select.rule == "top_k"
-        else f"those of at least {select.threshold:g} kept"
-    )
+    kept = f"the best {select.k} of each" if select.rule == "top_k" else f"those of at least {select.threshold:g}"
     return (
         f"A model of {settings.title} tuned towards {settings.reward}: {sample.prompts} groups of {sample.candidates} "
         f"candidates a seed, {kept} kept, {training.steps} training steps of {training.batch_size} rows for every "

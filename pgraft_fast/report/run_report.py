@@ -99,13 +99,16 @@ def _method(settings: FinetuneSettings, schedule: Schedule) -> str:
 def quality_section(rows: Mapping[str, Mapping[str, Any]]) -> Section:
     """Metrics of several sample sets."""
     header = ["samples", "reward", "95 % interval", "FD accepted", "FD data", "precision", "recall"]
-    cells = [[name, *quality_cells(row)] for name, row in rows.items()]
+    measures = next(iter(rows.values())).get("measures", {})
+    cells = [
+        [name, *quality_cells(row), *(f"{row['measures'][key]:.4g}" for key in measures)] for name, row in rows.items()
+    ]
     note = (
         "FD: Frechet distance in the task's feature space, to samples that the rule accepts from the reference (the "
         "target of one round; several rounds aim further) and to the data. Precision and recall: against those "
         "accepted samples."
     )
-    return Section("Result", table=Table(header, cells, note))
+    return Section("Result", table=Table([*header, *measures], cells, note))
 
 
 def quality_cells(row: Mapping[str, Any]) -> list[str]:

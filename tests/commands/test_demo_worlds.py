@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from pgraft_fast import cli
-from pgraft_fast.commands.demo import run_demo
+from pgraft_fast.commands.demo import DemoSettings, _lead, run_demo
 from pgraft_fast.commands.demo_worlds import WORLDS
 from pgraft_fast.report.demo_table import row_name
 from pgraft_fast.runs.terminal import Terminal
@@ -27,6 +27,11 @@ def test_settings_fit_the_task(name):
     assert list(settings.selections) == ["", "kept"]
     task = task_of({**dict(settings.task), "reward": settings.reward})
     assert task.name == name and settings.reward in task.rewards and task.prompts.same is not None
+
+
+def test_what_stands_above_the_table():
+    assert "8 candidates a seed, those of at least 0.5 kept, 50 training steps" in _lead(WORLDS["molecules"])
+    assert "16 candidates a seed, the best 4 of each kept, 200 training steps" in _lead(DemoSettings())
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import pytest
 from tiny import tiny_config
 
 from pgraft_fast.cli import main
+from pgraft_fast.report.run_report import quality_section
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 
 
@@ -22,3 +23,19 @@ def test_the_method_and_its_cut(tmp_path, method, lead):
     (page,) = tmp_path.rglob("report/index.html")
     level = digits_task(DigitsSettings()).schedule.cut_logsnr(0.25)
     assert lead.format(level=level) in page.read_text()
+
+
+def test_measures_of_a_task_stand_in_the_table():
+    row = {
+        "reward": 0.5,
+        "reward_ci": [0.4, 0.6],
+        "fd_accepted": None,
+        "fd_data": 2.0,
+        "precision": None,
+        "recall": None,
+    }
+    plain = quality_section({"before": row, "after": row}).table
+    shown = quality_section({"before": {**row, "measures": {"stable %": 22.7431, "distinct": 1.0}}}).table
+    assert plain.rows[1] == ["after", "0.5000", "0.4000 to 0.6000", "-", "2.00", "-", "-"]
+    assert shown.header == [*plain.header, "stable %", "distinct"]
+    assert shown.rows == [["before", *plain.rows[0][1:], "22.74", "1"]]
