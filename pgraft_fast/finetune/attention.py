@@ -2,7 +2,7 @@
 
 On Hopper torch takes cuDNN's attention for 16 bits. Its backward pass reads memory that nobody has written where all
 scores of a query are far below 0: a tiny Flux in bfloat16 on an H200, torch 2.11, had gradients that are not finite in
-23 of 23 runs, others in each call, and in none of 672 steps with flash or plain attention
+27 of 27 runs, others in each call, and in none of 672 steps with flash or plain attention
 (https://github.com/pytorch/pytorch/issues/196678). What samples keeps it.
 """
 
