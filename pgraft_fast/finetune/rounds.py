@@ -269,9 +269,9 @@ def choose(
     """
     select = settings.select
     if copies is not None and select.copies != "group":
-        limit = 0.5 if select.threshold is None else select.threshold
-        first = first_of_copies(rewards.flatten() >= limit, copies, sample_id, taken)
-        rewards = rewards.where(first.view_as(rewards) | ~(rewards >= limit), torch.nan)
+        good = rewards >= select.limit
+        first = first_of_copies(good.flatten(), copies, sample_id, taken)
+        rewards = rewards.where(first.view_as(rewards) | ~good, torch.nan)
     return accept(
         rewards,
         select.rule,

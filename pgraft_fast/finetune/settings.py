@@ -65,6 +65,11 @@ class SelectSettings(Settings):
     empty: Literal["skip", "best", "raise"] = "skip"
     copies: Literal["group", "round", "run"] | None = None
 
+    @property
+    def limit(self) -> float:
+        """The threshold of the rules that have one; of "binary" it may be left out, see `accept`."""
+        return 0.5 if self.threshold is None else self.threshold
+
 
 class TrainSettings(Settings):
     """How the kept rows are trained on.

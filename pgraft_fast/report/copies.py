@@ -40,7 +40,7 @@ def copies_sections(select: SelectSettings, candidates: Mapping[str, Tensor]) ->
 
 def counts_of(select: SelectSettings, reward: Tensor, copies: Tensor, within_groups: bool = False) -> Tensor:
     """(m,) float64: how often each distinct sample was accepted, or in how many groups. reward, copies: (P, N)."""
-    good = reward >= (0.5 if select.threshold is None else select.threshold)
+    good = reward >= select.limit
     if not within_groups:
         return copies[good].unique(return_counts=True)[1].to(torch.float64)
     rows = [copies[group][good[group]].unique() for group in range(reward.shape[0])]

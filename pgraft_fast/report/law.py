@@ -20,8 +20,7 @@ def asked_law(select: SelectSettings, candidates: int, rewards: Tensor) -> Accep
     try:
         match select.rule:
             case "threshold" | "binary":
-                limit = 0.5 if select.threshold is None else select.threshold
-                return acceptance_law(select.rule, quantile=float((values < limit).mean()))
+                return acceptance_law(select.rule, quantile=float((values < select.limit).mean()))
             case "classical":
                 return acceptance_law(
                     "classical",

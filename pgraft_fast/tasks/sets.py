@@ -35,6 +35,15 @@ def numbers_of(texts: Sequence[str | None], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
+def shares(frequency: Tensor, n: int) -> Tensor:
+    """n in whole numbers as a frequency (k,) has it, (k,) int64, by the largest remainder; of equal ones the first."""
+    share = frequency.to(torch.float64) * n / int(frequency.sum())
+    whole = share.floor().to(torch.int64)
+    left = n - int(whole.sum())
+    whole[(share - whole).argsort(descending=True, stable=True)[:left]] += 1
+    return whole
+
+
 def spread(n: int) -> Tensor:
     """(n,) int64, each of 0 ... n - 1 once: in any number of the first ones all of the range is there alike."""
     # Multiples of the golden ratio, without their whole part.

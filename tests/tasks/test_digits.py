@@ -15,7 +15,8 @@ from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import load_digits
 from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
 from pgraft_fast.tasks.digits.recipe import base_quality, classifier_accuracy, train_base, train_classifier
-from pgraft_fast.tasks.digits.shipped import VARIANTS, WEIGHTS, load_weights
+from pgraft_fast.tasks.digits.shipped import VARIANTS, WEIGHTS
+from pgraft_fast.tasks.weights import load_weights
 
 
 @pytest.fixture(scope="module")

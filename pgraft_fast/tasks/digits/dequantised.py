@@ -16,9 +16,10 @@ from pgraft_fast.diffusion import Stream, normal
 from pgraft_fast.inverse_noise import FitSettings, Interpolant, Rows, fit_field, generate
 from pgraft_fast.inverse_noise.networks import Perceptron, make_field
 from pgraft_fast.tasks.digits.data import SHAPE, load_digits
-from pgraft_fast.tasks.digits.shipped import WEIGHTS, load_weights
+from pgraft_fast.tasks.digits.shipped import WEIGHTS
 from pgraft_fast.tasks.digits.task import DigitsSettings, digits_task
 from pgraft_fast.tasks.flow import FlowTask
+from pgraft_fast.tasks.weights import load_weights
 
 SIGMA = 0.2
 # Of limited capacity, as the paper's base is for its data.

@@ -25,7 +25,8 @@ from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import SHAPE, Digits, load_digits
 from pgraft_fast.tasks.digits.dequantised import mlp_flow_quality, train_mlp_flow
 from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
-from pgraft_fast.tasks.digits.shipped import VARIANTS, Variant
+from pgraft_fast.tasks.digits.shipped import VARIANTS
+from pgraft_fast.tasks.weights import Variant
 
 Log = Callable[[str], None]
 

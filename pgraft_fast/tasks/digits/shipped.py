@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.tasks.weights import Variant, load_weights
-
-__all__ = ["VARIANTS", "WEIGHTS", "Variant", "load_weights"]
+from pgraft_fast.tasks.weights import Variant
 
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -15,8 +15,9 @@ from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.digits.classifier import DigitsClassifier
 from pgraft_fast.tasks.digits.data import N_CLASSES, SHAPE, load_digits
 from pgraft_fast.tasks.digits.dit import NULL_LABEL, DigitsDiT
-from pgraft_fast.tasks.digits.shipped import VARIANTS, WEIGHTS, load_weights
+from pgraft_fast.tasks.digits.shipped import VARIANTS, WEIGHTS
 from pgraft_fast.tasks.perceptual import perceptual_hash
+from pgraft_fast.tasks.weights import load_weights
 
 
 class DigitsSettings(Settings):

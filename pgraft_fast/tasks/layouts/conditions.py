@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.tasks.layouts.elements import MAX_ELEMENTS, NO_ELEMENT, PUBLAYNET, Layouts
+from pgraft_fast.tasks.sets import shares
 
 COLUMNS = 6
 EXAMPLE = "title at 0.5 0.08 0.6 0.04, text, 3 elements"
@@ -133,7 +134,5 @@ def _elements(n: int) -> str:
 
 
 def _sizes(layouts: Layouts, n: int) -> list[int]:
-    share = torch.bincount(layouts.count).to(torch.float64) * n / len(layouts)
-    whole = share.floor().to(torch.int64)
-    whole[(share - whole).argsort(descending=True, stable=True)[: n - int(whole.sum())]] += 1
+    whole = shares(torch.bincount(layouts.count), n)
     return torch.arange(len(whole)).repeat_interleave(whole).tolist()

@@ -14,7 +14,7 @@ from pgraft_fast.diffusion import convert
 from pgraft_fast.tasks.layouts.attention import Packing, masked_attention, packed_attention
 from pgraft_fast.tasks.layouts.conditions import element_mask
 from pgraft_fast.tasks.layouts.elements import MAX_ELEMENTS, NO_ELEMENT, boxes_of, ltrb_from_cxcywh, packed
-from pgraft_fast.tasks.layouts.variants import Variant
+from pgraft_fast.tasks.weights import Variant
 
 _TIME_FEATURES = 64
 # Of edges: periods of a page, half of it, ... 1/32.

@@ -18,7 +18,7 @@ from pgraft_fast.tasks.layouts.conditions import KINDS, training_condition
 from pgraft_fast.tasks.layouts.elements import BOX_SCALE, NO_ELEMENT, Layouts, packed
 from pgraft_fast.tasks.layouts.features import LayoutDecoder, LayoutEncoder
 from pgraft_fast.tasks.layouts.network import LayoutsDiT, told
-from pgraft_fast.tasks.layouts.variants import Variant
+from pgraft_fast.tasks.weights import Variant
 
 Log = Callable[[str], None]
 Check = Callable[[], None]

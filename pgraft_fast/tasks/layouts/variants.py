@@ -5,8 +5,6 @@ from pathlib import Path
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.tasks.weights import Variant
 
-__all__ = ["VARIANTS", "WEIGHTS", "Variant"]
-
 WEIGHTS = Path(__file__).parent / "weights"
 
 VARIANTS = {

@@ -20,6 +20,7 @@ from pgraft_fast.finetune import Prompts
 from pgraft_fast.tasks.molecules.conditions import condition_of, formula_text, size_text
 from pgraft_fast.tasks.molecules.elements import NO_ATOM, SYMBOLS, Molecules
 from pgraft_fast.tasks.molecules.readers import npz_bytes, padded, read_npz
+from pgraft_fast.tasks.sets import shares
 
 SHIPPED = Path(__file__).parent / "data" / "qm9_7.npz"
 MAX_HEAVY = 7
@@ -75,7 +76,7 @@ def size_prompts(molecules: Molecules, n: int = 100, n_max: int | None = None) -
 
     text: "19 atoms", ascending. condition: (n, n_max) int64, see `conditions`; n_max: the set's most, where it is None.
     """
-    whole = _shares(torch.bincount(molecules.count), n)
+    whole = shares(torch.bincount(molecules.count), n)
     sizes = torch.arange(len(whole)).repeat_interleave(whole)
     return _prompts([size_text(size) for size in sizes.tolist()], molecules, n_max)
 
@@ -86,22 +87,13 @@ def formula_prompts(molecules: Molecules, n: int = 100, n_max: int | None = None
     text: "C4H8O2", in Hill's order. condition: (n, n_max) int64, see `conditions`; n_max: the set's most, where None.
     """
     formulas = Counter(formula_text(row) for row in molecules.elements.tolist()).most_common()
-    whole = _shares(torch.tensor([number for _, number in formulas]), n).tolist()
+    whole = shares(torch.tensor([number for _, number in formulas]), n).tolist()
     texts = [text for (text, _), copies in zip(formulas, whole, strict=True) for _ in range(copies)]
     return _prompts(texts, molecules, n_max)
 
 
 def _prompts(texts: list[str], molecules: Molecules, n_max: int | None) -> Prompts:
     return Prompts(texts, condition_of(texts, n_max or int(molecules.count.max())))
-
-
-def _shares(frequency: torch.Tensor, n: int) -> torch.Tensor:
-    """n in whole numbers as a frequency (k,) has it, (k,) int64, by the largest remainder; of equal ones the first."""
-    share = frequency.to(torch.float64) * n / int(frequency.sum())
-    whole = share.floor().to(torch.int64)
-    left = n - int(whole.sum())
-    whole[(share - whole).argsort(descending=True, stable=True)[:left]] += 1
-    return whole
 
 
 @lru_cache(maxsize=1)
