@@ -108,7 +108,7 @@ def test_arrows_point_one_way():
     """Nothing imports upwards."""
     order = [
         ["amounts", "errors", "extras", "files", "schema", "sizes", "threads", "waiting"], ["ops"], ["diffusion"],
-        ["sampling", "selection", "rewards", "schedulers"],
+        ["sampling", "selection", "rewards", "schedulers", "ranks"],
         ["finetune", "diagnostics", "inverse_noise"], ["pipelines"], ["tasks"],
         ["report"], ["runs"], ["commands"], ["cli"], ["__main__"],
     ]  # fmt: skip

@@ -24,8 +24,9 @@ class Learner:
     run: what is called in training: the model, or a compiled one with the same weights. sampled: the same weights as
     they are called in sampling, with guidance where there is some, for losses on what was sampled. frozen: what the
     contrast objective starts from, called as in training: the reference, or see `freeze`. averaged: the averaged
-    weights, called as in training. Weights of 16 bits have float32 masters, which are trained, averaged and kept; in
-    float16 the loss is scaled. overflows: whether the last step did not end because that scale was too large.
+    weights, called as in training. trained: the weights that get gradients. Those of 16 bits have float32 masters,
+    which are trained, averaged and kept; in float16 the loss is scaled. overflows: whether the last step did not end
+    because that scale was too large.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
@@ -41,6 +42,7 @@ class Learner:
     ) -> None:
         """values: what is trained, by name; averages: what follows it."""
         self.settings, self._masters, self._averages = settings, Masters(values), Masters(averages)
+        self.trained = list(values.values())
         # One pass over all weights where torch has it: a third of the time of the loop over tensors.
         device = next(iter(values.values())).device.type
         self.optimizer = torch.optim.AdamW(
