@@ -140,7 +140,7 @@ class Ledger:
         return {
             "seconds": {phase: round(s, 6) for phase, s in self.seconds.items()},
             "total_seconds": round(total, 6),
-            "device_hours": round(self.device_seconds / 3600.0, 9),
+            "device_hours": round((self._device_seconds + self.ranks * (total - self._earlier)) / 3600.0, 9),
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "model_calls": self.model_calls,
             "cpu_seconds": round(self.cpu_seconds, 3),

@@ -54,6 +54,9 @@ def launch(ranks: int, arguments: Sequence[str]) -> int:
             return _status(status, 128 + int(error.sigval))
         except ChildFailedError as error:
             raise RankError(_cause(error.failures)) from None
+        finally:
+            # Of the ranks, not of this process.
+            del os.environ[STATUS]
         return _status(status, 0)
 
 
@@ -81,8 +84,9 @@ def _environment(ranks: int, gpus: int, known: Mapping[str, str]) -> dict[str, s
 
 def _quiet() -> None:
     """What the engine says of restarts is told in a line of ours, and of signals by the ranks."""
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _end_children() -> None:

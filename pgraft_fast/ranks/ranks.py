@@ -195,9 +195,10 @@ class Ranks:
         late = [] if self._lifeline is None else self._lifeline.behind()
         if self._lifeline is not None and self._lifeline.failure is not None:
             return self._lifeline.failure
-        if late:
-            return f"rank {late[0]} did not come to where rank {self.rank} waited for it ({_line(error)})"
-        return f"rank {self.rank} has lost the others ({_line(error)})"
+        who = f"rank {late[0]}" if late else "another rank"
+        if "by peer" in str(error):
+            return f"{who} is gone: its connection to rank {self.rank} has ended"
+        return f"{who} did not come to where rank {self.rank} waited for it ({_line(error)})"
 
 
 ALONE = Ranks()
