@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from pgraft_fast.commands.devices import device_of
 from pgraft_fast.diagnostics import inception_features
 from pgraft_fast.errors import CheckpointError, InputError, StoppedError
 from pgraft_fast.files import to_json, write_file
-from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, lasting
-from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.finetune.signals import StopRequest
 from pgraft_fast.inverse_noise import (
     Interpolant,
     InverseNoise,
@@ -38,11 +39,13 @@ from pgraft_fast.inverse_noise import (
 )
 from pgraft_fast.inverse_noise.networks import default_field, make_field
 from pgraft_fast.inverse_noise.shards import read_plan
+from pgraft_fast.ranks.ranks import Ranks
 from pgraft_fast.report.correct_report import write_correct_report
 from pgraft_fast.runs.terminal import Terminal
+from pgraft_fast.runs.together import at_work
 from pgraft_fast.tasks.digits.dequantised import digits_flow_task
 from pgraft_fast.tasks.flow import FlowTask
-from pgraft_fast.tasks.flow_evaluation import evaluate_flow
+from pgraft_fast.tasks.flow_evaluation import FlowEvaluation, evaluate_flow
 from pgraft_fast.tasks.pictures import Pictures, thumbnail_features, to_pictures
 
 # Numbers of inverse noise that the diagnosis takes at once, in float64.
@@ -54,8 +57,8 @@ STAGES = ("train-base", "invert", "fit-corrector", "evaluate")
 def correct(config: CorrectConfig, terminal: Terminal, stages: tuple[str, ...] = STAGES) -> dict[str, Any]:
     """Run the stages; what the last one found. Raises InputError where a stage before is missing."""
     run = Path(config.run)
-    with run_lock(run), stop_on_signals() as stop:
-        return _Correct(config, run, terminal, stop).do(stages)
+    with at_work(run, terminal) as (ranks, stop):
+        return _Correct(config, run, terminal, stop, ranks).do(stages)
 
 
 def correct_file(config: Path, run: str | None, stages: tuple[str, ...]) -> dict[str, Any]:
@@ -99,14 +102,15 @@ def _task(config: CorrectConfig) -> FlowTask:
 
 
 class _Correct:
-    def __init__(self, config: CorrectConfig, run: Path, terminal: Terminal, stop: StopRequest) -> None:
-        self.config, self.run, self.terminal, self.stop = config, run, terminal, stop
-        self.device = device_of(config.device)
-        self.task = load_flow_task(config)
+    def __init__(self, config: CorrectConfig, run: Path, terminal: Terminal, stop: StopRequest, ranks: Ranks) -> None:
+        self.config, self.run, self.terminal, self.stop, self.ranks = config, run, terminal, stop, ranks
+        with ranks.together():
+            self.device = device_of(config.device)
+            self.task = load_flow_task(config)
         self.seconds: dict[str, float] = {}
 
     def do(self, stages: tuple[str, ...]) -> dict[str, Any]:
-        write_file(self.run / "config.json", to_json(self.config.model_dump()))
+        self._write(lambda: write_file(self.run / "config.json", to_json(self.config.model_dump())))
         work: dict[str, Callable[[], dict[str, Any]]] = {
             "train-base": self.train_base, "invert": self.invert, "fit-corrector": self.fit, "evaluate": self.evaluate,
         }  # fmt: skip
@@ -119,6 +123,12 @@ class _Correct:
                 self.terminal.line(f"{stage}: {duration(self.seconds[stage])}")
         return {"run": str(self.run), **result}
 
+    def _write(self, write: Callable[[], object]) -> None:
+        """Once, for all ranks, which see it then: they share the folder."""
+        with self.ranks.together():
+            if self.ranks.first:
+                write()
+
     def train_base(self) -> dict[str, Any]:
         """Nothing to do for digits, whose base is shipped."""
         path, base = self.run / "base.safetensors", self.task.base
@@ -130,16 +140,18 @@ class _Correct:
             base = fit_field(
                 network, self.task.source, Interpolant("linear"), training.fit(self.config.seed),
                 folder=self.run / "base", identity=self._base_identity(),
-                log=self.terminal.line, check=self.stop.check,
+                log=self.terminal.line, check=self.stop.check, ranks=self.ranks,
             ).network  # fmt: skip
-        write_file(path, tensor_bytes(base.state_dict(), json.dumps({"identity": self._base_identity()})))
+        data = tensor_bytes(base.state_dict(), json.dumps({"identity": self._base_identity()}))
+        self._write(lambda: write_file(path, data))
         count = sum(weight.numel() for weight in base.parameters())
         return {"base": str(path), "weights": count}
 
     def invert(self) -> dict[str, Any]:
         """Push the data back through the base."""
-        settings, base = self.config.invert, self._base()
-        plan = self._plan()
+        settings = self.config.invert
+        with self.ranks.together():
+            base, plan = self._base(), self._plan()
 
         def on_shard(done: int) -> None:
             self.terminal.advance(done, f"inverted {done} of {settings.samples}")
@@ -149,42 +161,50 @@ class _Correct:
             inverse = invert_shards(
                 base, lambda index: self.task.draw(index, self.config.seed).to(self.device), settings.samples,
                 self.run / "inverse", shard=settings.shard, identity=plan["of"], log=self.terminal.line,
-                check=self.stop.check, on_shard=on_shard, batch_size=settings.shard, **plan["how"],
+                check=self.stop.check, on_shard=on_shard, batch_size=settings.shard, ranks=self.ranks, **plan["how"],
             )  # fmt: skip
         if inverse.failed == inverse.total:
             raise InputError(
                 f"none of {inverse.total} samples inverted (contraction {inverse.contraction:.2f}): raise "
                 "generator.steps, data.noise or base.steps, and take another run folder"
             )
-        summary = self._summary(inverse, diagnose(self._some_noise(inverse)))
+        summary = self.ranks.from_first(lambda: self._summary(inverse, diagnose(self._some_noise(inverse))))
         self.terminal.line(summary["diagnosis"])
         return summary
 
     def fit(self) -> dict[str, Any]:
         """One corrector an interpolant."""
-        settings, inverse = self.config.corrector, self._inverse()
-        noise = inverse.source()
+        settings = self.config.corrector
+        with self.ranks.together():
+            inverse = self._inverse()
+            noise = inverse.source()
         network = None if settings.network is None else settings.network.config()
         for kind in settings.interpolants:
             corrector = NoiseCorrector.fit(
                 noise, device=self.device, interpolant=kind, steps=settings.integration_steps,
                 base_steps=self.config.generator.steps, network=network, settings=settings.fit(self.config.seed),
                 folder=self.run / f"fit-{kind}", identity={"base_sha256": self._hash()},
-                log=self.terminal.line, check=self.stop.check,
+                log=self.terminal.line, check=self.stop.check, ranks=self.ranks,
             )  # fmt: skip
             corrector.told["identity"] = self._corrector_identity(inverse)
-            corrector.save(self.run / f"corrector-{kind}")
+            self._write(partial(corrector.save, self.run / f"corrector-{kind}"))
         return {"correctors": [str(self.run / f"corrector-{kind}") for kind in settings.interpolants]}
 
     def evaluate(self) -> dict[str, Any]:
         """Distances of base and corrected samples, and the report."""
-        settings, inverse = self.config.evaluate, self._inverse()
-        correctors = {str(kind): self._corrector(kind, inverse) for kind in self.config.corrector.interpolants}
+        settings = self.config.evaluate
+        with self.ranks.together():
+            inverse, base = self._inverse(), self._base()
+            correctors = {str(kind): self._corrector(kind, inverse) for kind in self.config.corrector.interpolants}
         evaluation = evaluate_flow(
-            self.task, self._base(), correctors, samples=settings.samples, base_steps=settings.base_steps,
+            self.task, base, correctors, samples=settings.samples, base_steps=settings.base_steps,
             splits=[(pair[0], pair[1]) for pair in settings.splits], solver=self.config.generator.solver,
             seed=self.config.seed, batch_size=settings.batch_size, check=self.stop.check,
+            ranks=self.ranks,
         )  # fmt: skip
+        return self.ranks.from_first(lambda: self._reported(evaluation, inverse))
+
+    def _reported(self, evaluation: FlowEvaluation, inverse: InverseNoise) -> dict[str, Any]:
         diagnosis = diagnose(self._some_noise(inverse))
         result = {
             "rows": evaluation.rows, "floor": evaluation.floor, "features": self.task.feature_name,

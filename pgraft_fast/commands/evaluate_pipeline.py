@@ -1,6 +1,7 @@
 """`pgraft-fast evaluate` of a run on a pipeline: base and tuned on held-out or other prompts, by category."""
 
 import hashlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from pgraft_fast.finetune.checkpoint import load_newest
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.identity import check_same
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.finetune.signals import stop_on_signals
+from pgraft_fast.ranks.ranks import Ranks
 from pgraft_fast.report import Table, interval, write_evaluation_report
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
+from pgraft_fast.runs.together import at_work
 from pgraft_fast.tasks import Task
-from pgraft_fast.tasks.evaluation import evaluate, quality_of
+from pgraft_fast.tasks.evaluation import Evaluation, evaluate, quality_of
 
 # Folder names hold 255 bytes, of up to four a character.
 _LONGEST_NAME = 50
@@ -38,37 +40,42 @@ def evaluate_run(folder: str, prompts: Path | None, samples: int | None, termina
         raise InputError(f"{folder}: not a run on a pipeline; its evaluation is in {run / 'result.json'}")
     if prompts is not None:
         config = config.model_copy(update={"prompts": config.prompts.model_copy(update={"held_out": str(prompts)})})
-    subject = subject_of(config, terminal.line)
-    try:
-        with stop_on_signals() as stop:
-            compared = _Compared(
-                run, subject, config.evaluate.samples if samples is None else samples, terminal, stop.check
-            )
-            if prompts is None:
-                return compared.write("held-out", run / "evaluation-held-out")
-            return compared.write(str(prompts), run / f"evaluation-{_name(prompts, subject.task)}")
-    finally:
-        subject.close()
+    with at_work(None, terminal) as (ranks, stop), ExitStack() as held:
+        with ranks.together():
+            subject = subject_of(config, terminal.line)
+            held.callback(subject.close)
+        many = config.evaluate.samples if samples is None else samples
+        compared = _Compared(run, subject, many, terminal, stop.check, ranks)
+        if prompts is None:
+            return compared.write("held-out", run / "evaluation-held-out")
+        return compared.write(str(prompts), run / f"evaluation-{_name(prompts, subject.task)}")
 
 
 class _Compared:
-    def __init__(self, run: Path, subject: Subject, samples: int, terminal: Terminal, check: Any) -> None:
+    def __init__(self, run: Path, subject: Subject, samples: int, terminal: Terminal, check: Any, ranks: Ranks) -> None:
         self.run, self.subject, self.samples = run, subject, samples
-        self.terminal, self.check = terminal, check
-        self.ledger = Ledger()
+        self.terminal, self.check, self.ranks = terminal, check, ranks
+        self.ledger = Ledger(ranks=ranks.size)
         self.ledger.measure(Energy.of(next(subject.task.model.parameters()).device))
 
     def write(self, prompts: str, out: Path) -> dict[str, Any]:
         """prompts: as they were asked for. out: folder of the result."""
-        subject, n = self.subject, self.subject.config.sample.candidates
+        subject = self.subject
         memory = BatchSize(subject.config.sample.batch_size, "sampling")
         evaluations = {}
-        for which, tuned in (("base", None), ("tuned", tuned_of(self.run, subject, same_base=True))):
+        with self.ranks.together():
+            tuned_model = tuned_of(self.run, subject, same_base=True)
+        for which, tuned in (("base", None), ("tuned", tuned_model)):
             evaluations[which] = evaluate(
                 subject.task, subject.reward, subject.config, self.samples, tuned=tuned, memory=memory,
                 cut=None if tuned is None else subject.config.cut, ledger=self.ledger, check=self.check,
+                ranks=self.ranks,
             )  # fmt: skip
             self.terminal.line(f"{which}: reward {float(evaluations[which].rewards.nanmean()):.4f}")
+        return self.ranks.from_first(lambda: self._reported(prompts, out, evaluations))
+
+    def _reported(self, prompts: str, out: Path, evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+        subject, n = self.subject, self.subject.config.sample.candidates
         rows = {which: quality_of(subject.task, evaluation, None, n) for which, evaluation in evaluations.items()}
         result = {"prompts": prompts, "rows": rows, "spent": self.ledger.summary()}
         try:

@@ -17,10 +17,12 @@ from torch import Tensor
 from pgraft_fast.errors import CheckpointError, StorageError
 from pgraft_fast.files import (
     read_folder,
+    remove_temporary,
     storage_error,
     to_json,
     write_folder,
 )
+from pgraft_fast.ranks.ranks import Ranks
 
 KEEP = 2
 _STATE = "state.json"
@@ -62,6 +64,23 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     if damaged is not None:
         raise CheckpointError(f"{damaged}; no whole checkpoint is left, start again in another run folder")
     return None
+
+
+def newest_for_all(ranks: Ranks, folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
+    """As the first rank finds it in a folder, which is made where it is missing; see `load_newest`."""
+    found: list[Checkpoint] = []
+
+    def read() -> list[Any] | None:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_temporary(folder)
+        newest = load_newest(folder, warn)
+        found.extend([] if newest is None else [newest])
+        return None if newest is None else [newest.round, newest.state]
+
+    known = ranks.from_first(read)
+    if known is None:
+        return None
+    return Checkpoint(known[0], known[1], ranks.tensors_from_first(found[0].tensors if found else None))
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: str | None = None) -> bytes:

@@ -2,17 +2,28 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 
 Losses = Callable[[int, int], Tensor]
 T = TypeVar("T")
+
+
+class Trained(Protocol):
+    """Weights in training: `trained` get the gradients."""
+
+    trained: list[nn.Parameter]
+
+    def begin(self) -> None:
+        """Forget the gradients."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add those of a part of the batch."""
 
 
 class Gradients:
@@ -26,7 +37,7 @@ class Gradients:
     """
 
     def __init__(
-        self, learner: Learner, memory: BatchSize, check: Callable[[], None], enough: Callable[[], bool],
+        self, learner: Trained, memory: BatchSize, check: Callable[[], None], enough: Callable[[], bool],
         ranks: Ranks = ALONE, ordered: bool = False,
     ) -> None:  # fmt: skip
         self._learner, self._memory, self._check, self._enough = learner, memory, check, enough

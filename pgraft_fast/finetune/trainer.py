@@ -10,9 +10,9 @@ from torch import nn
 from pgraft_fast.amounts import duration
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError, OutOfTimeError
-from pgraft_fast.files import check_space, remove_temporary
+from pgraft_fast.files import check_space
 from pgraft_fast.finetune.budget import Budget
-from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, newest_for_all, save_checkpoint
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
@@ -79,9 +79,6 @@ class Trainer:
         self._on_round = on_round
         device = next(model.parameters()).device
         self._checkpoints = self.run / "checkpoints"
-        with ranks.together():
-            if ranks.first:
-                self._checkpoints.mkdir(parents=True, exist_ok=True)
         prompts = Prompts([""]) if prompts is None else prompts
         self.identity: dict[str, Any] = {
             **({"model": sha256_of_module(model)} if identity is None else identity),
@@ -94,6 +91,9 @@ class Trainer:
         self._learner = Learner(model, settings.train) if learner is None else learner
         for name in ("run", "frozen", "averaged", "sampled"):
             setattr(self._learner, name, self.execution.of(getattr(self._learner, name), trained=True))
+        with ranks.together():
+            if ranks.first:
+                self.run.mkdir(parents=True, exist_ok=True)
         if ledger is None:
             ledger = Ledger(self.run / "ledger.jsonl" if ranks.first else None, ranks=ranks.size)
         self.ledger = ledger
@@ -225,7 +225,7 @@ class Trainer:
                 self.ledger.commit(self.rounds_done)
 
     def _resume(self) -> None:
-        checkpoint = self._newest()
+        checkpoint = newest_for_all(self.ranks, self._checkpoints, self._log)
         if checkpoint is None:
             return
         check_same(checkpoint.state["settings"], self.identity, f"the run in {self.run}")
@@ -238,22 +238,6 @@ class Trainer:
         self.last_candidates = checkpoint.tensors["candidates"]
         finished = checkpoint.round >= self.settings.train.rounds
         self._log(f"{self.run} {'is finished:' if finished else 'goes on after'} round {checkpoint.round}")
-
-    def _newest(self) -> Checkpoint | None:
-        """As the first rank finds it."""
-        found: list[Checkpoint] = []
-
-        def read() -> list[Any] | None:
-            remove_temporary(self._checkpoints)
-            newest = load_newest(self._checkpoints, self._log)
-            found.extend([] if newest is None else [newest])
-            return None if newest is None else [newest.round, newest.state]
-
-        known = self.ranks.from_first(read)
-        if known is None:
-            return None
-        number, state = known
-        return Checkpoint(number, state, self.ranks.tensors_from_first(found[0].tensors if found else None))
 
     def _check_equal_runs(self) -> None:
         """Raise InputError where the ranks were given different models, prompts or settings."""

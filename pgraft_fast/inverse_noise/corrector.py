@@ -15,6 +15,7 @@ from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.inverse_noise.interpolants import INTERPOLANTS, Interpolant
 from pgraft_fast.inverse_noise.matching import FitSettings, Rows, Source, fit_field
 from pgraft_fast.inverse_noise.networks import default_field, make_field
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 
 KINDS = (*INTERPOLANTS, "affine")
 _CONFIG, _WEIGHTS = "corrector.json", "corrector.safetensors"
@@ -56,6 +57,7 @@ class NoiseCorrector:
         identity: dict[str, Any] | None = None,
         log: Callable[[str], None] = lambda text: None,
         check: Callable[[], None] = lambda: None,
+        ranks: Ranks = ALONE,
     ) -> "NoiseCorrector":
         """Learn the law of inverse noise (n, *shape); rows that are nan, samples that did not invert, are left out. A
         source, such as `InverseNoise.source()`, has none of these.
@@ -63,7 +65,8 @@ class NoiseCorrector:
         device: to train on, by default that of the noise. interpolant: "trigonometric", "linear", or "affine": mean and
         covariance alone, without training. network: config of the field, see `networks.make_field`. settings: of the
         training; by default a tenth of the rows is held out and ends it. folder: of checkpoints, from which the same
-        call goes on; identity: what else must be the same then. Raises InputError.
+        call goes on; identity: what else must be the same then. ranks: among which the rows of a step are dealt.
+        Raises InputError.
         """
         rows, left_out = (noise, 0) if not isinstance(noise, Tensor) else _whole(noise)
         if left_out:
@@ -83,7 +86,7 @@ class NoiseCorrector:
             field = make_field(shape, {**config, "zero": True}).to(first.device if device is None else device)
         fitted = fit_field(
             field, rows, path, settings, folder=folder, identity={"network": config, **(identity or {})}, log=log,
-            check=check,
+            check=check, ranks=ranks,
         )  # fmt: skip
         summary |= {"trained_steps": fitted.steps, "history": fitted.history}
         return cls(interpolant, shape, fitted.network, config, steps=steps, base_steps=base_steps, told=summary)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pgraft_fast.diffusion import Stream, normal, uniform
 from pgraft_fast.errors import InputError, PgraftError
-from pgraft_fast.files import remove_temporary
 from pgraft_fast.finetune.attention import trusted_attention
-from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.checkpoint import Checkpoint, newest_for_all, save_checkpoint
+from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.identity import (
     changed_versions,
     check_same,
@@ -27,8 +27,10 @@ from pgraft_fast.finetune.identity import (
     sha256_of_tensors,
     versions,
 )
+from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, warmed_up
 from pgraft_fast.inverse_noise.interpolants import Interpolant
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.threads import team_of
 
 _HELD_OUT_SEED = 1 << 62
@@ -115,14 +117,15 @@ def fit_field(
     identity: dict[str, Any] | None = None,
     log: Callable[[str], None] = lambda text: None,
     check: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Regress network(x_u, u) on the interpolant's velocity.
 
     folder: of checkpoints, from which the same call goes on; identity: what else must be the same then. check():
-    between steps, may raise. Raises InputError, CheckpointError, StorageError; PgraftError where the loss is not
-    finite.
+    between steps, may raise. ranks: among which the rows of a step are dealt. Raises InputError, CheckpointError,
+    StorageError; PgraftError where the loss is not finite.
     """
-    fit = _Fit(network, source, interpolant, settings, {**asdict(settings), **(identity or {})}, log)
+    fit = _Fit(network, source, interpolant, settings, {**asdict(settings), **(identity or {})}, log, ranks)
     if folder is not None:
         fit.resume(folder)
     return fit.run(folder, check)
@@ -135,10 +138,24 @@ def _contents(source: Source) -> Any:
     return sha256_of_tensors({"rows": source.rows(torch.arange(min(len(source), 1000)), 0)})
 
 
+class _Weights:
+    """What `Gradients` needs of a network in training."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.trained = list(network.parameters())
+
+    def begin(self) -> None:
+        for weight in self.trained:
+            weight.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+
 class _Fit:
     def __init__(
         self, network: nn.Module, source: Source, interpolant: Interpolant, settings: FitSettings,
-        identity: dict[str, Any], log: Callable[[str], None],
+        identity: dict[str, Any], log: Callable[[str], None], ranks: Ranks,
     ) -> None:  # fmt: skip
         n = len(source)
         if settings.precision not in ("fp32", "bf16"):
@@ -148,6 +165,7 @@ class _Fit:
         if self._train < 1 or (settings.held_out > 0 and self._held < 1):
             raise InputError(f"{n} rows with held_out={settings.held_out}: too few to learn from")
         self._source, self._interpolant, self._settings, self._log = source, interpolant, settings, log
+        self._ranks = ranks
         self._identity = {
             **lasting(identity), "interpolant": interpolant.name, "rows": n, "data": _contents(source),
             "first weights": sha256_of_module(network),
@@ -178,25 +196,29 @@ class _Fit:
 
     def _run(self, folder: Path | None, check: Callable[[], None]) -> None:
         settings, state = self._settings, self._state
+        size = BatchSize(settings.batch_size, "training")
+        gradients = Gradients(_Weights(self._model), size, check, lambda: False, self._ranks)
         while state["step"] < settings.steps and not self._should_stop():
-            self._step(state["step"])
+            self._step(state["step"], gradients)
             state["step"] += 1
             if self._held and state["step"] % settings.check_every == 0:
                 self._judge()
             if folder is not None and state["step"] % settings.save_every == 0:
                 self._save(folder)
-            check()
         if folder is not None and state["step"] % settings.save_every:
             self._save(folder)
 
     def _should_stop(self) -> bool:
         return bool(self._held) and self._state["waited"] >= self._settings.patience
 
-    def _step(self, step: int) -> None:
-        settings = self._settings
-        loss = self._loss(self._model, self._batch(step), step, settings.seed)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def _step(self, step: int, gradients: Gradients) -> None:
+        settings, batch = self._settings, self._batch(step)
+        total = batch.shape[0]
+
+        def losses(low: int, high: int) -> Tensor:
+            return self._loss(self._model, batch, step, settings.seed, slice(low, high)) * ((high - low) / total)
+
+        gradients.of(total, losses)
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), float("inf"))
         if not torch.isfinite(norm):
             raise PgraftError(f"the gradient of step {step} is not finite; lower learning_rate")
@@ -220,13 +242,14 @@ class _Fit:
         index = (uniform(self._settings.seed, place, step, Stream.FIELD_ROWS) * self._train).long()
         return self._source.rows(index, step)
 
-    def _loss(self, network: nn.Module, data: Tensor, step: int, seed: int) -> Tensor:
+    def _loss(self, network: nn.Module, data: Tensor, step: int, seed: int, part: slice = slice(None)) -> Tensor:
+        """Mean over some rows of a batch, whose noise and time are those of their places in it."""
         device, n = self._device, data.shape[0]
-        data = data.to(device, non_blocking=True)
-        place = torch.arange(n, device=device)
+        data = data[part].to(device, non_blocking=True)
+        place = torch.arange(n, device=device)[part]
         noise = normal(seed, place, step, tuple(data.shape[1:]), Stream.FIELD_NOISE)
         # Spread evenly over each batch.
-        offset = uniform(seed, place[:1], step, Stream.FIELD_TIME)
+        offset = uniform(seed, torch.zeros_like(place[:1]), step, Stream.FIELD_TIME)
         u = ((offset + place / n) % 1.0).to(torch.float32)
         x, target = self._interpolant.between(data, noise, u)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._settings.precision == "bf16"):
@@ -235,15 +258,8 @@ class _Fit:
 
     @torch.no_grad()
     def _judge(self) -> None:
-        """The loss of the average on the rows held out, always at the same noise."""
-        # Pictures are judged in smaller parts than points.
-        state, size = self._state, 4096 if not self._source.slow else self._settings.batch_size
-        losses = []
-        for low in range(0, self._held, size):
-            index = torch.arange(self._train + low, min(self._train + low + size, self._train + self._held))
-            rows = self._source.rows(index, low // size)
-            losses.append(float(self._loss(self._average, rows, low // size, _HELD_OUT_SEED)) * index.numel())
-        loss = sum(losses) / self._held
+        """The loss of the average on the rows held out, always at the same noise; the first rank tells all."""
+        state, loss = self._state, self._ranks.from_first(self._held_out_loss)
         state["history"].append({"step": state["step"], "held_out_loss": loss})
         if state["best"] is None or loss < state["best"]:
             state["best"], state["waited"] = loss, 0
@@ -252,6 +268,16 @@ class _Fit:
             state["waited"] += 1
         self._log(f"step {state['step']} of {self._settings.steps}: held-out loss {loss:.4f}")
 
+    def _held_out_loss(self) -> float:
+        # Pictures are judged in smaller parts than points.
+        size = 4096 if not self._source.slow else self._settings.batch_size
+        losses = []
+        for low in range(0, self._held, size):
+            index = torch.arange(self._train + low, min(self._train + low + size, self._train + self._held))
+            rows = self._source.rows(index, low // size)
+            losses.append(float(self._loss(self._average, rows, low // size, _HELD_OUT_SEED)) * index.numel())
+        return sum(losses) / self._held
+
     def _save(self, folder: Path) -> None:
         tensors = {
             "model": self._model.state_dict(), "average": self._average.state_dict(),
@@ -259,17 +285,13 @@ class _Fit:
         }  # fmt: skip
         if self._best is not None:
             tensors["best"] = self._best
-        save_checkpoint(
-            folder,
-            Checkpoint(
-                self._state["step"], {"fit": self._state, "identity": self._identity, "versions": versions()}, tensors
-            ),
-        )  # fmt: skip
+        state = {"fit": self._state, "identity": self._identity, "versions": versions()}
+        with self._ranks.together():
+            if self._ranks.first:
+                save_checkpoint(folder, Checkpoint(self._state["step"], state, tensors))
 
     def resume(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_temporary(folder)
-        checkpoint = load_newest(folder, self._log)
+        checkpoint = newest_for_all(self._ranks, folder, self._log)
         if checkpoint is None:
             return
         check_same(checkpoint.state["identity"], self._identity, f"the run in {folder}")

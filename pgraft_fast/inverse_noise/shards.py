@@ -17,6 +17,7 @@ from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
 from pgraft_fast.inverse_noise.invert import invert
 from pgraft_fast.inverse_noise.matching import Rows, Source
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling import Model
 
 _PLAN, _DATA = "plan.json", "shard.safetensors"
@@ -107,21 +108,43 @@ def invert_shards(
     log: Callable[[str], None] = lambda text: None,
     check: Callable[[], None] = lambda: None,
     on_shard: Callable[[int], None] = lambda done: None,
+    ranks: Ranks = ALONE,
     **how: Any,
 ) -> InverseNoise:
     """Invert samples data(index) (B, ...) for index 0 ... total - 1 into `folder`; the same call again goes on.
 
     how: arguments of `invert`. identity: JSON that names the data; it, `how`, the model's weights and the first samples
-    must be the same for a folder to go on. A damaged shard is made anew. on_shard(done): samples done so far. Raises
-    InputError, StorageError.
+    must be the same for a folder to go on. A damaged shard is made anew. on_shard(done): samples done so far. ranks:
+    each makes its share of the shards, in a folder that all of them see. Raises InputError, StorageError.
     """
     if total < 1 or shard < 1:
         raise InputError(f"total={total}, shard={shard}: both must be at least 1")
+    with ranks.together():
+        if ranks.first:
+            _begin(model, data, total, folder, shard, how, identity or {})
+    with ranks.together():
+        first, last = ranks.part(-(-total // shard))
+        for number in range(first, last):
+            path, low = folder / f"shard-{number:06d}", number * shard
+            high = min(low + shard, total)
+            if not _is_done(path, log):
+                ranks.check()
+                _invert_shard(model, data, torch.arange(low, high), path, check, how)
+            on_shard(high)
+    with ranks.together():
+        return open_shards(folder)
+
+
+def _begin(
+    model: Model, data: Callable[[Tensor], Tensor], total: int, folder: Path, shard: int, how: dict[str, Any],
+    identity: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write what the shards are of, or see that it is the same."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary(folder)
     plan = {
         "total": total, "shard": shard, **{key: _as_json(how[key]) for key in how if key != "batch_size"},
-        **(identity or {}),
+        **identity,
         "first samples": sha256_of_tensors({"rows": data(torch.arange(min(total, _COMPARED)))}),
         "model weights": sha256_of_module(model) if isinstance(model, nn.Module) else "a function",
     }  # fmt: skip
@@ -130,22 +153,20 @@ def invert_shards(
         check_same(read_plan(folder), json.loads(to_json(plan)), f"the inversion in {folder}")
     else:
         write_file(path, to_json(plan))
-    for low in range(0, total, shard):
-        path, high = folder / f"shard-{low // shard:06d}", min(low + shard, total)
-        if _is_done(path, log):
-            on_shard(high)
-            continue
-        index = torch.arange(low, high)
-        inversion = invert(model, data(index), check=check, **how)
-        kept = inversion.converged
-        tensors = {"noise": inversion.noise[kept], "index": index[kept.cpu()], "round_trip": inversion.round_trip[kept]}
-        summary = {
-            "samples": high - low, "failed": int((~kept).sum()), "calls": inversion.calls,
-            "contraction": _number(inversion.contraction), "worst_round_trip": _largest(inversion.round_trip[kept]),
-        }  # fmt: skip
-        write_folder(path, {_DATA: tensor_bytes(tensors), "told.json": to_json(summary)})
-        on_shard(high)
-    return open_shards(folder)
+
+
+def _invert_shard(
+    model: Model, data: Callable[[Tensor], Tensor], index: Tensor, path: Path, check: Callable[[], None],
+    how: dict[str, Any],
+) -> None:  # fmt: skip
+    inversion = invert(model, data(index), check=check, **how)
+    kept = inversion.converged
+    tensors = {"noise": inversion.noise[kept], "index": index[kept.cpu()], "round_trip": inversion.round_trip[kept]}
+    summary = {
+        "samples": index.numel(), "failed": int((~kept).sum()), "calls": inversion.calls,
+        "contraction": _number(inversion.contraction), "worst_round_trip": _largest(inversion.round_trip[kept]),
+    }  # fmt: skip
+    write_folder(path, {_DATA: tensor_bytes(tensors), "told.json": to_json(summary)})
 
 
 def read_plan(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ run/config.json, run/ledger.jsonl, run/checkpoints/, run/evaluation/{before,afte
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,16 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.extras import REPORT, need
 from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
-from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
+from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import sha256_of
-from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.finetune.signals import StopRequest
 from pgraft_fast.ranks.ranks import Ranks
-from pgraft_fast.ranks.start import joined
 from pgraft_fast.runs.batches import with_batches
 from pgraft_fast.runs.mode import with_mode
 from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized, with_prompts
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
+from pgraft_fast.runs.together import at_work
 from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, features_of, quality_of
 
 CONFIG, RESULT = "config.json", "result.json"
@@ -44,11 +43,7 @@ def finish_run(
     each round. Returns what result.json holds. Started by torchrun or the like, all ranks make one run together.
     """
     need("the report of a run", *REPORT)
-    with stop_on_signals() as stop, joined() as ranks, ExitStack() as held:
-        with ranks.together():
-            if ranks.first:
-                held.enter_context(run_lock(run))
-        terminal.speaks = ranks.first
+    with at_work(run, terminal) as (ranks, stop):
         ledger = Ledger(run / "ledger.jsonl" if ranks.first else None, ranks=ranks.size)
         finished, subject = False, None
         try:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pgraft_fast.diagnostics import Slices, count_flops, frechet_distance, nearest_distances
 from pgraft_fast.diffusion import normal
 from pgraft_fast.inverse_noise import NoiseCorrector, generate
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.tasks.flow import FlowTask
 
 _REFERENCE, _FLOOR, _NOISE = 101, 102, 103
@@ -40,15 +41,16 @@ def evaluate_flow(
     shown: int = 100,
     batch_size: int = 1000,
     check: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> FlowEvaluation:
     """splits: (steps of the base, steps of the corrector). An affine corrector is measured once for each base.
 
     Rows: name, base_steps, corrector_steps, flops_per_image (counted), fd (in the task's features), swd (sliced
     Wasserstein distance of the states), nearest (median distance to the nearest training sample, nan without data).
-    No more than a batch of samples is kept. check(): between batches, may raise.
+    No more than a batch of samples is kept. check(): between batches, may raise. ranks: among which samples are dealt.
     """
     device = next(base.parameters()).device
-    measure = _Measure(task, samples, batch_size, shown, device, check)
+    measure = _Measure(task, samples, batch_size, shown, device, check, ranks)
     reference = measure(lambda index: task.draw(index, seed + _REFERENCE))
     floor = measure.against(reference, measure(lambda index: task.draw(index, seed + _FLOOR)))
     rows: list[dict[str, Any]] = []
@@ -102,26 +104,38 @@ class _Measure:
     """Draws batch after batch and keeps what distances need."""
 
     def __init__(
-        self, task: FlowTask, samples: int, batch_size: int, shown: int, device: torch.device, check: Callable[[], None]
-    ) -> None:
+        self, task: FlowTask, samples: int, batch_size: int, shown: int, device: torch.device,
+        check: Callable[[], None], ranks: Ranks,
+    ) -> None:  # fmt: skip
         self._task, self._samples, self._batch, self._shown = task, samples, batch_size, shown
-        self._device, self._check = device, check
+        self._device, self._check, self._ranks = device, check, ranks
         self._slices = Slices(task.data_size)
         self._data = None if task.data is None else task.data.to(device)
 
     def __call__(self, draw: Callable[[Tensor], Tensor]) -> _Set:
-        features, slices, nearest, first = [], [], [], []
-        for low in range(0, self._samples, self._batch):
-            self._check()
-            x = draw(torch.arange(low, min(low + self._batch, self._samples))).to(self._device)
-            features.append(self._task.features_of(x))
-            slices.append(self._slices.of(x))
-            if self._data is not None and low < _NEAREST:
-                nearest.append(nearest_distances(x[: _NEAREST - low], self._data).cpu())
-            if low < self._shown:
-                first.append(x[: self._shown - low].cpu())
-        median = float(torch.cat(nearest).median()) if nearest else float("nan")
-        return _Set(torch.cat(features), torch.cat(slices), median, torch.cat(first))
+        ranks, features, slices = self._ranks, [], []
+        nearest, first = [torch.empty(0)], [torch.empty(0, *self._task.shape)]
+        with ranks.together():
+            begin, end = ranks.part(self._samples)
+            for low in range(begin, end, self._batch):
+                self._check()
+                ranks.check()
+                x = draw(torch.arange(low, min(low + self._batch, end))).to(self._device)
+                features.append(self._task.features_of(x))
+                slices.append(self._slices.of(x))
+                if self._data is not None and low < _NEAREST:
+                    nearest.append(nearest_distances(x[: _NEAREST - low], self._data).cpu())
+                if low < self._shown:
+                    first.append(x[: self._shown - low].cpu())
+        distances = self._of_all(nearest, 0 if self._data is None else _NEAREST)
+        median = float(distances.median()) if distances.numel() else float("nan")
+        everything = self._of_all(features, self._samples), self._of_all(slices, self._samples)
+        return _Set(*everything, median, self._of_all(first, self._shown))
+
+    def _of_all(self, own: list[Tensor], most: int) -> Tensor:
+        """The rows of all ranks, where those of the first `most` samples were kept."""
+        counts = [max(0, min(high, most) - low) for low, high in self._ranks.bounds(self._samples)]
+        return self._ranks.rows(torch.cat(own), counts)
 
     @staticmethod
     def against(reference: _Set, drawn: _Set) -> dict[str, float]:
