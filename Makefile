@@ -34,7 +34,7 @@ test-gpu: $(READY)
 bench: $(READY)
 	$(BIN)/pgraft-fast bench all
 
-# On a machine as it is, without a network: PYTHON=... has torch. PART: tests, ops, pipelines, finetune, profile, at
+# On a machine as it is, without a network: PYTHON=... has torch. PART: tests, ops, pipelines, finetune, ranks, profile, at
 # most eight minutes each, or all, nine. Files go to OUT.
 gpu-check:
 	OUT="$(OUT)" PART="$(PART)" $(PYTHON) benchmarks/gpu_check.py

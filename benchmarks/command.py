@@ -16,7 +16,7 @@ from pgraft_fast_benchmarks import records, show
 from pgraft_fast_benchmarks.harness import Settings
 from pgraft_fast_benchmarks.run import module_of
 
-BENCHES = ("ops", "sampling", "round", "invert", "quality", "methods", "cut")
+BENCHES = ("ops", "sampling", "round", "ranks", "invert", "quality", "methods", "cut")
 KNOWN = (*BENCHES, "scaling", "all", "plot")
 SIZES = ("full", "quick", "smoke")
 _NEED_DIFFUSERS = ("sampling", "methods", "cut")

@@ -29,7 +29,7 @@ from code_path import make  # noqa: E402
 
 from pgraft_fast.waiting import passive_environment  # noqa: E402
 
-PARTS = ("tests", "ops", "pipelines", "finetune", "profile")
+PARTS = ("tests", "ops", "pipelines", "finetune", "ranks", "profile")
 MINUTES, MINUTES_OF_ALL = 8.0, 9.0
 _MODULE = [sys.executable, "-m"]
 _RUN = [*_MODULE, "pgraft_fast_benchmarks.run"]
@@ -81,6 +81,13 @@ def pieces(part: str, out: Path) -> list[Piece]:
         ],
         "finetune": [
             Piece("bench-round", 470, [*_RUN, "round", *csv], ("sklearn", "pydantic", "diffusers", "peft"), gpu=False),
+        ],
+        "ranks": [
+            # NCCL on one rank, gloo on two that share a GPU, each against the same run in one process.
+            Piece("ranks", 240, [*_MODULE, "pytest", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "-v",
+                  "--tb=short", str(ROOT / "tests" / "gpu" / "test_ranks.py")], ("pytest", "pydantic", "sklearn")),
+            Piece("bench-ranks", 200, [*_RUN, "ranks", *csv], ("sklearn", "pydantic", "rich", "matplotlib", "tyro"),
+                  gpu=False),
         ],
         "profile": [
             Piece("profile", 240, [*_MODULE, "pgraft_fast_benchmarks.profile_round"],

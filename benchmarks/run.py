@@ -16,7 +16,9 @@ from pgraft_fast.waiting import wait_passively
 def main(arguments: list[str] | None = None) -> int:
     """See the module."""
     parser = argparse.ArgumentParser(prog="pgraft_fast_benchmarks.run", description=__doc__)
-    parser.add_argument("what", choices=("ops", "sampling", "round", "invert", "quality", "methods", "cut", "scaling"))
+    parser.add_argument(
+        "what", choices=("ops", "sampling", "round", "ranks", "invert", "quality", "methods", "cut", "scaling")
+    )
     parser.add_argument("--size", choices=("full", "quick", "smoke"), default="full")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--run", help="time stamp of the run, where several processes make its parts")

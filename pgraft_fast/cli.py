@@ -283,7 +283,7 @@ def bench(
         Positional[str],
         arg(
             metavar="WHAT",
-            help="ops, sampling, round, invert, quality, methods; all of these; scaling; plot, of benchmarks/results",
+            help="ops, sampling, round, ranks, invert, quality, methods, cut; all of these; scaling; plot, of results",
         ),
     ],
     /,

@@ -18,6 +18,7 @@ from pgraft_fast.report.page import Picture, Section, Sound, Table, interval, wr
 from pgraft_fast.report.pipeline_report import category_sections, prompts_section
 from pgraft_fast.report.plan_report import plan_section
 from pgraft_fast.report.plots import Curve, bars_png, curves_png, histogram_png, picture_grid_png
+from pgraft_fast.report.ranks_report import ranks_sections
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.evaluation import Evaluation, pictures_of
 
@@ -50,6 +51,7 @@ def write_run_report(
         *_samples(task, before, after, settings.sample.candidates),
         _rewards_section(result, before, after, candidates),
         time_section(result["spent"]["seconds"], result["spent"]),
+        *ranks_sections(result),
         law_section(settings.select, settings.sample.candidates, before.rewards),
         *copies_sections(settings.select, candidates),
     ]
