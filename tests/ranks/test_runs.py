@@ -156,3 +156,45 @@ def kill_with_ranks(process: subprocess.Popen) -> None:
     for number in (process.pid, *map(int, children)):
         os.kill(number, signal.SIGKILL)
     process.wait()
+
+
+CORRECTION = """
+run = "{run}"
+[generator]
+steps = 3
+[invert]
+samples = 80
+shard = 16
+[corrector]
+interpolants = ["trigonometric", "affine"]
+integration_steps = 2
+steps = 40
+batch_size = 32
+check_every = 20
+save_every = 20
+[evaluate]
+samples = 64
+base_steps = [3]
+splits = [[3, 2]]
+"""
+
+
+@pytest.mark.slow
+def test_a_correction_on_two_ranks(tmp_path):
+    """Shards are inverted by either rank, bit for bit; the corrector and the distances agree to rounding."""
+    for size in (1, 2):
+        path = tmp_path / f"{size}.toml"
+        path.write_text(CORRECTION.format(run=tmp_path / str(size)))
+        ended = ranked.run(size, ["-m", "pgraft_fast", "correct", str(path)])
+        assert [status for status, _, _ in ended] == [0] * size, ended
+        assert all(errors == "" for _, _, errors in ended[1:])
+    one, two = tmp_path / "1", tmp_path / "2"
+    for shard in sorted((one / "inverse").glob("shard-*")):
+        noise = "shard.safetensors"
+        assert (shard / noise).read_bytes() == (two / "inverse" / shard.name / noise).read_bytes()
+    assert len(list((two / "inverse").glob("shard-*"))) == 5
+    rows, known = (json.loads((run / "result.json").read_text())["rows"] for run in (two, one))
+    for row, expected in zip(rows, known, strict=True):
+        assert row["name"] == expected["name"]
+        for name in ("fd", "swd", "nearest"):
+            assert row[name] == pytest.approx(expected[name], rel=2e-3)
