@@ -5,6 +5,7 @@ with a wrong result, 2 wrong input in one line, 70 what nobody expected, in one 
 instead with PGRAFT_FAST_TRACEBACK=1), 130 stopped by the user, 141 nobody reads the output any more.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -19,16 +20,28 @@ from pgraft_fast.commands.exits import status_of
 from pgraft_fast.commands.options import F, check_writable, checked
 from pgraft_fast.commands.output import Json, check_json, emit
 from pgraft_fast.errors import InputError, StoppedError
+from pgraft_fast.ranks.environment import of_ranks
 from pgraft_fast.schema import Count, Repetitions, Scale, Seed, Steps, Threads
 from pgraft_fast.waiting import wait_passively
 
 app = tyro.extras.SubcommandApp()
 
 
-def command(name: str | None = None) -> Callable[[F], F]:
-    """A subcommand; its options are checked first."""
+def command(name: str | None = None, on_ranks: bool = False) -> Callable[[F], F]:
+    """A subcommand; its options are checked first. on_ranks: whether several processes make it together."""
     add = app.command(name=name)
-    return lambda function: add(checked(function))
+    return lambda function: add(checked(function if on_ranks else _alone(function)))
+
+
+def _alone(function: F) -> F:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if of_ranks():
+            name = function.__name__.replace("_", "-")
+            raise InputError(f"{name}: one process makes it; start it without torchrun, accelerate launch or srun")
+        return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 @command()
@@ -66,7 +79,7 @@ def demo(
     emit(run_demo(settings, out or folder, Terminal()), json)
 
 
-@command()
+@command(on_ranks=True)
 def finetune(
     config: Annotated[Positional[Path], arg(metavar="CONFIG.toml")],
     /,
@@ -165,7 +178,7 @@ def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json
     emit(result, json)
 
 
-@command()
+@command(on_ranks=True)
 def info(*, json: Json = None) -> None:
     """Versions, devices, threads and how they wait, shipped weights."""
     from pgraft_fast.commands.info import info as collect
@@ -174,7 +187,7 @@ def info(*, json: Json = None) -> None:
     emit(collect(), "-" if json is None else json)
 
 
-@command("train-base")
+@command("train-base", on_ranks=True)
 def train_base(
     task: Annotated[
         Positional[str],
@@ -199,6 +212,8 @@ def train_base(
             raise InputError(f"--data {data}: the data of {task} is in the file")
         emit(_correct(Path(task), None, "train-base"), json)
         return
+    if of_ranks():
+        raise InputError(f"train-base {task}: one process makes it; start it without torchrun")
     emit(train(task, out, seed, data), json)
 
 
@@ -206,28 +221,28 @@ Config = Annotated[Positional[Path], arg(metavar="CONFIG.toml")]
 Run = Annotated[str | None, arg(help="run folder, in place of the config's")]
 
 
-@command()
+@command(on_ranks=True)
 def correct(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """Correct the noise of a flow: train its base, invert the data, fit the correctors, evaluate, report."""
     check_json(json)
     emit(_correct(config, run), json)
 
 
-@command()
+@command(on_ranks=True)
 def invert(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """The second stage of `correct`: push the data back through the base."""
     check_json(json)
     emit(_correct(config, run, "invert"), json)
 
 
-@command("fit-corrector")
+@command("fit-corrector", on_ranks=True)
 def fit_corrector(config: Config, /, *, run: Run = None, json: Json = None) -> None:
     """The third stage of `correct`: learn the law of the inverse noise."""
     check_json(json)
     emit(_correct(config, run, "fit-corrector"), json)
 
 
-@command()
+@command(on_ranks=True)
 def evaluate(
     source: Annotated[
         Positional[Path], arg(metavar="RUN|CONFIG.toml", help="a run on a pipeline, or a config of `correct`")

@@ -5,7 +5,7 @@ from clock import Clock
 from pydantic import ValidationError
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune import Budget, BudgetSettings, Ledger
+from pgraft_fast.finetune import Budget, BudgetSettings, FinetuneSettings, Ledger
 
 
 def test_without_a_budget_everything_fits():
@@ -92,3 +92,35 @@ def test_the_tighter_time_limit_counts():
 def test_bad_settings(value):
     with pytest.raises(ValidationError):
         BudgetSettings(**value)
+
+
+def test_gpu_hours_are_shared_by_the_ranks():
+    clock = Clock()
+    ledger = Ledger(clock=clock, ranks=4)
+    budget = Budget(BudgetSettings(gpu_hours=0.1, wall_seconds=80.0), ledger)
+    # 360 s of devices are 90 s of four; the wall's 80 are fewer.
+    assert budget.seconds_left() == 80.0
+    clock.now += 60.0
+    assert budget.seconds_left() == 20.0
+    only = Budget(BudgetSettings(gpu_hours=0.1), ledger)
+    assert only.seconds_left() == 30.0
+    clock.now += 30.0
+    assert only.time_is_up()
+    assert BudgetSettings(gpu_hours=0.1, wall_seconds=80.0).seconds(4) == 320.0
+    assert BudgetSettings(gpu_hours=0.1, wall_seconds=80.0).seconds() == 80.0
+
+
+@pytest.mark.parametrize(
+    ("sample", "train", "at_once", "rows"),
+    [
+        ({"candidates": 16}, {"batch_size": 64}, 16, 6),
+        ({"candidates": 16, "batch_size": 10}, {"batch_size": 64, "micro_batch": 16}, 8, 16),
+        ({"candidates": 7, "batch_size": 6}, {"batch_size": 4}, 1, 1),
+    ],
+)
+def test_batches_of_a_deterministic_run(sample, train, at_once, rows):
+    """They depend on nothing but the config: a group, or even parts of it, and twelfths."""
+    settings = FinetuneSettings(deterministic=True, sample=sample, train=train).in_fixed_batches()
+    assert (settings.sample.batch_size, settings.train.micro_batch) == (at_once, rows)
+    free = FinetuneSettings(sample=sample, train=train)
+    assert free.in_fixed_batches() == free

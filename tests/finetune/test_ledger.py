@@ -98,3 +98,47 @@ def test_unknown_phase_and_bad_path(tmp_path):
         Ledger().enter("lunch")
     with pytest.raises(StorageError, match="cannot be written"):
         Ledger(tmp_path / "no" / "ledger.jsonl")
+
+
+def test_device_hours_count_every_rank(tmp_path):
+    """Of a run that went on with another number of ranks."""
+    path, clock = tmp_path / "ledger.jsonl", Clock()
+    first = Ledger(path, clock, ranks=4)
+    spend(first, "sample", 10.0)
+    first.commit(1)
+    assert first.device_seconds == 40.0
+    first.close(finished=False)
+    second = Ledger(path, Clock(), ranks=2)
+    assert (second.elapsed, second.device_seconds) == (10.0, 40.0)
+    spend(second, "sample", 5.0)
+    assert (second.elapsed, second.device_seconds) == (15.0, 50.0)
+    assert second.summary()["device_hours"] == pytest.approx(50.0 / 3600, abs=1e-9)
+    assert second.summary()["ranks"] == 2
+    second.close(finished=True)
+    alone = Ledger(path, Clock())
+    spend(alone, "save", 1.0)
+    assert alone.device_seconds == 51.0 and "ranks" not in alone.summary()
+
+
+@pytest.mark.parametrize("torn", ["", '{"phase": "tra'])
+def test_energy_is_that_of_all_boards(tmp_path, torn):
+    path, board = tmp_path / "ledger.jsonl", Clock()
+    ledger = Ledger(path, Clock(), ranks=3)
+    ledger.measure(board)
+    board.now += 7.0
+    # Between two rounds the others are taken to need as much.
+    assert ledger.joules_now() == 21.0
+    assert ledger.take_joules() == 7.0
+    ledger.add_joules([7.0, 5.0, 6.0])
+    assert ledger.joules == 18.0 and ledger.joules_now() == 18.0
+    board.now += 1.0
+    assert ledger.joules_now() == 21.0
+    ledger.commit(1)
+    ledger.close(finished=True)
+    with path.open("a") as file:
+        file.write(torn)
+    again = Ledger(path, Clock(), ranks=2)
+    assert again.joules == 19.0
+    again.close(finished=True)
+    # What follows a torn line is read.
+    assert Ledger(path, Clock())._ranks_before == 2
