@@ -81,7 +81,11 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
 def read_folder(path: Path) -> dict[str, bytes]:
     """All files of a folder written by `write_folder`. Raises CheckpointError where one byte differs."""
     try:
-        hashes = json.loads((path / MANIFEST).read_bytes())["sha256"]
+        manifest = (path / MANIFEST).read_bytes()
+        hashes = json_of(manifest)["sha256"]
+        if to_json({"sha256": hashes}) != manifest:
+            raise ValueError("not as it was written")
+        # Nothing beside the folder is read, whatever the manifest names.
         files = {name: (path / Path(name).name).read_bytes() for name in hashes}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__})") from error
@@ -125,6 +129,19 @@ def remove_temporary(folder: Path) -> None:
 def to_json(value: Any) -> bytes:
     """Readable JSON with a fixed order of keys; numbers that are not finite, which JSON has not, are null."""
     return (json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def to_line(value: Any) -> bytes:
+    """As `to_json`, on one line."""
+    return (json.dumps(_finite(value), sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def json_of(data: bytes | str) -> Any:
+    """Inverse of `to_json`, of a file that anybody may have written. Raises ValueError."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _finite(value: Any) -> Any:

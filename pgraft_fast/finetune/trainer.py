@@ -12,7 +12,7 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.files import check_space, remove_temporary
 from pgraft_fast.finetune.budget import Budget
-from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, History, load_newest, save_checkpoint
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
@@ -60,7 +60,7 @@ class Trainer:
         on_round: Callable[[int, dict[str, Any]], None] = lambda number, entry: None,
     ) -> None:
         self.settings = settings
-        self.history: list[dict[str, Any]] = []
+        self.history = History()
         self.last_candidates: dict[str, torch.Tensor] = {}
         self.run = Path(run)
         self._log = log
@@ -193,7 +193,7 @@ class Trainer:
             self._log(f"{self.run}: {message}")
         self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
         self._method.load(checkpoint.state.get("method", {}))
-        self.history = checkpoint.state["history"]
+        self.history = History(checkpoint.state["history"])
         self.last_candidates = checkpoint.tensors["candidates"]
         finished = checkpoint.round >= self.settings.train.rounds
         self._log(f"{self.run} {'is finished:' if finished else 'goes on after'} round {checkpoint.round}")
