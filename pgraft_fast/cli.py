@@ -18,7 +18,7 @@ from tyro.conf import Positional, arg
 from pgraft_fast.commands.exits import status_of
 from pgraft_fast.commands.options import F, check_writable, checked
 from pgraft_fast.commands.output import Json, check_json, emit
-from pgraft_fast.errors import InputError, StoppedError
+from pgraft_fast.errors import InputError, StoppedError, in_a_line
 from pgraft_fast.schema import Count, Repetitions, Scale, Seed, Steps, Threads
 from pgraft_fast.waiting import wait_passively
 
@@ -141,7 +141,7 @@ def sample(
         ),
         json,
     )  # fmt: skip
-    print(out, file=sys.stderr)
+    print(in_a_line(str(out)), file=sys.stderr)
 
 
 @command()
@@ -151,7 +151,7 @@ def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json
 
     check_json(json)
     result = rebuild_report(run)
-    print(result["report"], file=sys.stderr)
+    print(in_a_line(result["report"]), file=sys.stderr)
     emit(result, json)
 
 
@@ -258,7 +258,7 @@ def export(
 
     check_json(json)
     emit(write(run, out, format), json)
-    print(out, file=sys.stderr)
+    print(in_a_line(str(out)), file=sys.stderr)
 
 
 def _correct(config: Path, run: str | None, *stages: str) -> dict[str, Any]:

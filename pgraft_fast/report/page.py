@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from pgraft_fast.errors import printable
 from pgraft_fast.files import storage_error, write_file
 
 
@@ -74,8 +75,9 @@ def interval(ends: Sequence[float | None]) -> str:
 def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> Path:
     """Write folder/index.html, one PNG a picture and one WAV a sound. Raises StorageError."""
     environment = Environment(
-        loader=PackageLoader("pgraft_fast.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=PackageLoader("pgraft_fast.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
+    )  # fmt: skip
     html = environment.get_template("page.html.j2").render(title=title, lead=lead, sections=sections)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pgraft_fast.errors import PgraftError, RewardError
+from pgraft_fast.errors import PgraftError, RewardError, in_a_line
 from pgraft_fast.rewards.memory import in_parts
 from pgraft_fast.rewards.returned import as_numbers
 from pgraft_fast.rewards.urls import without_secrets
@@ -76,8 +76,8 @@ def of_samples(ids: Sequence[int]) -> str:
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """An error's text on one line of bounded length, without the passwords of URLs."""
-    text = without_secrets(" ".join(str(error).split()))
+    """An error's text on one line of bounded length, without the passwords of URLs and what a terminal would obey."""
+    text = without_secrets(in_a_line(str(error)))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

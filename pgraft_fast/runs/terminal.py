@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from pgraft_fast.errors import in_a_line, printable
 
 if TYPE_CHECKING:
     from pgraft_fast import report
@@ -17,7 +20,10 @@ _NARROW = 8
 
 
 class Terminal:
-    """Writes to stderr, so that stdout stays free for JSON. log: gets the lines instead."""
+    """Writes to stderr, so that stdout stays free for JSON. log: gets the lines instead.
+
+    Names and texts of files stand in what is written: what a terminal would obey in them is written out.
+    """
 
     def __init__(self, log: Callable[[str], None] | None = None) -> None:
         self._log = log
@@ -29,6 +35,7 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """One line, above the bar if there is one."""
+        text = printable(" ".join(text.splitlines()))
         if self._log is not None:
             self._log(text)
         elif self._console.is_terminal:
@@ -38,13 +45,13 @@ class Terminal:
 
     def table(self, title: str, table: "report.Table") -> None:
         """A table and its note; first column left, the others right."""
-        drawn = Table(title=title, title_justify="left")
+        drawn = Table(title=Text(in_a_line(title)), title_justify="left")
         # Cells of a wide one take two lines rather than lose their ends.
         narrow = len(table.header) <= _NARROW
         for index, name in enumerate(table.header):
-            drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=narrow)
+            drawn.add_column(Text(in_a_line(name)), justify="left" if index == 0 else "right", no_wrap=narrow)
         for row in table.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*(Text(in_a_line(cell)) for cell in row))
         self._console.print(drawn)
         self._console.print(table.note, markup=False)
 
