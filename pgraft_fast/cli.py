@@ -227,6 +227,7 @@ def evaluate(
     run: Run = None,
     prompts: Annotated[Path | None, arg(help="file or folder of prompts, in place of the held-out ones")] = None,
     samples: Annotated[Count | None, arg(help="in place of the config's")] = None,
+    trust: Annotated[bool, arg(help="run the code that the folder's config names as rewards")] = False,
     json: Json = None,
 ) -> None:
     """Base and tuned side by side on held-out or other prompts; or the last stage of `correct`."""
@@ -241,7 +242,7 @@ def evaluate(
 
     if run is not None:
         raise InputError(f"--run {run}: belongs to a config; the run is {source}")
-    emit(evaluate_run(str(source), prompts, samples, Terminal()), json)
+    emit(evaluate_run(str(source), prompts, samples, Terminal(), trust=trust), json)
 
 
 @command()
@@ -273,7 +274,8 @@ def bench(
         Positional[str],
         arg(
             metavar="WHAT",
-            help="ops, sampling, round, invert, quality, methods; all of these; scaling; plot, of benchmarks/results",
+            help="ops, sampling, round, invert, quality, methods; all of these; scaling; fleet, computed for up to "
+            "1,024 GPUs; plot, of benchmarks/results",
         ),
     ],
     /,

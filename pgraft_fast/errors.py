@@ -7,7 +7,12 @@ from contextlib import contextmanager
 
 
 class PgraftError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Its text holds names and texts of files: what a terminal
+    would obey in them is written out.
+    """
+
+    def __str__(self) -> str:
+        return printable(" ".join(super().__str__().splitlines()))
 
 
 class InputError(PgraftError, ValueError):
@@ -26,7 +31,7 @@ class StorageError(PgraftError, OSError):
     """The run folder cannot be written: permission, lock, or no space left."""
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+        return printable(" ".join(str(self.args[0]).splitlines())) if self.args else ""
 
 
 class BackendError(PgraftError):
@@ -38,10 +43,10 @@ class StoppedError(PgraftError):
 
 
 # What changes a terminal or the order in which a line is read: controls, marks of direction, ends of lines; the tags
-# and other characters that nobody sees; halves of a pair, which no encoding has.
+# and other characters that nobody sees; halves of a pair, which no encoding has. Joiners are part of words and emoji.
 _UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e0fff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
 )
 
 

@@ -184,8 +184,20 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def inside(folder: Path, path: Path) -> Path:
+    """The path, which is in the folder also where links lead. Raises InputError.
+
+    A folder that came from elsewhere may hold links to any place of this machine.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: leads out of {folder} by a link; remove the link")
+    return path
+
+
 def _write_flushed(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
+    # What a killed writer left, or a link that would be followed.
+    path.unlink(missing_ok=True)
+    with open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -5,13 +5,14 @@ finished round of a process that died is counted as "lost" by the next one.
 """
 
 import errno
+import io
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pgraft_fast.errors import damaged_unless_used
 from pgraft_fast.files import json_of, storage_error
@@ -37,7 +38,7 @@ class Ledger:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.model_calls = 0
         self._path = path
-        self._file: IO[bytes] | None = None
+        self._file: io.FileIO | None = None
         self._phase = "start"
         self._calls_written = 0
         if path is not None:
@@ -156,10 +157,12 @@ class Ledger:
         except OSError as error:
             raise storage_error(self._path or Path(), error, need) from error
 
-    def _open(self, path: Path) -> IO[bytes]:
+    def _open(self, path: Path) -> io.FileIO:
         """For appending, after the last whole line."""
         with self._told(1):
-            file = path.open("a+b", buffering=0)
+            # A link could lead anywhere.
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            file = io.FileIO(os.open(path, flags, 0o666), "r+b")
             end = file.seek(0, os.SEEK_END)
             if end:
                 file.seek(end - 1)

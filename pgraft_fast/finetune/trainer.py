@@ -9,7 +9,7 @@ from torch import nn
 
 from pgraft_fast.amounts import duration
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.errors import InputError
+from pgraft_fast.errors import InputError, damaged_unless_used
 from pgraft_fast.files import check_space, remove_temporary
 from pgraft_fast.finetune.budget import Budget
 from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, History, load_newest, save_checkpoint
@@ -187,14 +187,15 @@ class Trainer:
         checkpoint = load_newest(self._checkpoints, self._log)
         if checkpoint is None:
             return
-        check_same(checkpoint.state["settings"], self.identity, f"the run in {self.run}")
+        check_same(checkpoint.state.get("settings") or {}, self.identity, f"the run in {self.run}")
         message = changed_versions(checkpoint.state.get("versions", {}))
         if message:
             self._log(f"{self.run}: {message}")
-        self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
-        self._method.load(checkpoint.state.get("method", {}))
-        self.history = History(checkpoint.state["history"])
-        self.last_candidates = checkpoint.tensors["candidates"]
+        with damaged_unless_used(self._checkpoints):
+            self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
+            self._method.load(checkpoint.state.get("method", {}))
+            self.history = History(checkpoint.state["history"])
+            self.last_candidates = checkpoint.tensors["candidates"]
         finished = checkpoint.round >= self.settings.train.rounds
         self._log(f"{self.run} {'is finished:' if finished else 'goes on after'} round {checkpoint.round}")
 

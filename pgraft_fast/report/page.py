@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,11 @@ def interval(ends: Sequence[float | None]) -> str:
     return "-" if "-" in (low, high) else f"{low} to {high}"
 
 
+def _file_name(name: str) -> str:
+    """Without what a system, or a folder, would understand."""
+    return re.sub(r"[^\w.+-]+", "-", name).lstrip(".")
+
+
 def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> Path:
     """Write folder/index.html, one PNG a picture and one WAV a sound. Raises StorageError."""
     environment = Environment(
@@ -85,9 +91,9 @@ def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> 
         raise storage_error(folder, error) from error
     for section in sections:
         for picture in section.pictures:
-            write_file(folder / f"{picture.name}.png", picture.png)
+            write_file(folder / f"{_file_name(picture.name)}.png", picture.png)
         for sound in section.sounds:
-            write_file(folder / f"{sound.name}.wav", sound.wav)
+            write_file(folder / f"{_file_name(sound.name)}.wav", sound.wav)
     path = folder / "index.html"
     write_file(path, html.encode())
     return path

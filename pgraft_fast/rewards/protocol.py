@@ -99,6 +99,11 @@ def score(
     return finished(reward, score_batches(reward, samples, prompts, sample_id, batch_size, on_batch), sample_id)
 
 
+def unasked(samples: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Stands where no reward will be asked for. Raises RewardError."""
+    raise RewardError("reward 'none': no reward was loaded, as none is asked for here")
+
+
 def finite_rows(samples: Tensor) -> tuple[list[int], list[int]]:
     """Rows of samples without nan and inf, and those with one."""
     count = samples.shape[0]

@@ -140,7 +140,7 @@ class _Run:
         if path.exists():
             stored = tensors_from_bytes(path.read_bytes(), path)
             # One that was drawn before a first round has no checkpoint that tells what of.
-            same = "drawn_as" in stored and torch.equal(stored["drawn_as"], drawn_as)
+            same = {"drawn_as", "samples", "rewards"} <= set(stored) and torch.equal(stored["drawn_as"], drawn_as)
             if same and stored["rewards"].numel() == evaluation_samples(self.config):
                 return Evaluation(stored["samples"], stored["rewards"], stored.get("condition"))
         tuned = None if name == "before" else self.trainer.tuned.eval()
