@@ -110,9 +110,9 @@ def _plot(source: Path | None, terminal: Terminal) -> dict[str, Any]:
 
 def _fleet(terminal: Terminal) -> dict[str, Any]:
     """Computed, not measured."""
-    from pgraft_fast_benchmarks import fleet
+    from pgraft_fast_benchmarks import fleet_tables
 
-    tables = fleet.tables()
+    tables = fleet_tables.tables()
     for name, table in tables.items():
         terminal.table(name, table)
     return {"bench": "fleet", "tables": {name: asdict(table) for name, table in tables.items()}, "failed": 0}

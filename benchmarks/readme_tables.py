@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pgraft_fast.report.comparison_report import comparison_table
 from pgraft_fast.report.demo_table import demo_table, summarise
-from pgraft_fast_benchmarks import fleet
+from pgraft_fast_benchmarks import fleet_tables
 from pgraft_fast_benchmarks.records import Row, all_rows, newest
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +134,7 @@ def updated(text: str, rows: Sequence[Row]) -> str:
 
 def updated_scale(text: str) -> str:
     """docs/scale.md with what `bench fleet` computes in its places."""
-    for name, table in fleet.tables().items():
+    for name, table in fleet_tables.tables().items():
         text = _replaced(text, name, f"{_markdown(table.header, table.rows)}\n{table.note}\n")
     return text
 

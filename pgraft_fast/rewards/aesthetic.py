@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,10 @@ def load_layers(file: Path, width: int) -> list[tuple[Tensor, Tensor]]:
             tensors = load_file(file)
         else:
             _check_not_packed(file)
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # Of files that torch.save did not write.
+                warnings.simplefilter("ignore")
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise RewardError(f"{file}: is not a file of weights ({type(error).__name__})") from error
     if not isinstance(tensors, dict):

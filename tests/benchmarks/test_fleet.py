@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pgraft_fast.cli import main
-from pgraft_fast_benchmarks import fleet, fleet_faults, readme_tables
+from pgraft_fast_benchmarks import fleet_faults, fleet_tables, readme_tables
 from pgraft_fast_benchmarks.fleet import FLEETS, WORKS, Round
 
 SD, SDXL, FLUX, SD35 = WORKS
@@ -85,5 +85,5 @@ def test_the_document_is_current():
 def test_the_command_prints_the_tables(capsys):
     assert main(["bench", "fleet", "--json", "-"]) == 0
     shown = capsys.readouterr()
-    for name, table in fleet.tables().items():
+    for name, table in fleet_tables.tables().items():
         assert name in shown.err and table.note[:40] in shown.err and f'"{name}"' in shown.out
