@@ -3,8 +3,10 @@
 import json
 import math
 import random
+from functools import cache
 from typing import Any
 
+from hostile import MARKUP, TERMINAL
 from pydantic import BaseModel, TypeAdapter
 
 from pgraft_fast.cli import main
@@ -26,6 +28,8 @@ ODD_TEXT = (
     "%s{}",
     "--json",
     "\0",
+    *TERMINAL,
+    *MARKUP,
 )
 ODD_NUMBERS = (
     0, 1, 2, -1, 10**6, 2**31, 2**63, -(2**63), 10**30, 0.0, 0.5, 1.0, -0.5, 1e-30, 1e30, 1e300, 5e-324, math.inf,
@@ -83,13 +87,18 @@ def table(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any]) -> A
     chosen = [key for key in keys if key in schema.get("required", ()) or rng.random() < 0.3]
     values = {key: near(rng, schema["properties"][key], defs) for key in chosen if rng.random() < 0.97}
     if rng.random() < 0.1:
-        values[rng.choice(("stepz", "rung", "", "a.b"))] = odd(rng)
+        values[rng.choice(("stepz", "rung", "", "a.b", *TERMINAL))] = odd(rng)
     return values
+
+
+@cache
+def _json_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    return TypeAdapter(schema).json_schema()
 
 
 def config(rng: random.Random, schema: type[BaseModel]) -> dict[str, Any]:
     """Values for a config of this schema, most of them in place."""
-    json_schema = TypeAdapter(schema).json_schema()
+    json_schema = _json_schema(schema)
     values = table(rng, json_schema, json_schema.get("$defs", {}))
     return values if isinstance(values, dict) else {"run": values}
 

@@ -107,10 +107,15 @@ def run_lock(run: Path) -> Iterator[None]:
     """Hold the run folder for one process. Raises StorageError if another has it or it cannot be written."""
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if (run / ".lock").is_symlink():
+            # What it leads to would be emptied.
+            raise StorageError(f"{run / '.lock'}: is a link; remove it")
         lock = FileLock(run / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
         raise StorageError(f"{run}: another process is using this run folder") from error
+    except StorageError:
+        raise
     except OSError as error:
         raise storage_error(run, error) from error
     except NotImplementedError as error:

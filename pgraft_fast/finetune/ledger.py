@@ -182,7 +182,7 @@ class Ledger:
             except ValueError:
                 continue  # The last line of a killed process may be torn.
             with damaged_unless_used(path):
-                self._add(record, pending)
+                self._add(dict(record), pending)
         self._settle(pending, lost=True)
         self._calls_written = self.model_calls
 

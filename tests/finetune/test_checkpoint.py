@@ -81,6 +81,15 @@ def test_lock(tmp_path):
         pass
 
 
+def test_a_lock_that_is_a_link(tmp_path):
+    (tmp_path / "mine").write_text("x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(StorageError, match="is a link"), run_lock(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "x"
+
+
 def test_unwritable_places(tmp_path):
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "run"
