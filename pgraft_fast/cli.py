@@ -227,7 +227,9 @@ def evaluate(
     run: Run = None,
     prompts: Annotated[Path | None, arg(help="file or folder of prompts, in place of the held-out ones")] = None,
     samples: Annotated[Count | None, arg(help="in place of the config's")] = None,
-    trust: Annotated[bool, arg(help="run the code that the folder's config names as rewards")] = False,
+    trust: Annotated[
+        bool, arg(help="run the code, and ask the URLs, that the folder's config names as rewards")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Base and tuned side by side on held-out or other prompts; or the last stage of `correct`."""

@@ -33,7 +33,7 @@ def evaluate_run(
     """Draw, score and compare; writes run/evaluation-held-out/, or run/evaluation-<name>-<hash of the prompts>/.
 
     prompts: a file or folder, see `read_prompts`, in place of the held-out ones. samples: in place of the config's.
-    trust: whether rewards that are code may run. Raises InputError.
+    trust: whether rewards that are code may run, and those behind a URL be asked. Raises InputError.
     """
     run, _, config = read_run(folder)
     if not isinstance(config, PipelineConfig):

@@ -6,7 +6,7 @@ from pathlib import Path
 from pgraft_fast.commands.config import RunConfig, shown
 from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.reward_contents import code_contents
-from pgraft_fast.commands.reward_settings import CallableSettings, CommandSettings
+from pgraft_fast.commands.reward_settings import CallableSettings, CommandSettings, HttpSettings
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import Trainer
 from pgraft_fast.rewards import unasked
@@ -36,14 +36,20 @@ def subject_of(config: Config, log: Callable[[str], None], *, scores: bool = Tru
 
 
 def check_trusted(config: PipelineConfig, run: Path) -> None:
-    """Raise InputError where the config of a run folder names code as a reward."""
+    """Raise InputError where the config of a run folder names code as a reward, or a place that samples are sent to."""
     for number, reward in enumerate(config.rewards):
-        if isinstance(reward, CallableSettings | CommandSettings):
-            what = reward.function if isinstance(reward, CallableSettings) else reward.command
-            raise InputError(
-                f"{run / 'config.json'}: rewards.{number} is code ({shown(what)}), and a run folder may be anybody's; "
-                "give --trust to run it"
-            )
+        match reward:
+            case CallableSettings():
+                what = f"is code ({shown(reward.function)})"
+            case CommandSettings():
+                what = f"is code ({shown(reward.command)})"
+            case HttpSettings():
+                what = f"sends samples and prompts to {shown(reward.url)}"
+            case _:
+                continue
+        raise InputError(
+            f"{run / 'config.json'}: rewards.{number} {what}, and a run folder may be anybody's; give --trust to let it"
+        )
 
 
 def _reward_contents(reward: str) -> dict[str, str | None]:
