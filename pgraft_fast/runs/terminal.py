@@ -53,7 +53,7 @@ class Terminal:
         for row in table.rows:
             drawn.add_row(*(Text(in_a_line(cell)) for cell in row))
         self._console.print(drawn)
-        self._console.print(table.note, markup=False)
+        self._console.print(in_a_line(table.note), markup=False)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[None]:

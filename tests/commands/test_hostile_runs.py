@@ -6,62 +6,25 @@ import json
 import os
 import random
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import hostile
 import pytest
 from pipeline_runs import config_file
+from taken_apart import Page
 from tiny import tiny_config
 
 from pgraft_fast.cli import main
-from pgraft_fast.commands.config import checked
-from pgraft_fast.commands.pipeline_config import PipelineConfig
-from pgraft_fast.commands.subjects import check_trusted
-from pgraft_fast.errors import InputError, printable
-from pgraft_fast.report import Section, Table, write_page
+from pgraft_fast.errors import printable
 
 pytestmark = pytest.mark.slow
 
-# What a page of ours is made of, and the only addresses in it.
-TAGS = {
-    "html", "head", "meta", "title", "link", "style", "body", "h1", "h2", "p", "section", "div", "table", "thead",
-    "tbody", "tr", "th", "td", "figure", "img", "figcaption", "audio",
-}  # fmt: skip
-ADDRESSES = ("data:image/png;base64,", "data:audio/wav;base64,", "data:,")
 COMMANDS = (["report"], ["report"], ["sample", "--n", "2", "--steps", "2", "--out", "s.png"], ["export", "--out", "x"])
 VALUES = (None, [], {}, "", "x", -1, 10**40, [[]], {"a": []}, "../..", True, 1e308, *hostile.TERMINAL, *hostile.MARKUP)
 FILES = (
     "model.safetensors", "evaluation/before.safetensors", "evaluation/after-000001.safetensors", "result.json",
     "config.json", "checkpoints/round-000001/state.json", "checkpoints/round-000001/candidates.safetensors",
 )  # fmt: skip
-
-
-class Page(HTMLParser):
-    """A page, taken apart as a browser does."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.texts = []
-        self.feed(path.read_text())
-        assert not self.rawdata
-
-    def handle_starttag(self, tag, attrs):
-        assert tag in TAGS, tag
-        for name, value in attrs:
-            assert not name.startswith("on"), (tag, name)
-            if name in ("src", "href", "action", "formaction", "data", "srcset", "xlink:href"):
-                assert value.startswith(ADDRESSES), (tag, value[:80])
-
-    def handle_comment(self, data):
-        raise AssertionError(f"a comment: {data[:80]}")
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    @property
-    def text(self):
-        return "".join(self.texts)
 
 
 def lines_of(capsys):
@@ -228,26 +191,6 @@ def test_a_report_shows_hostile_prompts(of_prompts, capsys):
     assert ends(["evaluate", str(run), "--samples", "8", "--trust"], capsys) == 0
     assert hostile.ran()
     Page(run / "evaluation-held-out/report/index.html")
-
-
-@pytest.mark.parametrize(
-    ("reward", "told"),
-    [
-        ({"kind": "callable", "function": "x.py:f"}, "is code"), ({"kind": "command", "command": "sh -c x"}, "is code"),
-        ({"kind": "http", "url": "https://evil.example/"}, "sends samples and prompts to"),
-    ],
-)  # fmt: skip
-def test_rewards_of_a_run_folder_that_want_trust(tmp_path, reward, told):
-    values = {"run": "r", "model": {"shipped": "sd"}, "rewards": [{"kind": "jpeg_size"}, reward]}
-    with pytest.raises(InputError, match=rf"config.json: rewards.1 {told}.*give --trust"):
-        check_trusted(checked(PipelineConfig, values, "c"), tmp_path)
-    check_trusted(checked(PipelineConfig, {**values, "rewards": values["rewards"][:1]}, "c"), tmp_path)
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_every_place_of_a_page(tmp_path, text):
-    section = Section(text, [text], Table([text, text], [[text, text]], text))
-    assert Page(write_page(tmp_path, text, text, [section])).text.count(printable(text)) == 10
 
 
 INDEX = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.38.0"}
