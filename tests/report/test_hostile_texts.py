@@ -43,7 +43,7 @@ def test_terminals(text, capsys):
     shown = capsys.readouterr().err
     assert shown.replace("\n", "").isprintable()
     # Rich's own markup is no exception.
-    assert "".join(printable(text).split()) in "".join(shown.split())
+    assert "".join(in_a_line(text).split()) in "".join(shown.split())
 
 
 @pytest.mark.parametrize("text", HOSTILE)
