@@ -61,6 +61,16 @@ def _torch(legacy: bool) -> bytes:
     return buffer.getvalue()
 
 
+def _packed_torch() -> bytes:
+    """As torch.save writes it, but that zeros are compressed to a thousandth."""
+    buffer, packed = io.BytesIO(), io.BytesIO()
+    torch.save({"layers.0.weight": torch.zeros(1, 1 << 22)}, buffer)
+    with zipfile.ZipFile(buffer) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as other:
+        for entry in archive.infolist():
+            other.writestr(entry.filename, archive.read(entry))
+    return packed.getvalue()
+
+
 def _npy(header: str, rest: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode("latin1") + rest
 
@@ -137,6 +147,7 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     **{f"pickle {number}": lambda number=number: pickle.dumps(Code(), number) for number in (0, 2, 4, 5)},
     "torch zip": lambda: _torch(False),
     "torch legacy": lambda: _torch(True),
+    "torch zip, packed": _packed_torch,
     "npy of objects": _objects,
     "npz of objects": lambda: _npz({f"{name}.npy": _objects() for name in _ARRAYS}),
     "npz bomb": _bomb,
