@@ -188,7 +188,8 @@ MAKERS: dict[str, Callable[[], bytes]] = {
 
 def manifest(folder: Path) -> None:
     """Write one that is right for what lies in the folder: hashes prove nothing of who wrote a file."""
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    files = (path for path in folder.iterdir() if path.name != "manifest.json")
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     text = json.dumps({"sha256": hashes}, indent=2, sort_keys=True) + "\n"
     (folder / "manifest.json").write_text(text)
 

@@ -84,7 +84,6 @@ def edit(draw, run):
     else:
         victim.write_bytes(hostile.MAKERS[draw.choice(sorted(hostile.MAKERS))]())
     if "checkpoints" in victim.parts:
-        (victim.parent / "manifest.json").unlink()
         hostile.manifest(victim.parent)
 
 
