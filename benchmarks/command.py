@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from pgraft_fast_benchmarks.harness import Settings
 from pgraft_fast_benchmarks.run import module_of
 
 BENCHES = ("ops", "sampling", "round", "ranks", "invert", "quality", "methods", "cut")
-KNOWN = (*BENCHES, "scaling", "all", "plot")
+KNOWN = (*BENCHES, "scaling", "fleet", "all", "plot")
 SIZES = ("full", "quick", "smoke")
 _NEED_DIFFUSERS = ("sampling", "methods", "cut")
 _TIMES = (
@@ -39,6 +40,8 @@ def bench(
     terminal = Terminal()
     if what == "plot":
         return _plot(csv, terminal)
+    if what == "fleet":
+        return _fleet(terminal)
     with use_backend(backend):
         pass
     if what in _NEED_DIFFUSERS and not _has_diffusers():
@@ -103,6 +106,16 @@ def _plot(source: Path | None, terminal: Terminal) -> dict[str, Any]:
     if not drawn:
         raise InputError(f"{source or records.RESULTS}: no row that could be drawn; run pgraft-fast bench first")
     return {"bench": "plot", "files": [str(path) for path in drawn], "failed": 0}
+
+
+def _fleet(terminal: Terminal) -> dict[str, Any]:
+    """Computed, not measured."""
+    from pgraft_fast_benchmarks import fleet_tables
+
+    tables = fleet_tables.tables()
+    for name, table in tables.items():
+        terminal.table(name, table)
+    return {"bench": "fleet", "tables": {name: asdict(table) for name, table in tables.items()}, "failed": 0}
 
 
 def _has_diffusers() -> bool:

@@ -1,4 +1,5 @@
-"""Write the README's tables from benchmarks/results/*.csv, or with --check say whether they agree.
+"""Write the README's tables from benchmarks/results/*.csv and those of docs/scale.md, or with --check say whether they
+agree.
 
 Each table is that of the newest full runs of a device, one behind the other where there are several devices.
 """
@@ -9,10 +10,11 @@ from pathlib import Path
 
 from pgraft_fast.report.comparison_report import comparison_table
 from pgraft_fast.report.demo_table import demo_table, summarise
+from pgraft_fast_benchmarks import fleet_tables
 from pgraft_fast_benchmarks.records import Row, all_rows, newest
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+README, SCALE = ROOT / "README.md", ROOT / "docs" / "scale.md"
 _PEERS = ("diffusers", "compile", "torch", "eager", "copy")
 _ROUND_PEERS = ("plain", "ours compile", "plain compile", "all rows", "ddpo")
 
@@ -126,19 +128,31 @@ TABLES: dict[str, Callable[[Sequence[Row]], str]] = {
 def updated(text: str, rows: Sequence[Row]) -> str:
     """The README with the tables in their places."""
     for name, table in TABLES.items():
-        begin, end = f"<!-- {name} table: make readme-tables -->\n", f"<!-- end of {name} table -->\n"
-        head, rest = text.split(begin)
-        text = head + begin + _of_devices(table, rows) + end + rest.split(end)[1]
+        text = _replaced(text, name, _of_devices(table, rows))
+    return text
+
+
+def updated_scale(text: str) -> str:
+    """docs/scale.md with what `bench fleet` computes in its places."""
+    for name, table in fleet_tables.tables().items():
+        text = _replaced(text, name, f"{_markdown(table.header, table.rows)}\n{table.note}\n")
     return text
 
 
 def main() -> int:
     """Exit status 1 where --check finds a difference."""
-    text = README.read_text()
+    made = {README: updated(README.read_text(), all_rows()), SCALE: updated_scale(SCALE.read_text())}
     if "--check" in sys.argv:
-        return int(updated(text, all_rows()) != text)
-    README.write_text(updated(text, all_rows()))
+        return int(any(path.read_text() != text for path, text in made.items()))
+    for path, text in made.items():
+        path.write_text(text)
     return 0
+
+
+def _replaced(text: str, name: str, table: str) -> str:
+    begin, end = f"<!-- {name} table: make readme-tables -->\n", f"<!-- end of {name} table -->\n"
+    head, rest = text.split(begin)
+    return head + begin + table + end + rest.split(end)[1]
 
 
 def _of_devices(table: Callable[[Sequence[Row]], str], rows: Sequence[Row]) -> str:

@@ -5,14 +5,14 @@ import sys
 
 def main() -> int:
     """Entry point; returns the exit status, see `pgraft_fast.cli`."""
-    from pgraft_fast.errors import InputError
+    from pgraft_fast.errors import InputError, in_a_line
     from pgraft_fast.extras import CLI, need
 
     try:
         need("the command line", *CLI)
         from pgraft_fast.cli import main as run
     except InputError as error:
-        print(f"pgraft-fast: {error}", file=sys.stderr)
+        print(f"pgraft-fast: {in_a_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pgraft-fast: stopped", file=sys.stderr)

@@ -19,7 +19,7 @@ from tyro.conf import Positional, arg
 from pgraft_fast.commands.exits import status_of
 from pgraft_fast.commands.options import F, check_writable, checked
 from pgraft_fast.commands.output import Json, check_json, emit
-from pgraft_fast.errors import InputError, StoppedError
+from pgraft_fast.errors import InputError, StoppedError, in_a_line
 from pgraft_fast.ranks.environment import of_ranks
 from pgraft_fast.schema import Count, Repetitions, Scale, Seed, Steps, Threads
 from pgraft_fast.waiting import wait_passively
@@ -164,7 +164,7 @@ def sample(
         ),
         json,
     )  # fmt: skip
-    print(out, file=sys.stderr)
+    print(in_a_line(str(out)), file=sys.stderr)
 
 
 @command()
@@ -174,7 +174,7 @@ def report(run: Annotated[Positional[str], arg(metavar="RUN")], /, *, json: Json
 
     check_json(json)
     result = rebuild_report(run)
-    print(result["report"], file=sys.stderr)
+    print(in_a_line(result["report"]), file=sys.stderr)
     emit(result, json)
 
 
@@ -252,6 +252,9 @@ def evaluate(
     run: Run = None,
     prompts: Annotated[Path | None, arg(help="file or folder of prompts, in place of the held-out ones")] = None,
     samples: Annotated[Count | None, arg(help="in place of the config's")] = None,
+    trust: Annotated[
+        bool, arg(help="run the code, and ask the URLs, that the folder's config names as rewards")
+    ] = False,
     json: Json = None,
 ) -> None:
     """Base and tuned side by side on held-out or other prompts; or the last stage of `correct`."""
@@ -266,7 +269,7 @@ def evaluate(
 
     if run is not None:
         raise InputError(f"--run {run}: belongs to a config; the run is {source}")
-    emit(evaluate_run(str(source), prompts, samples, Terminal()), json)
+    emit(evaluate_run(str(source), prompts, samples, Terminal(), trust=trust), json)
 
 
 @command()
@@ -283,7 +286,7 @@ def export(
 
     check_json(json)
     emit(write(run, out, format), json)
-    print(out, file=sys.stderr)
+    print(in_a_line(str(out)), file=sys.stderr)
 
 
 def _correct(config: Path, run: str | None, *stages: str) -> dict[str, Any]:
@@ -298,7 +301,8 @@ def bench(
         Positional[str],
         arg(
             metavar="WHAT",
-            help="ops, sampling, round, ranks, invert, quality, methods, cut; all of these; scaling; plot, of results",
+            help="ops, sampling, round, ranks, invert, quality, methods, cut; all of these; scaling; fleet, computed "
+            "for up to 1,024 GPUs; plot, of benchmarks/results",
         ),
     ],
     /,

@@ -2,10 +2,17 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class PgraftError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Its text holds names and texts of files: what a terminal
+    would obey in them is written out.
+    """
+
+    def __str__(self) -> str:
+        return printable(" ".join(super().__str__().splitlines()))
 
 
 class InputError(PgraftError, ValueError):
@@ -24,7 +31,7 @@ class StorageError(PgraftError, OSError):
     """The run folder cannot be written: permission, lock, or no space left."""
 
     def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ""
+        return printable(" ".join(str(self.args[0]).splitlines())) if self.args else ""
 
 
 class BackendError(PgraftError):
@@ -41,6 +48,40 @@ class OutOfTimeError(PgraftError):
 
 class RankError(PgraftError):
     """Another rank of the run has failed, or is gone."""
+
+
+# What changes a terminal or the order in which a line is read: controls, marks of direction, ends of lines; the tags
+# and other characters that nobody sees; halves of a pair, which no encoding has. Joiners are part of words and emoji.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey instead of show, such as an escape sequence, written out: "\\x1b[2J"."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def in_a_line(text: str) -> str:
+    """The same on one line, white space as single blanks."""
+    return printable(" ".join(text.split()))
+
+
+@contextmanager
+def damaged_unless_used(what: object) -> Iterator[None]:
+    """Using what a file holds: an error that its contents cause, such as a missing key or another shape, is a
+    CheckpointError of one line. what: the file or folder.
+    """
+    try:
+        yield
+    except PgraftError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = in_a_line(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"{what}: damaged, or of another version ({reason[:200]})") from error
 
 
 # How those say it that raise a plain RuntimeError. The last line is cuDNN short of work space; other causes of the same

@@ -81,7 +81,11 @@ def write_folder(path: Path, files: dict[str, bytes]) -> None:
 def read_folder(path: Path) -> dict[str, bytes]:
     """All files of a folder written by `write_folder`. Raises CheckpointError where one byte differs."""
     try:
-        hashes = json.loads((path / MANIFEST).read_bytes())["sha256"]
+        manifest = (path / MANIFEST).read_bytes()
+        hashes = json_of(manifest)["sha256"]
+        if to_json({"sha256": hashes}) != manifest:
+            raise ValueError("not as it was written")
+        # Nothing beside the folder is read, whatever the manifest names.
         files = {name: (path / Path(name).name).read_bytes() for name in hashes}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: incomplete or damaged ({type(error).__name__})") from error
@@ -127,6 +131,19 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
+def to_line(value: Any) -> bytes:
+    """As `to_json`, on one line."""
+    return (json.dumps(_finite(value), sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def json_of(data: bytes | str) -> Any:
+    """Inverse of `to_json`, of a file that anybody may have written. Raises ValueError."""
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _finite(value: Any) -> Any:
     """nan is a measure that there was nothing to take of, inf an interval of one value."""
     if isinstance(value, float):
@@ -167,8 +184,20 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def inside(folder: Path, path: Path) -> Path:
+    """The path, which is in the folder also where links lead. Raises InputError.
+
+    A folder that came from elsewhere may hold links to any place of this machine.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: leads out of {folder} by a link; remove the link")
+    return path
+
+
 def _write_flushed(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
+    # What a killed writer left, or a link that would be followed.
+    path.unlink(missing_ok=True)
+    with open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -7,8 +7,8 @@ GB = 10**9
 
 
 def megabytes(count: float) -> str:
-    """ "12.3 MB" of a number of bytes."""
-    return f"{count / MB:,.1f} MB"
+    """ "12.3 MB" of a number of bytes; of less than a tenth "0.0021 MB"."""
+    return f"{count / MB:,.1f} MB" if count >= 0.1 * MB else f"{count / MB:.4f} MB"
 
 
 def peak_resident() -> int:

@@ -3,8 +3,10 @@
 import json
 import math
 import random
+from functools import cache
 from typing import Any
 
+from hostile import MARKUP, TERMINAL
 from pydantic import BaseModel, TypeAdapter
 
 from pgraft_fast.cli import main
@@ -26,6 +28,8 @@ ODD_TEXT = (
     "%s{}",
     "--json",
     "\0",
+    *TERMINAL,
+    *MARKUP,
 )
 ODD_NUMBERS = (
     0, 1, 2, -1, 10**6, 2**31, 2**63, -(2**63), 10**30, 0.0, 0.5, 1.0, -0.5, 1e-30, 1e30, 1e300, 5e-324, math.inf,
@@ -49,54 +53,75 @@ def odd(rng: random.Random, depth: int = 0) -> Any:
             return {rng.choice(("a", "kind", "steps", "")): odd(rng, depth + 1) for _ in range(rng.randrange(3))}
 
 
-def near(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any]) -> Any:
-    """A value at, or just beyond, a bound of a JSON schema, or of its choices; often enough anything."""
-    if rng.random() < 0.2:
+def near(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any], wild: bool = True) -> Any:
+    """A value at a bound of a JSON schema, or of its choices; `wild`: or just beyond, and often enough anything."""
+    if rng.random() < (0.2 if wild else 0.01):
         return odd(rng)
     while "$ref" in schema:
         schema = defs[schema["$ref"].rpartition("/")[2]]
-    if "anyOf" in schema:
-        return near(rng, rng.choice([option for option in schema["anyOf"] if option.get("type") != "null"]), defs)
+    options = schema.get("anyOf", schema.get("oneOf"))
+    if options:
+        chosen = rng.choice([option for option in options if option.get("type") != "null"])
+        return near(rng, chosen, defs, wild)
+    if "const" in schema:
+        return schema["const"]
     if "enum" in schema:
-        return rng.choice([*schema["enum"], "nothing"])
+        return rng.choice([*schema["enum"], *(["nothing"] if wild else [])])
     low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
     high = schema.get("maximum", schema.get("exclusiveMaximum", 1))
     match schema.get("type"):
         case "integer":
-            return rng.choice((low, low + 1, high, high - 1, low - 1, high + 1, (low + high) // 2))
+            beyond = (low - 1, high + 1) if wild else ()
+            return rng.choice((low, low + 1, high, high - 1, (low + high) // 2, *beyond))
         case "number":
-            return float(rng.choice((low, high, math.nextafter(low, -math.inf), math.nextafter(high, math.inf), 0.5)))
+            inside = (math.nextafter(low, math.inf), math.nextafter(high, -math.inf), low + 0.5 * (high - low))
+            beyond = (low, high, math.nextafter(low, -math.inf), math.nextafter(high, math.inf)) if wild else ()
+            return float(rng.choice((*inside, *beyond)))
         case "boolean":
             return rng.random() < 0.5
         case "array":
-            return [near(rng, schema.get("items", {}), defs) for _ in range(rng.randrange(4))]
+            count = rng.randrange(4) if wild else rng.randint(max(1, schema.get("minItems", 1)), 4)
+            return [near(rng, schema.get("items", {}), defs, wild) for _ in range(count)]
         case "object":
-            return table(rng, schema, defs)
-    return rng.choice(("sd", "digits", "flow", "run", *ODD_TEXT))
+            return table(rng, schema, defs, wild)
+    return rng.choice(("sd", "digits", "flow", "run", *(ODD_TEXT if wild else ())))
 
 
-def table(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any]) -> Any:
+def table(rng: random.Random, schema: dict[str, Any], defs: dict[str, Any], wild: bool = True) -> Any:
     """Some keys of a table, now and then one that it has not."""
-    if rng.random() < 0.05:
+    if rng.random() < (0.05 if wild else 0.01):
         return odd(rng)
     keys = list(schema.get("properties", {}))
-    chosen = [key for key in keys if key in schema.get("required", ()) or rng.random() < 0.3]
-    values = {key: near(rng, schema["properties"][key], defs) for key in chosen if rng.random() < 0.97}
-    if rng.random() < 0.1:
-        values[rng.choice(("stepz", "rung", "", "a.b"))] = odd(rng)
+    share = 0.3 if wild else 0.1
+    chosen = [key for key in keys if key in schema.get("required", ()) or rng.random() < share]
+    values = {
+        key: near(rng, schema["properties"][key], defs, wild) for key in chosen if not wild or rng.random() < 0.97
+    }
+    if rng.random() < (0.1 if wild else 0.01):
+        values[rng.choice(("stepz", "rung", "", "a.b", *TERMINAL))] = odd(rng)
     return values
 
 
+@cache
+def _json_schema(schema: type[BaseModel]) -> dict[str, Any]:
+    return TypeAdapter(schema).json_schema()
+
+
 def config(rng: random.Random, schema: type[BaseModel]) -> dict[str, Any]:
-    """Values for a config of this schema, most of them in place."""
-    json_schema = TypeAdapter(schema).json_schema()
-    values = table(rng, json_schema, json_schema.get("$defs", {}))
+    """Values for a config of this schema: every other one mostly in place, the others often not."""
+    json_schema = _json_schema(schema)
+    values = table(rng, json_schema, json_schema.get("$defs", {}), wild=rng.random() < 0.5)
     return values if isinstance(values, dict) else {"run": values}
 
 
 def to_toml(values: dict[str, Any]) -> str:
     """TOML text."""
-    return "".join(f"{json.dumps(key)} = {_value(value)}\n" for key, value in values.items())
+    return "".join(f"{_quoted(key)} = {_value(value)}\n" for key, value in values.items())
+
+
+def _quoted(text: str) -> str:
+    # JSON would write half of a character, which TOML has no word for.
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _value(value: Any) -> str:
@@ -104,13 +129,13 @@ def _value(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            return json.dumps(value)
+            return _quoted(value)
         case float():
             return repr(value) if math.isfinite(value) else str(value)
         case list():
             return f"[{', '.join(map(_value, value))}]"
         case dict():
-            return f"{{{', '.join(f'{json.dumps(key)} = {_value(item)}' for key, item in value.items())}}}"
+            return f"{{{', '.join(f'{_quoted(key)} = {_value(item)}' for key, item in value.items())}}}"
     return str(value)
 
 

@@ -91,7 +91,7 @@ def test_layout():
     if tracked.returncode:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
-    folders = {"csrc", "pgraft_fast", "kernels", "benchmarks", "tests", "examples", ".ci"}
+    folders = {"csrc", "pgraft_fast", "kernels", "benchmarks", "tests", "examples", "docs", ".ci"}
     files = {"pyproject.toml", "README.md", "Makefile", "CONTRIBUTING.md", "LICENSE", ".gitignore"}
     assert top <= folders | files
 

@@ -18,7 +18,7 @@ ROOT = Path(pgraft_fast.__file__).parent
 
 
 def test_megabytes():
-    assert megabytes(12_345_678) == "12.3 MB" and megabytes(0) == "0.0 MB" and megabytes(2**30) == "1,073.7 MB"
+    assert megabytes(12_345_678) == "12.3 MB" and megabytes(2_140) == "0.0021 MB" and megabytes(2**30) == "1,073.7 MB"
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from pgraft_fast.amounts import duration
 from pgraft_fast.commands.correct_config import CorrectConfig, read_correct_config
 from pgraft_fast.commands.devices import device_of
 from pgraft_fast.diagnostics import inception_features
-from pgraft_fast.errors import CheckpointError, InputError, StoppedError
-from pgraft_fast.files import to_json, write_file
+from pgraft_fast.errors import CheckpointError, InputError, StoppedError, damaged_unless_used
+from pgraft_fast.files import json_of, to_json, write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, lasting
 from pgraft_fast.finetune.signals import StopRequest
@@ -257,11 +257,12 @@ class _Correct:
     def _base(self) -> nn.Module:
         path = self.run / "base.safetensors"
         self._bytes()
-        with safe_open(path, "pt") as file:
-            saved = json.loads((file.metadata() or {}).get("pgraft_fast", "{}")).get("identity", {})
-        check_same(saved, json.loads(to_json(self._base_identity())), f"the base in {path}")
+        with damaged_unless_used(path), safe_open(path, "pt") as file:
+            saved = dict(json_of((file.metadata() or {}).get("pgraft_fast", "{}")).get("identity", {}))
+        check_same(saved, json_of(to_json(self._base_identity())), f"the base in {path}")
         base = make_field(self.task.shape, self.task.network)
-        base.load_state_dict(tensors_from_bytes(self._bytes(), self.run / "base.safetensors"))
+        with damaged_unless_used(path):
+            base.load_state_dict(tensors_from_bytes(self._bytes(), path))
         return base.requires_grad_(False).eval().to(self.device)
 
     def _hash(self) -> str:
@@ -283,7 +284,7 @@ class _Correct:
         except CheckpointError as error:
             raise InputError(f"{error}; run `pgraft-fast invert` with this config") from error
         plan, settings = self._plan(), self.config.invert
-        now = json.loads(to_json({"total": settings.samples, "shard": settings.shard, **plan["of"], **plan["how"]}))
+        now = json_of(to_json({"total": settings.samples, "shard": settings.shard, **plan["of"], **plan["how"]}))
         # Of the model and the first samples, which tell nothing more here.
         check_same({key: saved[key] for key in saved if key in now}, now, f"the inversion in {folder}")
         return inverse
@@ -294,6 +295,6 @@ class _Correct:
             corrector = NoiseCorrector.load(folder)
         except CheckpointError as error:
             raise InputError(f"{error}; run `pgraft-fast fit-corrector` with this config") from error
-        now = json.loads(to_json(self._corrector_identity(inverse)))
+        now = json_of(to_json(self._corrector_identity(inverse)))
         check_same(corrector.told.get("identity", {}), now, f"the corrector in {folder}")
         return corrector

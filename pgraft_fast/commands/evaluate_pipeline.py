@@ -9,9 +9,9 @@ from torch import nn
 
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.pipeline_config import PipelineConfig
-from pgraft_fast.commands.subjects import subject_of
-from pgraft_fast.errors import CheckpointError, InputError
-from pgraft_fast.files import storage_error, to_json, write_file
+from pgraft_fast.commands.subjects import check_trusted, subject_of
+from pgraft_fast.errors import CheckpointError, InputError, damaged_unless_used
+from pgraft_fast.files import inside, storage_error, to_json, write_file
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.finetune.checkpoint import load_newest
 from pgraft_fast.finetune.energy import Energy
@@ -29,15 +29,19 @@ from pgraft_fast.tasks.evaluation import Evaluation, evaluate, quality_of
 _LONGEST_NAME = 50
 
 
-def evaluate_run(folder: str, prompts: Path | None, samples: int | None, terminal: Terminal) -> dict[str, Any]:
+def evaluate_run(
+    folder: str, prompts: Path | None, samples: int | None, terminal: Terminal, *, trust: bool = False
+) -> dict[str, Any]:
     """Draw, score and compare; writes run/evaluation-held-out/, or run/evaluation-<name>-<hash of the prompts>/.
 
     prompts: a file or folder, see `read_prompts`, in place of the held-out ones. samples: in place of the config's.
-    Raises InputError.
+    trust: whether rewards that are code may run, and those behind a URL be asked. Raises InputError.
     """
     run, _, config = read_run(folder)
     if not isinstance(config, PipelineConfig):
         raise InputError(f"{folder}: not a run on a pipeline; its evaluation is in {run / 'result.json'}")
+    if not trust:
+        check_trusted(config, run)
     if prompts is not None:
         config = config.model_copy(update={"prompts": config.prompts.model_copy(update={"held_out": str(prompts)})})
     with at_work(None, terminal) as (ranks, stop), ExitStack() as held:
@@ -47,8 +51,8 @@ def evaluate_run(folder: str, prompts: Path | None, samples: int | None, termina
         many = config.evaluate.samples if samples is None else samples
         compared = _Compared(run, subject, many, terminal, stop.check, ranks)
         if prompts is None:
-            return compared.write("held-out", run / "evaluation-held-out")
-        return compared.write(str(prompts), run / f"evaluation-{_name(prompts, subject.task)}")
+            return compared.write("held-out", inside(run, run / "evaluation-held-out"))
+        return compared.write(str(prompts), inside(run, run / f"evaluation-{_name(prompts, subject.task)}"))
 
 
 class _Compared:
@@ -104,12 +108,13 @@ def tuned_of(run: Path, subject: Subject, same_base: bool = False) -> nn.Module:
     checkpoint = load_newest(run / "checkpoints", notes.append)
     if checkpoint is None or subject.learner is None:
         raise CheckpointError(f"{run}: no checkpoint in it")
-    if same_base:
-        saved, now = (
-            {key: identity[key] for key in ("pipeline",) if key in identity}
-            for identity in (checkpoint.state["settings"], subject.identity())
-        )
-        check_same(saved, now, f"the run in {run}")
-    subject.learner.load_weights(checkpoint.tensors)
+    with damaged_unless_used(run / "checkpoints"):
+        if same_base:
+            saved, now = (
+                {key: identity[key] for key in ("pipeline",) if key in identity}
+                for identity in (checkpoint.state["settings"], subject.identity())
+            )
+            check_same(saved, now, f"the run in {run}")
+        subject.learner.load_weights(checkpoint.tensors)
     tuned: Any = subject.learner.sampled if subject.config.method == "ddpo" else subject.learner.ema
     return tuned.eval()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from pgraft_fast.errors import PgraftError, RankError, StoppedError
+from pgraft_fast.errors import PgraftError, RankError, StoppedError, in_a_line
 from pgraft_fast.ranks.environment import of_ranks, speaks
 
 
@@ -43,5 +43,5 @@ def _fail(error: PgraftError | str, status: int) -> int:
     # The terminal may be gone, too; without a stderr, print would take stdout.
     with suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(f"pgraft-fast: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"pgraft-fast: {in_a_line(str(error))}", file=sys.stderr, flush=True)
     return status

@@ -20,7 +20,7 @@ def export(run: Path, out: Path, format: Literal["diffusers", "kohya"]) -> dict[
     if not isinstance(config, PipelineConfig) or config.lora.rank == 0:
         raise InputError(f"{run}: no adapter in it; only runs on a pipeline with a LoRA have one")
     metadata = read_adapter(run / ADAPTER)[1]
-    subject = subject_of(config, lambda text: None)
+    subject = subject_of(config, lambda text: None, scores=False)
     try:
         denoiser: Any = tuned_of(run, subject)
         name = TUNED if config.method == "ddpo" else EMA

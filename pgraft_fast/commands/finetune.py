@@ -1,13 +1,13 @@
 """`pgraft-fast finetune`: a run from a config."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pgraft_fast.commands.config import RunConfig, checked
 from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.subjects import Config, subject_of
-from pgraft_fast.errors import InputError
+from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.files import json_of
 from pgraft_fast.runs.run import CONFIG, RESULT, finish_run
 from pgraft_fast.runs.terminal import Terminal
 
@@ -18,12 +18,17 @@ def finetune(config: Config, terminal: Terminal) -> dict[str, Any]:
 
 
 def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
-    """(path, result, config) of a finished run. Raises InputError."""
+    """(path, result, config) of a finished run. Raises InputError, CheckpointError.
+
+    The folder may be anybody's: the config's own `run` is this folder, whatever it says, and code that it names as a
+    reward is not run by this.
+    """
     run = Path(folder)
     try:
-        result = json.loads((run / RESULT).read_bytes())
-        data = json.loads((run / CONFIG).read_bytes())
+        result = json_of((run / RESULT).read_bytes())
+        data = json_of((run / CONFIG).read_bytes())
         of_text = "rewards" in data
+        data["run"] = str(run)
     except OSError as error:
         raise InputError(f"{run}: not a finished run ({Path(error.filename).name}: {error.strerror})") from error
     except (ValueError, TypeError) as error:
@@ -31,4 +36,5 @@ def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
     # It may have been edited: sampling and evaluation follow it.
     source = str(run / CONFIG)
     config: Config = checked(PipelineConfig, data, source) if of_text else checked(RunConfig, data, source)
-    return run, result, config.with_cut(result["cut_plan"]["cut"]) if config.plans_cut else config
+    with damaged_unless_used(run / RESULT):
+        return run, dict(result), config.with_cut(float(result["cut_plan"]["cut"])) if config.plans_cut else config

@@ -18,22 +18,25 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.identity import sha256_of_files, sha256_of_texts
 from pgraft_fast.pipelines.loading import frozen, load_pipeline
 from pgraft_fast.pipelines.standin import parameters_of
+from pgraft_fast.rewards import WeightedSum, unasked
 from pgraft_fast.rewards.local_models import DTYPES
 from pgraft_fast.runs.pipeline_run import PipelineParts, Scored, pipeline_subject
 from pgraft_fast.runs.prompts import RunPrompts
 from pgraft_fast.runs.subject import Subject
-from pgraft_fast.tasks.pictures import Pictures, folder_features, is_picture, thumbnail_features
+from pgraft_fast.tasks.pictures import UNREADABLE, Pictures, folder_features, is_picture, thumbnail_features
 from pgraft_fast.tasks.pipeline import Finish, Measures
 from pgraft_fast.tasks.prompt_files import PromptFile, read_prompts, with_held_out
 
 
-def subject_of_pipeline(config: PipelineConfig, log: Callable[[str], None]) -> Subject:
-    """Load pipeline, prompts and rewards. Raises InputError."""
+def subject_of_pipeline(config: PipelineConfig, log: Callable[[str], None], *, scores: bool = True) -> Subject:
+    """Load pipeline, prompts and, with `scores`, rewards. Raises InputError."""
     device = device_of(config.model.device)
     config = config.model_copy(update={"model": config.model.on(device)})
     source = source_of(config, device, DTYPES[config.model.dtype], log)
 
     def scored(finish: Finish, rate: float | None) -> Scored:
+        if not scores:
+            return Scored(WeightedSum({"none": (unasked, 1.0)}), finish.pixels, None)
         rewards = build_reward(
             config.rewards, config.policy, task_rewards=source.rewards, device=device, log=log,
             logs=Path(config.run) / "logs", medium=finish.medium, rate=rate,
@@ -97,7 +100,7 @@ def _argument(what: str, value: Any) -> Any:
     try:
         with Image.open(value) as image:
             return image.convert("RGB")
-    except OSError as error:
+    except UNREADABLE as error:
         raise InputError(f"{what}: {value} cannot be read as a picture ({error})") from error
 
 

@@ -1,12 +1,15 @@
 """`pgraft-fast report`: the report of a finished run, from what its folder holds."""
 
+from pathlib import Path
 from typing import Any
 
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.subjects import subject_of
-from pgraft_fast.errors import InputError
+from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.files import inside
 from pgraft_fast.finetune.checkpoint import load_newest, tensors_from_bytes
 from pgraft_fast.report import write_run_report
+from pgraft_fast.runs.subject import Subject
 from pgraft_fast.tasks.evaluation import Evaluation
 
 
@@ -14,9 +17,14 @@ def rebuild_report(folder: str) -> dict[str, Any]:
     """Write run/report again. Raises InputError for a folder that holds no finished run."""
     run, result, config = read_run(folder)
     notes: list[str] = []
-    subject = subject_of(config, notes.append)
     # The rewards are known.
+    subject = subject_of(config, notes.append, scores=False)
     subject.close()
+    with damaged_unless_used(run):
+        return {"report": str(_rebuilt(run, result, subject, notes)), "notes": notes}
+
+
+def _rebuilt(run: Path, result: dict[str, Any], subject: Subject, notes: list[str]) -> Path:
     evaluations = []
     for name in ("before.safetensors", f"after-{len(result['rounds']):06d}.safetensors"):
         path = run / "evaluation" / name
@@ -28,5 +36,5 @@ def rebuild_report(folder: str) -> dict[str, Any]:
     checkpoint = load_newest(run / "checkpoints", notes.append)
     candidates = {} if checkpoint is None else checkpoint.tensors["candidates"]
     before, after = evaluations
-    page = write_run_report(run, subject.task, subject.config, result, before, after, candidates)
-    return {"report": str(page), "notes": notes}
+    inside(run, run / "report" / "index.html")
+    return write_run_report(run, subject.task, subject.config, result, before, after, candidates)

@@ -1,5 +1,6 @@
 """A budget that a run stops inside."""
 
+from bisect import insort
 from collections.abc import Callable
 
 from pgraft_fast.amounts import apart, duration, energy
@@ -24,8 +25,9 @@ class Budget:
 
     def round_took(self, seconds: float, joules: float = 0.0) -> None:
         """Learn from a finished round."""
-        self._rounds.append(seconds)
-        self._joules.append(joules)
+        # In order, as they are asked for before each round.
+        insort(self._rounds, seconds)
+        insort(self._joules, joules)
 
     def seconds_left(self) -> float:
         """Wall seconds until the reserve must be touched; infinite without a time budget."""
@@ -87,9 +89,8 @@ def _what_is_left(
     return f"budget: of {tell(limit or 0.0, 3)} nothing is left for a first round{also}"
 
 
-def _slow(values: list[float]) -> float:
+def _slow(ordered: list[float]) -> float:
     """What a slow round takes of it; 0 before the first."""
-    if not values:
+    if not ordered:
         return 0.0
-    ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(_SLOWEST_ROUNDS * len(ordered)))]

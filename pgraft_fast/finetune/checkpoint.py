@@ -1,9 +1,8 @@
 """Checkpoints of a run: one folder a round, the two newest kept, hashes checked on reading."""
 
-import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +13,45 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from pgraft_fast.errors import CheckpointError, StorageError
+from pgraft_fast.errors import CheckpointError, StorageError, damaged_unless_used
 from pgraft_fast.files import (
+    json_of,
     read_folder,
     remove_temporary,
     storage_error,
     to_json,
+    to_line,
     write_folder,
 )
 from pgraft_fast.ranks.ranks import Ranks
 
 KEEP = 2
-_STATE = "state.json"
-_NAME = re.compile(r"round-(\d{6})")
+_STATE, _HISTORY = "state.json", "history.jsonl"
+_NAME = re.compile(r"round-(\d{6,})")
+
+
+class History(list[dict[str, Any]]):
+    """What is told of each round. Entries are appended and stay as they are: each is made JSON once, not again in each
+    of thousands of rounds.
+    """
+
+    def __init__(self, entries: Iterable[dict[str, Any]] = ()) -> None:
+        super().__init__(entries)
+        self._text, self._told = bytearray(), 0
+
+    def text(self) -> bytes:
+        """A line of JSON an entry."""
+        for entry in self[self._told :]:
+            self._text += to_line(entry)
+        self._told = len(self)
+        return bytes(self._text)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """round: rounds finished. state: JSON. tensors: {"model": {...}, "ema": {...}, ...}."""
+    """round: rounds finished. state: JSON, its "history" of any length, a `History` or none. tensors: {"model": {...},
+    "ema": {...}, ...}.
+    """
 
     round: int
     state: dict[str, Any]
@@ -41,7 +61,10 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint, then drop all but the two newest. Raises StorageError."""
     files = {f"{name}.safetensors": tensor_bytes(group) for name, group in checkpoint.tensors.items()}
-    files[_STATE] = to_json({**checkpoint.state, "round": checkpoint.round})
+    state = {**checkpoint.state, "round": checkpoint.round}
+    if isinstance(state.get("history"), History):
+        files[_HISTORY] = state.pop("history").text()
+    files[_STATE] = to_json(state)
     path = folder / f"round-{checkpoint.round:06d}"
     write_folder(path, files)
     for _, old in _complete(folder)[:-KEEP]:
@@ -94,7 +117,7 @@ def tensors_from_bytes(data: bytes, source: Path) -> dict[str, Tensor]:
     """Inverse of `tensor_bytes`. Raises CheckpointError."""
     try:
         return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"{source}: not a safetensors file ({error})") from error
 
 
@@ -103,10 +126,15 @@ def run_lock(run: Path) -> Iterator[None]:
     """Hold the run folder for one process. Raises StorageError if another has it or it cannot be written."""
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if (run / ".lock").is_symlink():
+            # What it leads to would be emptied.
+            raise StorageError(f"{run / '.lock'}: is a link; remove it")
         lock = FileLock(run / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
         raise StorageError(f"{run}: another process is using this run folder") from error
+    except StorageError:
+        raise
     except OSError as error:
         raise storage_error(run, error) from error
     except NotImplementedError as error:
@@ -126,6 +154,9 @@ def _read(path: Path, number: int) -> Checkpoint:
     files = read_folder(path)
     if _STATE not in files:
         raise CheckpointError(f"{path}: {_STATE} is missing")
-    state = json.loads(files.pop(_STATE))
+    with damaged_unless_used(path):
+        state = dict(json_of(files.pop(_STATE)))
+        if _HISTORY in files:
+            state["history"] = [dict(json_of(line)) for line in files.pop(_HISTORY).splitlines()]
     tensors = {name.removesuffix(".safetensors"): tensors_from_bytes(data, path / name) for name, data in files.items()}
     return Checkpoint(number, state, tensors)

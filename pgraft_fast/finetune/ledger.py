@@ -4,14 +4,18 @@ The process is always in exactly one phase, so the parts sum to the wall time by
 finished round of a process that died is counted as "lost" by the next one.
 """
 
+import errno
+import io
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pgraft_fast.files import storage_error
+from pgraft_fast.errors import damaged_unless_used
+from pgraft_fast.files import json_of, storage_error
 
 PHASES = ("start", "sample", "score", "accept", "plan", "train", "evaluate", "save", "lost")
 _HEARTBEAT_SECONDS = 1.0
@@ -39,18 +43,12 @@ class Ledger:
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.model_calls = 0
         self._path = path
-        self._file = None
+        self._file: io.FileIO | None = None
         self._phase = "start"
         self._calls_written = 0
         if path is not None:
             self._replay(path)
-            try:
-                torn = path.exists() and not path.read_bytes().endswith(b"\n")
-                self._file = path.open("a", encoding="utf-8")
-                if torn:
-                    self._file.write("\n")
-            except OSError as error:
-                raise storage_error(path, error) from error
+            self._file = self._open(path)
         if ranks != self._ranks_before:
             self._append({"ranks": ranks})
         self._earlier = sum(self.seconds.values())
@@ -125,12 +123,14 @@ class Ledger:
 
     def close(self, finished: bool) -> None:
         """Close the file. Without `finished`, what no round followed counts as lost when the run goes on."""
-        self._close_phase()
-        if self._file is not None:
+        try:
+            self._close_phase()
             if finished:
                 self._append({"end": True})
             self._flush()
-            self._file.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
             self._file = None
 
     def summary(self) -> dict[str, object]:
@@ -169,41 +169,72 @@ class Ledger:
 
     def _append(self, record: dict[str, object]) -> None:
         if self._file is not None:
-            try:
-                self._file.write(json.dumps(record) + "\n")
-                self._file.flush()
-            except OSError as error:
-                raise storage_error(self._path or Path(), error) from error
+            line = f"{json.dumps(record)}\n".encode()
+            with self._told(len(line)):
+                # Unbuffered, so that nothing is left for later where the disk is full.
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _flush(self) -> None:
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with self._told(0):
+                os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _told(self, need: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise storage_error(self._path or Path(), error, need) from error
+
+    def _open(self, path: Path) -> io.FileIO:
+        """For appending, after the last whole line."""
+        with self._told(1):
+            # A link could lead anywhere.
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            file = io.FileIO(os.open(path, flags, 0o666), "r+b")
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+                # Torn by a kill or a full disk: what follows would be read with it.
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            return file
 
     def _replay(self, path: Path) -> None:
         """Add up what earlier processes wrote; work that no round followed becomes "lost"."""
         if not path.exists():
             return
         pending: dict[str, float] = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                record = json.loads(line)
+                record = json_of(line)
             except ValueError:
                 continue  # The last line of a killed process may be torn.
-            if "phase" in record:
-                pending[record["phase"]] = pending.get(record["phase"], 0.0) + record["seconds"]
-                self._device_seconds += self._ranks_before * record["seconds"]
-                self.model_calls += record["calls"]
-                self.cpu_seconds += record.get("cpu", 0.0)
-                if "joules" in record:
-                    self.joules = (self.joules or 0.0) + record["joules"]
-            elif "ranks" in record:
-                self._ranks_before = record["ranks"]
-            elif "other_joules" in record:
-                self.joules = (self.joules or 0.0) + record["other_joules"]
-            else:
-                self._settle(pending, lost=False)
+            with damaged_unless_used(path):
+                self._add(dict(record), pending)
         self._settle(pending, lost=True)
         self._calls_written = self.model_calls
+
+    def _add(self, record: dict[str, Any], pending: dict[str, float]) -> None:
+        if "ranks" in record:
+            self._ranks_before = int(record["ranks"])
+            return
+        if "other_joules" in record:
+            self.joules = (self.joules or 0.0) + float(record["other_joules"])
+            return
+        if "phase" not in record:
+            self._settle(pending, lost=False)
+            return
+        phase, seconds = record["phase"], float(record["seconds"])
+        if phase not in PHASES:
+            raise ValueError(f"phase {phase!r}")
+        pending[phase] = pending.get(phase, 0.0) + seconds
+        self._device_seconds += self._ranks_before * seconds
+        self.model_calls += int(record["calls"])
+        self.cpu_seconds += float(record.get("cpu", 0.0))
+        if "joules" in record:
+            self.joules = (self.joules or 0.0) + float(record["joules"])
 
     def _settle(self, pending: dict[str, float], lost: bool) -> None:
         for phase, seconds in pending.items():

@@ -9,10 +9,10 @@ from torch import nn
 
 from pgraft_fast.amounts import duration
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.errors import InputError, OutOfTimeError
+from pgraft_fast.errors import InputError, OutOfTimeError, damaged_unless_used
 from pgraft_fast.files import check_space
 from pgraft_fast.finetune.budget import Budget
-from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, newest_for_all, save_checkpoint
+from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, History, newest_for_all, save_checkpoint
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
@@ -71,7 +71,7 @@ class Trainer:
                 f"sample.prompts={settings.sample.prompts} for {ranks.size} ranks: each needs a group of candidates"
             )
         self.ranks = ranks
-        self.history: list[dict[str, Any]] = []
+        self.history = History()
         self.last_candidates: dict[str, torch.Tensor] = {}
         self.run = Path(run)
         self._log = log
@@ -228,14 +228,15 @@ class Trainer:
         checkpoint = newest_for_all(self.ranks, self._checkpoints, self._log)
         if checkpoint is None:
             return
-        check_same(checkpoint.state["settings"], self.identity, f"the run in {self.run}")
+        check_same(checkpoint.state.get("settings") or {}, self.identity, f"the run in {self.run}")
         message = changed_versions(checkpoint.state.get("versions", {}))
         if message:
             self._log(f"{self.run}: {message}")
-        self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
-        self._method.load(checkpoint.state.get("method", {}))
-        self.history = checkpoint.state["history"]
-        self.last_candidates = checkpoint.tensors["candidates"]
+        with damaged_unless_used(self._checkpoints):
+            self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
+            self._method.load(checkpoint.state.get("method", {}))
+            self.history = History(checkpoint.state["history"])
+            self.last_candidates = checkpoint.tensors["candidates"]
         finished = checkpoint.round >= self.settings.train.rounds
         self._log(f"{self.run} {'is finished:' if finished else 'goes on after'} round {checkpoint.round}")
 

@@ -1,6 +1,5 @@
 """The corrector: from standard normal noise to the noise that data come from."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.errors import CheckpointError, InputError
-from pgraft_fast.files import read_folder, to_json, write_folder
+from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.files import json_of, read_folder, to_json, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.inverse_noise.interpolants import INTERPOLANTS, Interpolant
 from pgraft_fast.inverse_noise.matching import FitSettings, Rows, Source, fit_field
@@ -117,17 +116,15 @@ class NoiseCorrector:
     def load(cls, folder: Path | str) -> "NoiseCorrector":
         """Read what `save` wrote. Raises CheckpointError."""
         files = read_folder(Path(folder))
-        try:
-            config = json.loads(files[_CONFIG])
+        with damaged_unless_used(f"{folder}: not a corrector"):
+            config = json_of(files[_CONFIG])
             shape = tuple(config["shape"])
-            kind, summary = config["kind"], config["told"]
+            kind, summary = config["kind"], dict(config["told"])
             network = Affine(shape) if kind == "affine" else make_field(shape, {**config["network"], "zero": True})
             network.load_state_dict(tensors_from_bytes(files[_WEIGHTS], Path(folder) / _WEIGHTS))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{folder}: not a corrector ({type(error).__name__})") from error
-        network.requires_grad_(False)
-        return cls(kind, shape, network, config["network"], steps=config["steps"], base_steps=config["base_steps"],
-                   told=summary)  # fmt: skip
+            network.requires_grad_(False)
+            return cls(kind, shape, network, config["network"], steps=config["steps"], base_steps=config["base_steps"],
+                       told=summary)  # fmt: skip
 
 
 class Affine(nn.Module):

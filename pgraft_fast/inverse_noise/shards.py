@@ -1,6 +1,5 @@
 """Inversion of large sets: shard by shard to disk, each written whole with its hash, so that a run can go on."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pgraft_fast.errors import CheckpointError, InputError
-from pgraft_fast.files import MANIFEST, read_folder, remove_temporary, to_json, write_file, write_folder
+from pgraft_fast.errors import CheckpointError, InputError, damaged_unless_used
+from pgraft_fast.files import MANIFEST, json_of, read_folder, remove_temporary, to_json, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
 from pgraft_fast.inverse_noise.invert import invert
@@ -150,7 +149,7 @@ def _begin(
     }  # fmt: skip
     path = folder / _PLAN
     if path.exists():
-        check_same(read_plan(folder), json.loads(to_json(plan)), f"the inversion in {folder}")
+        check_same(read_plan(folder), json_of(to_json(plan)), f"the inversion in {folder}")
     else:
         write_file(path, to_json(plan))
 
@@ -172,28 +171,29 @@ def _invert_shard(
 def read_plan(folder: Path) -> dict[str, Any]:
     """What the shards of a folder are of. Raises CheckpointError."""
     try:
-        plan: dict[str, Any] = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
-        return plan
-    except (OSError, ValueError) as error:
+        return dict(json_of((folder / _PLAN).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder}: no inversion ({type(error).__name__} in {_PLAN})") from error
 
 
 def open_shards(folder: Path) -> InverseNoise:
     """What `invert_shards` left. Raises CheckpointError where a shard is missing or damaged."""
     plan = read_plan(folder)
-    try:
+    with damaged_unless_used(f"{folder}: no inversion in {_PLAN}"):
         total, size = int(plan["total"]), int(plan["shard"])
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: no inversion ({type(error).__name__} in {_PLAN})") from error
+        if min(total, size) < 1:
+            raise ValueError(f"{total} samples in shards of {size}")
     paths = shards(folder)
     if len(paths) < -(-total // size):
         raise CheckpointError(f"{folder}: {len(paths)} of {-(-total // size)} shards; the same inversion again goes on")
     summaries = [_read(path)[1] for path in paths]
-    return InverseNoise(
-        folder, total, sum(summary["failed"] for summary in summaries), sum(summary["calls"] for summary in summaries),
-        max((summary["contraction"] or 0.0) for summary in summaries),
-        max(summary["worst_round_trip"] for summary in summaries),
-    )  # fmt: skip
+    with damaged_unless_used(folder):
+        return InverseNoise(
+            folder, total,
+            sum(int(told["failed"]) for told in summaries), sum(int(told["calls"]) for told in summaries),
+            max(float(told["contraction"] or 0.0) for told in summaries),
+            max(float(told["worst_round_trip"]) for told in summaries),
+        )  # fmt: skip
 
 
 def shards(folder: Path) -> list[Path]:
@@ -223,7 +223,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     files = read_folder(path)
     if {_DATA, "told.json"} - set(files):
         raise CheckpointError(f"{path}: incomplete")
-    return tensors_from_bytes(files[_DATA], path / _DATA), json.loads(files["told.json"])
+    with damaged_unless_used(path):
+        return tensors_from_bytes(files[_DATA], path / _DATA), dict(json_of(files["told.json"]))
 
 
 def _largest(values: Tensor) -> float:

@@ -1,6 +1,5 @@
 """A pipeline from a local folder."""
 
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import torch
 
-from pgraft_fast.errors import InputError
-from pgraft_fast.pipelines.variants import load_part, variants_of
+from pgraft_fast.errors import InputError, in_a_line, is_out_of_memory
+from pgraft_fast.files import json_of
+from pgraft_fast.pipelines.variants import check_components, load_part, variants_of
 
 
 def load_pipeline(
@@ -26,7 +26,7 @@ def load_pipeline(
         where = "a model folder of diffusers" if repository is None else repository
         raise InputError(f"{folder}: no model_index.json; download {where} into it and name it in model.folder")
     try:
-        entries = json.loads(index.read_bytes())
+        entries = dict(json_of(index.read_bytes()))
         name = entries["_class_name"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{index}: damaged ({type(error).__name__})") from error
@@ -37,6 +37,7 @@ def load_pipeline(
     kind = getattr(diffusers, str(name), None)
     if not isinstance(kind, type) or not issubclass(kind, diffusers.DiffusionPipeline):
         raise InputError(f"{folder}: {name} is no pipeline of diffusers {diffusers.__version__}")
+    check_components(index, entries)
     # What was saved without a part wants to be told so.
     kwargs: dict[str, Any] = {part: None for part, value in entries.items() if value in ([None, None], None)}
     if "safety_checker" in entries:
@@ -52,9 +53,16 @@ def load_pipeline(
             # Of the argument's name, which versions of diffusers do not agree on.
             warnings.simplefilter("ignore", FutureWarning)
             kwargs |= {part: load_part(folder / part, entries[part], value, dtype) for part, value in variants.items()}
-            pipe: Any = kind.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, **kwargs)
-    except (OSError, ValueError, ImportError) as error:
-        text = " ".join(str(error).split())[:300]
+            pipe: Any = kind.from_pretrained(
+                str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True, **kwargs
+            )
+    except InputError:
+        raise
+    except Exception as error:
+        # What a file that anybody wrote raises is not listed anywhere.
+        if is_out_of_memory(error):
+            raise
+        text = in_a_line(f"{type(error).__name__}: {error}")[:300]
         raise InputError(f"{folder}: cannot be loaded as {name} ({text})") from error
     finally:
         if shown:

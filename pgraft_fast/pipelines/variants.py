@@ -10,6 +10,7 @@ import torch
 
 from pgraft_fast.errors import InputError
 
+_LIBRARIES = ("diffusers", "transformers")
 # model.safetensors, model.fp16.safetensors, whole or in shards; older shards have the variant behind their numbers.
 _SHARD = r"-\d{5}-of-\d{5}"
 _WEIGHTS = re.compile(
@@ -33,6 +34,28 @@ def variants_of(folder: Path, index: dict[str, Any], variant: str | None) -> dic
     return {name: value for name, value in chosen.items() if value is not None}
 
 
+def check_components(index: Path, entries: dict[str, Any]) -> None:
+    """Raise InputError for a component of another library than diffusers and transformers, or in another folder.
+
+    Any module that Python finds would be imported, by a name that is data.
+    """
+    from diffusers import pipelines
+
+    for name, value in entries.items():
+        if not isinstance(value, list) or name.startswith("_") or value == [None, None]:
+            continue
+        if len(value) != 2 or not all(isinstance(part, str) for part in value):
+            # Settings of the pipeline may be lists, too, of anything but a library and a class.
+            continue
+        library, kind = value
+        ours = library.partition(".")[0] in _LIBRARIES or hasattr(pipelines, library)
+        if not ours or not kind.isidentifier() or not name.isidentifier():
+            raise InputError(
+                f"{index}: component {name!r} is {library}.{kind}; components of {' and '.join(_LIBRARIES)} alone are "
+                "loaded"
+            )
+
+
 def load_part(folder: Path, entry: list[str], variant: str, dtype: torch.dtype) -> Any:
     """A component from its folder. entry: its library and class. Raises InputError."""
     library, name = entry
@@ -41,7 +64,7 @@ def load_part(folder: Path, entry: list[str], variant: str, dtype: torch.dtype) 
     except (ImportError, AttributeError) as error:
         raise InputError(f"{folder}: {library}.{name} of model_index.json is not known ({error})") from error
     kind = {"dtype" if library == "transformers" else "torch_dtype": dtype}
-    return model.from_pretrained(str(folder), variant=variant, local_files_only=True, **kind)
+    return model.from_pretrained(str(folder), variant=variant, local_files_only=True, use_safetensors=True, **kind)
 
 
 def _components(folder: Path, index: dict[str, Any]) -> Iterator[str]:

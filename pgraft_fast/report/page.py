@@ -2,12 +2,14 @@
 
 import base64
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from pgraft_fast.errors import printable
 from pgraft_fast.files import storage_error, write_file
 
 
@@ -71,11 +73,17 @@ def interval(ends: Sequence[float | None]) -> str:
     return "-" if "-" in (low, high) else f"{low} to {high}"
 
 
+def _file_name(name: str) -> str:
+    """Without what a system, or a folder, would understand."""
+    return re.sub(r"[^\w.+-]+", "-", name).lstrip(".")
+
+
 def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> Path:
     """Write folder/index.html, one PNG a picture and one WAV a sound. Raises StorageError."""
     environment = Environment(
-        loader=PackageLoader("pgraft_fast.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=PackageLoader("pgraft_fast.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
+    )  # fmt: skip
     html = environment.get_template("page.html.j2").render(title=title, lead=lead, sections=sections)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,9 +91,9 @@ def write_page(folder: Path, title: str, lead: str, sections: list[Section]) -> 
         raise storage_error(folder, error) from error
     for section in sections:
         for picture in section.pictures:
-            write_file(folder / f"{picture.name}.png", picture.png)
+            write_file(folder / f"{_file_name(picture.name)}.png", picture.png)
         for sound in section.sounds:
-            write_file(folder / f"{sound.name}.wav", sound.wav)
+            write_file(folder / f"{_file_name(sound.name)}.wav", sound.wav)
     path = folder / "index.html"
     write_file(path, html.encode())
     return path

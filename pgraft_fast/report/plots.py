@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from pgraft_fast.errors import in_a_line
+
 _DPI = 160
 _SIZE = (4.4, 3.1)
 _INK = "#333333"
@@ -31,6 +33,8 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    # Prompts and names may hold dollars, which are no formulas.
+    "text.parse_math": False,
 }
 
 
@@ -50,8 +54,8 @@ def curves_png(curves: Sequence[Curve], x_label: str, y_label: str, *, log_x: bo
     def draw(axes) -> None:
         for index, curve in enumerate(curves):
             axes.errorbar(
-                curve.x, curve.y, yerr=curve.error, label=curve.label, markersize=4, capsize=2, linewidth=1.5,
-                **line_of(index),
+                curve.x, curve.y, yerr=curve.error, label=in_a_line(curve.label), markersize=4, capsize=2,
+                linewidth=1.5, **line_of(index),
             )  # fmt: skip
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -98,9 +102,9 @@ def histogram_png(groups: Mapping[str, np.ndarray], x_label: str) -> bytes:
 
     def draw(axes) -> None:
         for index, (name, values) in enumerate(finite.items()):
-            colour = COLOURS[index % len(COLOURS)]
+            label, colour = in_a_line(name), COLOURS[index % len(COLOURS)]
             axes.hist(values, bins=bins, density=True, histtype="stepfilled", alpha=0.12, color=colour)
-            axes.hist(values, bins=bins, density=True, histtype="step", linewidth=1.5, color=colour, label=name)
+            axes.hist(values, bins=bins, density=True, histtype="step", linewidth=1.5, color=colour, label=label)
         axes.set_xlabel(x_label)
         axes.set_ylabel("density")
         axes.legend(fontsize=8)
@@ -114,7 +118,7 @@ def bars_png(values: Mapping[str, float], x_label: str) -> bytes:
     def draw(axes) -> None:
         names = list(values)[::-1]
         numbers = [values[name] for name in names]
-        bars = axes.barh(names, numbers, color=COLOURS[0])
+        bars = axes.barh([in_a_line(name) for name in names], numbers, color=COLOURS[0])
         axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=9)
         axes.set_xlim(0, 1.18 * max(*numbers, 1e-09))
         axes.set_xlabel(x_label)
@@ -149,11 +153,9 @@ def side_by_side_png(
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set(visible=True, color="0.85")
                 # The line below a column's name, and alone in later rows, is where the text stands.
-                axis.set_title(f"{name}\n" if row == 0 else " ", fontsize=9)
+                axis.set_title(f"{in_a_line(name)}\n" if row == 0 else " ", fontsize=9)
             first = axes[row, 0]
-            # A prompt may hold dollars, which are not formulas, and line ends.
-            line = " ".join(text.split())
-            first.text(0.0, 1.06, line, transform=first.transAxes, fontsize=9, parse_math=False).set_in_layout(False)
+            first.text(0.0, 1.06, in_a_line(text), transform=first.transAxes, fontsize=9).set_in_layout(False)
         return _png(figure)
 
 

@@ -7,7 +7,7 @@ from pgraft_fast.rewards.combined import WeightedSum
 from pgraft_fast.rewards.image import stroke_mass, symmetry
 from pgraft_fast.rewards.loading import load_reward
 from pgraft_fast.rewards.policy import PolicedReward, Policy
-from pgraft_fast.rewards.protocol import Reward, name_of, score
+from pgraft_fast.rewards.protocol import Reward, name_of, score, unasked
 
 __all__ = [
     "PolicedReward",
@@ -19,4 +19,5 @@ __all__ = [
     "score",
     "stroke_mass",
     "symmetry",
+    "unasked",
 ]

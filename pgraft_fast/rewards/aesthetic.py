@@ -2,6 +2,8 @@
 
 import itertools
 import re
+import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,11 +83,17 @@ def load_layers(file: Path, width: int) -> list[tuple[Tensor, Tensor]]:
         if file.suffix == ".safetensors":
             tensors = load_file(file)
         else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            _check_not_packed(file)
+            with warnings.catch_warnings():
+                # Of files that torch.save did not write.
+                warnings.simplefilter("ignore")
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise RewardError(f"{file}: is not a file of weights ({type(error).__name__})") from error
     if not isinstance(tensors, dict):
         raise RewardError(f"{file}: holds {type(tensors).__name__}, not tensors by name")
+    if not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()):
+        raise RewardError(f"{file}: holds other things than tensors by name")
     layers = []
     for name in sorted(tensors, key=_number):
         if name.endswith(".weight"):
@@ -100,6 +108,14 @@ def load_layers(file: Path, width: int) -> list[tuple[Tensor, Tensor]]:
             "to one; the published ones need CLIP ViT-L/14"
         )
     return layers
+
+
+def _check_not_packed(file: Path) -> None:
+    """torch.save stores; what is compressed may be a thousand times as large in memory. Raises ValueError."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > file.stat().st_size:
+                raise ValueError("compressed")
 
 
 def _number(name: str) -> int:

@@ -45,7 +45,7 @@ class ClipImages:
                 try:
                     config = json.loads(file.read_bytes())
                     return cls._from_config(config if key is None else config[key], image_size)
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                     raise RewardError(f"{file}: is no image processor's config ({error})") from error
         return cls(image_size, (image_size, image_size))
 

@@ -161,6 +161,6 @@ class CommandReward:
 def _is_ready(line: bytes) -> bool:
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(said, dict) and said.get("ready") is True

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pgraft_fast.errors import PgraftError, RewardError
+from pgraft_fast.errors import PgraftError, RewardError, in_a_line
 from pgraft_fast.rewards.memory import in_parts
 from pgraft_fast.rewards.returned import as_numbers
 from pgraft_fast.rewards.urls import without_secrets
@@ -76,8 +76,8 @@ def of_samples(ids: Sequence[int]) -> str:
 
 
 def one_line(error: BaseException | str, limit: int = 300) -> str:
-    """An error's text on one line of bounded length, without the passwords of URLs."""
-    text = without_secrets(" ".join(str(error).split()))
+    """An error's text on one line of bounded length, without the passwords of URLs and what a terminal would obey."""
+    text = without_secrets(in_a_line(str(error)))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
@@ -97,6 +97,11 @@ def score(
     its `max_invalid_share` (5 % where it has none) of the samples without a finite one.
     """
     return finished(reward, score_batches(reward, samples, prompts, sample_id, batch_size, on_batch), sample_id)
+
+
+def unasked(samples: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Stands where no reward will be asked for. Raises RewardError."""
+    raise RewardError("reward 'none': no reward was loaded, as none is asked for here")
 
 
 def finite_rows(samples: Tensor) -> tuple[list[int], list[int]]:

@@ -6,7 +6,6 @@ CUDA graphs keep; training and decoding, one after the other, another. Results d
 run keeps what was found for it, so that it goes on bit for bit on the same card.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -14,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
-from pgraft_fast.files import to_json, write_file
+from pgraft_fast.errors import damaged_unless_used
+from pgraft_fast.files import json_of, to_json, write_file
 from pgraft_fast.finetune import Learner
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.identity import sha256_of
@@ -25,6 +26,7 @@ from pgraft_fast.runs.subject import Subject
 from pgraft_fast.sampling import calls_of
 from pgraft_fast.sampling.card import Card, rows_that_fit
 from pgraft_fast.sampling.choice import device_name
+from pgraft_fast.schema import Batch
 from pgraft_fast.sizes import GB
 
 MEMORY = "memory.json"
@@ -52,13 +54,24 @@ def fitted(subject: Subject, card: Card, run: Path | None, log: Callable[[str], 
     if not probe.open:
         return subject
     identity = sha256_of([config.future(), probe.open, device_name(card.device), torch.__version__])
-    known = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+    known: dict[str, Any] = {}
+    if path is not None and path.exists():
+        with damaged_unless_used(path):
+            known = _checked(json_of(path.read_bytes()))
     if known.get("identity") != identity:
         known = {"identity": identity, **probe.sizes()}
         if path is not None:
             write_file(path, to_json(known))
     log(_line(known))
     return _with(subject, known)
+
+
+def _checked(known: Any) -> dict[str, Any]:
+    """What an earlier process wrote. Raises ValueError, TypeError, KeyError."""
+    sizes = {key: TypeAdapter(Batch | None).validate_python(known[key]) for key in ("sampling", "training", "decoding")}
+    checkpointing = TypeAdapter(bool | None).validate_python(known["checkpointing"])
+    free = float(known["free_gb"])
+    return {"identity": known["identity"], "free_gb": free, "checkpointing": checkpointing, **sizes}
 
 
 def _line(known: dict[str, Any]) -> str:

@@ -170,7 +170,7 @@ class _Run:
             if path.exists():
                 stored.update(tensors_from_bytes(path.read_bytes(), path))
             # One that was drawn before a first round has no checkpoint that tells what of.
-            same = "drawn_as" in stored and torch.equal(stored["drawn_as"], drawn_as)
+            same = {"drawn_as", "samples", "rewards"} <= set(stored) and torch.equal(stored["drawn_as"], drawn_as)
             return same and stored["rewards"].numel() == evaluation_samples(self.config)
 
         if self.ranks.from_first(known):

@@ -1,17 +1,19 @@
 """How many prompts a round samples, where the config leaves it to the budget."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.errors import InputError
-from pgraft_fast.files import to_json, write_file
+from pydantic import TypeAdapter
+
+from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.files import json_of, to_json, write_file
 from pgraft_fast.finetune.cost import evaluations_of, probe
 from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.sampling import calls_of
+from pgraft_fast.schema import Count
 from pgraft_fast.tasks.evaluation import whole_groups
 
 PLAN = "plan.json"
@@ -30,10 +32,12 @@ def sized(subject: Subject, run: Path, log: Callable[[str], None], ranks: int = 
         return subject
     path, config = run / PLAN, subject.config
     identity = sha256_of([config.future(), config.budget.model_dump(), config.train.rounds])
-    plan = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with damaged_unless_used(path):
+        plan = dict(json_of(path.read_bytes())) if path.exists() else {}
     # Rounds that are done were of this size, whatever the budget is now.
     if plan and (plan.get("asked") == identity or any((run / "checkpoints").glob("round-*"))):
-        prompts = int(plan["prompts"])
+        with damaged_unless_used(path):
+            prompts = TypeAdapter(Count).validate_python(plan["prompts"])
     else:
         prompts = prompts_that_fit(subject, ranks)
         write_file(path, to_json({"prompts": prompts, "asked": identity}))

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from pgraft_fast.errors import in_a_line, printable
 
 if TYPE_CHECKING:
     from pgraft_fast import report
@@ -19,6 +22,8 @@ _NARROW = 8
 class Terminal:
     """Writes to stderr, so that stdout stays free for JSON. log: gets the lines instead. speaks: false for a rank
     that another one speaks for.
+
+    Names and texts of files stand in what is written: what a terminal would obey in them is written out.
     """
 
     def __init__(self, log: Callable[[str], None] | None = None) -> None:
@@ -34,6 +39,7 @@ class Terminal:
         """One line, above the bar if there is one."""
         if not self.speaks:
             return
+        text = printable(" ".join(text.splitlines()))
         if self._log is not None:
             self._log(text)
         elif self._console.is_terminal:
@@ -43,15 +49,15 @@ class Terminal:
 
     def table(self, title: str, table: "report.Table") -> None:
         """A table and its note; first column left, the others right."""
-        drawn = Table(title=title, title_justify="left")
+        drawn = Table(title=Text(in_a_line(title)), title_justify="left")
         # Cells of a wide one take two lines rather than lose their ends.
         narrow = len(table.header) <= _NARROW
         for index, name in enumerate(table.header):
-            drawn.add_column(name, justify="left" if index == 0 else "right", no_wrap=narrow)
+            drawn.add_column(Text(in_a_line(name)), justify="left" if index == 0 else "right", no_wrap=narrow)
         for row in table.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*(Text(in_a_line(cell)) for cell in row))
         self._console.print(drawn)
-        self._console.print(table.note, markup=False)
+        self._console.print(in_a_line(table.note), markup=False)
 
     @contextmanager
     def progress(self, total: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pgraft_fast.files import cache_folder
+from pgraft_fast.files import cache_folder, json_of
 from pgraft_fast.sampling.rounding import off
 from pgraft_fast.sampling.timing import median_time
 
@@ -88,7 +88,7 @@ def _check_alike(answers: Any, expected: Any, allowed: float) -> None:
 
 def _read(store: Path) -> dict[str, Any]:
     try:
-        known = json.loads(store.read_text(encoding="utf-8"))
+        known = json_of(store.read_bytes())
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -1,5 +1,6 @@
 """A folder of pictures as data of a flow: CelebA-HQ, LSUN or one's own."""
 
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL.Image import DecompressionBombError
 from torch import Tensor
 
 from pgraft_fast.diffusion import Stream, normal
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.identity import sha256_of_files
 
+# What Pillow raises for a file that is no picture, a damaged one, or a small one that would be a huge picture.
+UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, EOFError, DecompressionBombError)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # Decoded pictures are kept in memory up to this many bytes.
 _CACHE = 8 << 30
@@ -104,7 +108,7 @@ class Pictures:
                 left, top = (image.width - side) // 2, (image.height - side) // 2
                 square = image.convert("L" if self.grey else "RGB").crop((left, top, left + side, top + side))
                 pixels = np.array(square.resize((self.size, self.size), Image.Resampling.LANCZOS))
-        except OSError as error:
+        except UNREADABLE as error:
             raise InputError(f"{path}: cannot be read as a picture ({error})") from error
         picture = torch.from_numpy(pixels).view(self.size, self.size, -1).permute(2, 0, 1).contiguous()
         if self.cache is not None:

@@ -166,3 +166,46 @@ def test_what_cannot_be_saved(sd, tmp_path):
     with pytest.raises(InputError, match=r"^the adapter 'tuned' is no LoRA, its configuration is LoKrConfig$"):
         save_adapter(tmp_path, pipe.unet, sd.metadata)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"megatron_config": {"a": 1}, "megatron_core": "evil_core"}, {"init_lora_weights": "pissa"},
+        {"auto_mapping": {"parent_library": "evil_core"}}, {"eva_config": {"rho": 1}}, {"loftq_config": {"x": 1}},
+    ],
+)  # fmt: skip
+def test_a_configuration_that_names_code(sd, tmp_path, monkeypatch, hostile):
+    """Only what the LoRA's output follows from is taken from a file."""
+    (tmp_path / "evil_core.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = with_configuration(sd, tmp_path, hostile)
+    load_adapter(sd.pipe, file)
+    assert off(sd.draw(), sd.want) < 1e-5
+    unload_adapter(sd.pipe)
+    assert off(sd.draw(), sd.base) == 0.0 and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"r": "x"}, {"r": -1}, {"target_modules": 7}, {"lora_alpha": []}, {"rank_pattern": 3}]
+)
+def test_a_configuration_that_is_damaged(sd, tmp_path, damaged):
+    """Is refused in a line, and the pipeline is as before."""
+    with pytest.raises((CheckpointError, InputError)) as caught:
+        load_adapter(sd.pipe, with_configuration(sd, tmp_path, damaged))
+    assert str(caught.value).isprintable()
+    assert off(sd.draw(), sd.base) == 0.0
+
+
+def with_configuration(sd, folder, changes):
+    """The saved file with values of its LoRA's configuration replaced."""
+    data = sd.file.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    texts = header["__metadata__"]
+    config = json.loads(texts["lora_adapter_metadata"])
+    prefix = next(iter(config)).partition(".")[0]
+    config |= {f"{prefix}.{name}": value for name, value in changes.items()}
+    file = folder / "changed.safetensors"
+    tensors = safetensors.torch.load_file(sd.file)
+    safetensors.torch.save_file(tensors, file, {**texts, "lora_adapter_metadata": json.dumps(config)})
+    return file

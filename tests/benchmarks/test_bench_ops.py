@@ -191,7 +191,7 @@ def test_gates_see_small_errors():
         (
             ["everything"],
             "bench 'everything' is unknown; "
-            "known: ops, sampling, round, ranks, invert, quality, methods, cut, scaling, all, plot",
+            "known: ops, sampling, round, ranks, invert, quality, methods, cut, scaling, fleet, all, plot",
         ),
         (["ops", "--backend", "cuda"], "backend='cuda' is unknown"),
         (["ops", "--threads", "0"], "--threads 0: input should be greater than or equal to 1"),

@@ -85,7 +85,7 @@ def test_video_and_audio(tmp_path, capsys, name):
     assert drawn["--base"].ndim == (5 if name == "wan" else 3) and len(drawn["--base"]) == 2
     assert main(["sample", str(tmp_path / "run"), "--n", "2", "--out", str(tmp_path / "out.png")]) == 0
     assert Image.open(tmp_path / "out.png").size[0] > 0
-    assert main(["evaluate", str(tmp_path / "run"), "--samples", "2"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--samples", "2", "--trust"]) == 0
     capsys.readouterr()
 
 

@@ -1,59 +1,15 @@
-"""Drawn configs and option lists of every command: they run, or end in one line."""
+"""Drawn runs and option lists of every command: they run, or end in one line."""
 
 import random
 from pathlib import Path
 
 import pytest
-from drawn import config, end_of, odd, to_toml
+from drawn import end_of, odd, to_toml
 from tiny import tiny_config
 
 from pgraft_fast.cli import main
-from pgraft_fast.commands.config import RunConfig, read_config
-from pgraft_fast.commands.correct_config import CorrectConfig, read_correct_config
-from pgraft_fast.commands.pipeline_config import PipelineConfig, read_pipeline_config
-from pgraft_fast.errors import InputError
 
 pytestmark = pytest.mark.slow
-
-SCHEMAS = {
-    "digits": (RunConfig, read_config), "text": (PipelineConfig, read_pipeline_config),
-    "correct": (CorrectConfig, read_correct_config),
-}  # fmt: skip
-
-
-def read_drawn(path: Path, kind: str, seeds: range) -> int:
-    """How many of the configs are right; the others must be explained in one line."""
-    schema, read = SCHEMAS[kind]
-    right = 0
-    for seed in seeds:
-        path.write_text(to_toml(config(random.Random(seed), schema)))
-        try:
-            read(path, {})
-            right += 1
-        except InputError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error), (seed, str(error))
-    return right
-
-
-@pytest.mark.parametrize("kind", SCHEMAS)
-def test_some_configs(tmp_path, kind):
-    read_drawn(tmp_path / "config.toml", kind, range(50))
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("kind", SCHEMAS)
-def test_thousands_of_configs(tmp_path, kind):
-    read_drawn(tmp_path / "config.toml", kind, range(1000, 2500))
-
-
-@pytest.mark.parametrize("text", ['[[rewards]]\nkind = "a\\nb"', '"a\\nb" = 1', '[model]\n"a\\u2028b" = 1'])
-def test_names_and_values_of_several_lines(tmp_path, text):
-    path = tmp_path / "config.toml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        read_pipeline_config(path, {})
-    assert str(caught.value).startswith(f"{path}: ") and len(str(caught.value).splitlines()) == 1
-
 
 # Of values that are allowed and quick, those at the edges.
 EDGES = {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from disks import small_disk
 from tiny import tiny_config
 
 from pgraft_fast.cli import main
@@ -182,14 +183,7 @@ def test_second_signal_ends_at_once(stuck):
 
 def test_full_disk(tmp_path, capsys):
     """A tmpfs that fills up in the third round: exit 2, one line, and the run goes on once there is room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", 32) as disk:
         (tmp_path / "filler.py").write_text(
             "import shutil, time\nfrom pgraft_fast.rewards import symmetry\n"
             "rounds = 0\n"
@@ -216,5 +210,3 @@ def test_full_disk(tmp_path, capsys):
         status, errors = in_this_process(fresh, capsys)
         assert status == 2
         assert "MB free, has" in errors.strip() and "\n" not in errors.strip()
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=False)

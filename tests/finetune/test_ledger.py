@@ -6,7 +6,7 @@ import time
 import pytest
 from clock import Clock
 
-from pgraft_fast.errors import StorageError
+from pgraft_fast.errors import CheckpointError, StorageError
 from pgraft_fast.finetune import Ledger
 
 
@@ -142,3 +142,34 @@ def test_energy_is_that_of_all_boards(tmp_path, torn):
     again.close(finished=True)
     # What follows a torn line is read.
     assert Ledger(path, Clock())._ranks_before == 2
+
+
+def test_what_follows_a_torn_line_is_read(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    path.write_text('{"round": 1}\n{"phase": "tra')
+    second = Ledger(path, Clock())
+    spend(second, "sample", 3.0)
+    second.commit(2)
+    second.close(finished=True)
+    third = Ledger(path, Clock())
+    assert third.seconds["sample"] == 3.0 and third.seconds["lost"] == 0.0
+    phases = [json.loads(line).get("phase") for line in path.read_text().splitlines()[2:4]]
+    assert phases == ["start", "sample"]
+
+
+def test_a_ledger_that_leads_elsewhere_is_not_written(tmp_path):
+    (tmp_path / "mine").write_text("x\n")
+    (tmp_path / "ledger.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(StorageError, match="cannot be written"):
+        Ledger(tmp_path / "ledger.jsonl")
+    assert (tmp_path / "mine").read_text() == "x\n"
+
+
+@pytest.mark.parametrize(
+    "record",
+    ['{"phase": "sample"}', '{"phase": "nothing", "seconds": 1, "calls": 2}', '{"phase": [], "seconds": 1}', "[1]"],
+)
+def test_records_that_are_none(tmp_path, record):
+    (tmp_path / "ledger.jsonl").write_text(f"{record}\n")
+    with pytest.raises(CheckpointError, match="damaged, or of another version"):
+        Ledger(tmp_path / "ledger.jsonl")

@@ -12,7 +12,7 @@ from torch import Tensor
 from pgraft_fast import __version__
 from pgraft_fast.diffusion.schedule import Schedule
 from pgraft_fast.errors import CheckpointError, InputError
-from pgraft_fast.files import storage_error, to_json, write_file
+from pgraft_fast.files import json_of, storage_error, to_json, write_file
 from pgraft_fast.pipelines.adapters.callback import PGraftCallback
 from pgraft_fast.pipelines.adapters.fingerprint import base_fingerprint, uncompiled
 from pgraft_fast.pipelines.adapters.names import prefix_of, to_kohya
@@ -176,8 +176,10 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], AdapterMetadata, dic
         with safetensors.safe_open(file, framework="pt") as opened:
             texts = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
-        config = json.loads(texts[_LORA_KEY]) if _LORA_KEY in texts else None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        config = None
+        if _LORA_KEY in texts:
+            config = {name.partition(".")[2]: value for name, value in dict(json_of(texts[_LORA_KEY])).items()}
+    except (OSError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{file}: damaged, or no safetensors file ({error})") from error
     if _KEY not in texts:
         raise CheckpointError(f"{file}: has no pgraft_fast metadata, it was not saved by save_adapter")
@@ -185,7 +187,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], AdapterMetadata, dic
         metadata = AdapterMetadata.from_json(texts[_KEY])
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    return tensors, metadata, config and {name.partition(".")[2]: value for name, value in config.items()}
+    return tensors, metadata, config or None
 
 
 def _first(error: ValidationError) -> str:

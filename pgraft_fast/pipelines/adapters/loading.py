@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pgraft_fast.errors import InputError
+from pgraft_fast.errors import InputError, damaged_unless_used
 from pgraft_fast.pipelines.accelerated.accelerate import STATE
 from pgraft_fast.pipelines.adapters.files import AdapterMetadata, read_adapter, read_file, save_adapter
 from pgraft_fast.pipelines.adapters.fingerprint import base_fingerprint, base_weights, uncompiled
@@ -17,6 +17,14 @@ from pgraft_fast.pipelines.adapters.moved_cut import moved_by_schedule
 from pgraft_fast.pipelines.adapters.names import check_fits, prefix_of, to_peft
 from pgraft_fast.pipelines.around import watch
 from pgraft_fast.pipelines.denoisers import denoiser_of
+
+# Of a LoRA's configuration what its output follows from. Others, in a file of anybody, name modules to import
+# (megatron_core), change the base's weights (init_lora_weights) or tell of its training.
+_LAW = frozenset((
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "target_parameters",
+    "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "lora_bias", "use_rslora", "use_dora",
+    "fan_in_fan_out",
+))  # fmt: skip
 
 __all__ = ["AdapterMetadata", "base_fingerprint", "load_adapter", "read_adapter", "save_adapter", "unload_adapter"]
 
@@ -67,10 +75,12 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
         type(pipe), adapter_name, metadata.cut_logsnr, denoiser, Switches(denoiser), trained, metadata.sample_shape
     )
     # A later peft may have written more than this one knows.
-    config = {name: value for name, value in config.items() if name in inspect.signature(LoraConfig).parameters}
+    known = _LAW & set(inspect.signature(LoraConfig).parameters)
+    config = {name: value for name, value in config.items() if name in known}
     try:
-        _attach(pipe, denoiser, tensors, config, adapter_name)
-        held.activate(weight)
+        with damaged_unless_used(path):
+            _attach(pipe, denoiser, tensors, config, adapter_name)
+            held.activate(weight)
     except BaseException:
         held.remove()
         raise
