@@ -35,6 +35,10 @@ class StoppedError(PgraftError):
     """The run was asked to stop and can be resumed."""
 
 
+class RankError(PgraftError):
+    """Another rank of the run has failed, or is gone."""
+
+
 # How those say it that raise a plain RuntimeError. The last line is cuDNN short of work space; other causes of the same
 # text end in the same error at the smallest batch.
 _FULL_MEMORY = re.compile(

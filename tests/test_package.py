@@ -107,7 +107,8 @@ def test_packages_are_listed():
 def test_arrows_point_one_way():
     """Nothing imports upwards."""
     order = [
-        ["amounts", "errors", "extras", "files", "schema", "sizes", "threads", "waiting"], ["ops"], ["diffusion"],
+        ["amounts", "errors", "extras", "files", "ranks", "schema", "sizes", "threads", "waiting"], ["ops"],
+        ["diffusion"],
         ["sampling", "selection", "rewards", "schedulers"],
         ["finetune", "diagnostics", "inverse_noise"], ["pipelines"], ["tasks"],
         ["report"], ["runs"], ["commands"], ["cli"], ["__main__"],
