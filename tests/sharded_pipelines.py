@@ -55,7 +55,7 @@ def learn(mesh, rank, name, lora, recompute=False, first=False):
     found = {**gradients_off(one, two, rank, **problem), **train_both(one, two, rank, 2, **problem)}
     whole = two.gathered()
     if rank == 0:
-        found["state"] = _off_where_it_is_trained(whole, one.tensors())
+        found["state"] = _off_where_it_is_trained(list(one._masters.by_name), whole, one.tensors())
     for kind in ("ema", "sampled", "reference", "averaged"):
         found[kind] = float((answer(getattr(one, kind)) - answer(getattr(two, kind))).abs().max())
     two.freeze()
@@ -99,13 +99,13 @@ def _kinds(state):
     return [(value.dtype, value.shape) for value in state.values()]
 
 
-def _off_where_it_is_trained(groups, others):
+def _off_where_it_is_trained(names, groups, others):
     """AdamW moves a weight whose gradient is 0 but for rounding by as much as others, to either side."""
     moment = others["optimizer"]
-    assert len(moment) == 3 * len(others["ema"])
+    assert len(moment) == 3 * len(names)
     most = max(float(value.max()) for key, value in moment.items() if key.endswith("exp_avg_sq"))
     worst = 0.0
-    for index, name in enumerate(others["ema"]):
+    for index, name in enumerate(names):
         known = moment[f"{index}.exp_avg_sq"] > 1e-6 * most
         for group in ("model", "ema"):
             far = (groups[group][name] - others[group][name].detach()).abs()[known]
