@@ -17,7 +17,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print("pgraft-fast: stopped", file=sys.stderr)
         return 130
-    return run()
+    from pgraft_fast.ranks.launch import leave_status
+
+    return leave_status(run())
 
 
 if __name__ == "__main__":

@@ -76,8 +76,11 @@ def finetune(
     dry_run: Annotated[
         bool, arg(help="tell what the run would take, from a short timed probe, and write nothing")
     ] = False,
+    gpus: Annotated[
+        Threads, arg(help="of this machine, a process on each; several machines: torchrun -m pgraft_fast finetune ...")
+    ] = 1,
     json: Json = None,
-) -> None:
+) -> int:
     """Fine-tune as a TOML file says. The same command again goes on where a stopped run was."""
     from pgraft_fast.commands.finetune import finetune as run_finetune
     from pgraft_fast.commands.pipeline_config import read_run_config
@@ -88,13 +91,20 @@ def finetune(
     if dry_run:
         from pgraft_fast.commands.dry_run import dry_run as dry
 
-        emit(dry(settings, Terminal()), json)
-        return
+        emit(dry(settings, Terminal(), gpus), json)
+        return 0
+    if gpus > 1:
+        from pgraft_fast.ranks.launch import launch
+
+        options = (("--run", run), ("--reward", reward), ("--json", json))
+        given = [word for name, value in options if value is not None for word in (name, value)]
+        return launch(gpus, ["finetune", str(config), *given])
     try:
         result = run_finetune(settings, Terminal())
     except StoppedError as error:
         raise StoppedError(f"{error}; finished rounds are safe, the same command goes on from there") from error
     emit(result, json)
+    return 0
 
 
 @command()

@@ -35,6 +35,10 @@ class StoppedError(PgraftError):
     """The run was asked to stop and can be resumed."""
 
 
+class OutOfTimeError(PgraftError):
+    """The budget ended within a round, which is dropped."""
+
+
 class RankError(PgraftError):
     """Another rank of the run has failed, or is gone."""
 

@@ -1,67 +1,47 @@
-"""Checks on several ranks: processes with gloo on the CPU, started once for all tests of a file."""
+"""Processes that take each other for ranks, as torchrun would start them."""
 
-import importlib
-import json
 import os
+import socket
 import subprocess
 import sys
-import traceback
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
-_TESTS = Path(__file__).parent
-_SECONDS = 120
+TESTS = Path(__file__).parent
 
 
-def results(module, size, folder):
-    """[what each rank found] = [{name: value}] of the module's CHECKS, functions check(mesh, rank) -> JSON.
-
-    folder: the same for all that ask, which are told the same.
-    """
-    work = Path(folder) / f"{module}-{size}"
-    with FileLock(f"{work}.lock"):
-        if not work.exists():
-            work.mkdir()
-            _start(module, size, work)
-    return [json.loads((work / f"{rank}.json").read_text()) for rank in range(size)]
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
-def _start(module, size, work):
-    path = os.pathsep.join([str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error:FSDP2", "-m", "ranked", module, str(size), str(work)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(size)]
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """One thread each: the same arithmetic on any number of ranks and cores."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    of_place = {name: str(value) for name, value in place.items()}
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    return {
+        **os.environ, **of_place, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path,
+        "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+
+
+def start(size: int, arguments: Sequence[str], **streams) -> list[subprocess.Popen]:
+    """`python arguments...` on so many ranks."""
+    port = free_port()
+    return [
+        subprocess.Popen([sys.executable, *arguments], env=environment(rank, size, port), text=True, **streams)
+        for rank in range(size)
+    ]
+
+
+def run(size: int, arguments: Sequence[str], timeout: float = 300.0) -> list[tuple[int, str, str]]:
+    """(exit status, stdout, stderr) of every rank."""
+    processes = start(size, arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        for rank in ranks:
-            rank.wait(timeout=_SECONDS)
+        ended = [process.communicate(timeout=timeout) for process in processes]
     finally:
-        for rank in ranks:
-            rank.kill()
-
-
-def _main(module, size, work, rank):
-    import torch
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{work}/meet", rank=rank, world_size=size, timeout=timedelta(seconds=30)
-    )
-    from pgraft_fast.ranks.sharded import mesh_of
-
-    mesh, found = mesh_of(torch.device("cpu")), {}
-    for name, check in importlib.import_module(module).CHECKS.items():
-        try:
-            found[name] = check(mesh, rank)
-        except BaseException:
-            # The others wait for messages that do not come.
-            found[name] = {"error": traceback.format_exc()}
-            break
-    (Path(work) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *streams) for process, streams in zip(processes, ended, strict=True)]

@@ -29,8 +29,9 @@ from pgraft_fast.finetune import (
     collect,
     train,
 )
+from pgraft_fast.finetune.candidates import Candidates
 from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.rounds import Candidates, choose
+from pgraft_fast.finetune.rounds import choose
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report.demo_report import DemoData, write_demo_report
 from pgraft_fast.report.demo_table import demo_table, row_name, summarise

@@ -18,22 +18,22 @@ from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.sizes import MB, megabytes, peak_resident
 
 
-def dry_run(config: Config, terminal: Terminal) -> dict[str, Any]:
+def dry_run(config: Config, terminal: Terminal, ranks: int = 1) -> dict[str, Any]:
     """The plan: prompts, rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls,
-    device_hours, peak_memory_mb. Raises InputError where not one round fits.
+    device_hours, peak_memory_mb. ranks: that would share the work evenly. Raises InputError where not one round fits.
     """
     subject = subject_of(config, terminal.line)
     try:
         subject = with_mode(with_batches(subject, None, terminal.line), terminal.line)
         if subject.config.sample.prompts is None:
-            filled = with_prompts(subject.config, prompts_that_fit(subject))
+            filled = with_prompts(subject.config, prompts_that_fit(subject, ranks))
             subject = replace(subject, config=filled)
-        return _plan(subject, terminal)
+        return _plan(subject, terminal, ranks)
     finally:
         subject.close()
 
 
-def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
+def _plan(subject: Subject, terminal: Terminal, ranks: int) -> dict[str, Any]:
     config, task = subject.config, subject.task
     device = next(task.model.parameters()).device
     if device.type == "cuda":
@@ -42,7 +42,8 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
     evaluations = evaluations_of(task.schedule, config, task.parameterization)
     round_cost = cost.round(config, evaluations)
     evaluation = cost.evaluation(config, evaluation_samples(config), evaluations)
-    rounds, why = rounds_that_fit(config, round_cost, evaluation)
+    rounds, why = rounds_that_fit(config, round_cost, evaluation, ranks)
+    evaluation, share = evaluation / ranks, 1.0 / ranks
     planned = config.train.rounds
     plan = {
         "prompts": config.sample.prompts,
@@ -51,15 +52,15 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
         "fits": rounds == planned,
         "why": why,
         "round": {
-            "sample_seconds": round(round_cost.sample, 6),
-            "score_seconds": round(round_cost.score, 6),
-            "train_seconds": round(round_cost.train, 6),
-            "seconds": round(round_cost.seconds, 6),
+            "sample_seconds": round(share * round_cost.sample, 6),
+            "score_seconds": round(share * round_cost.score, 6),
+            "train_seconds": round(share * round_cost.train, 6),
+            "seconds": round(share * round_cost.seconds, 6),
             "model_calls": round_cost.model_calls,
         },
         "evaluation_seconds": round(2.0 * evaluation, 6),
-        "seconds": round(rounds * round_cost.seconds + 2.0 * evaluation, 6),
-        "device_hours": round((rounds * round_cost.seconds + 2.0 * evaluation) / 3600.0, 6),
+        "seconds": round(rounds * share * round_cost.seconds + 2.0 * evaluation, 6),
+        "device_hours": round((rounds * round_cost.seconds + 2.0 * ranks * evaluation) / 3600.0, 6),
         "model_calls": rounds * round_cost.model_calls,
         "peak_memory_mb": round(_peak_memory(device) / MB, 1),
     }
@@ -69,13 +70,14 @@ def _plan(subject: Subject, terminal: Terminal) -> dict[str, Any]:
     return plan
 
 
-def rounds_that_fit(config: Config, round_cost: Estimate, evaluation: float) -> tuple[int, str | None]:
-    """How many of the rounds asked for fit into the budget, and what ends them."""
+def rounds_that_fit(config: Config, round_cost: Estimate, evaluation: float, ranks: int = 1) -> tuple[int, str | None]:
+    """How many of the rounds asked for fit into the budget, and what ends them. Costs on one device."""
     limits: list[tuple[int, str]] = []
-    seconds, calls = config.budget.seconds(), config.budget.model_calls
+    seconds, calls = config.budget.seconds(ranks), config.budget.model_calls
     if seconds is not None:
         left = seconds - (1.0 + SAFETY) * evaluation
-        reason = f"budget: {duration(seconds)}, of which {duration((1.0 + SAFETY) * evaluation)} are for evaluation"
+        reserve = duration((1.0 + SAFETY) * evaluation / ranks)
+        reason = f"budget: {duration(seconds / ranks)}, of which {reserve} are for evaluation"
         limits.append((max(0, int(left / round_cost.seconds)), reason))
     if calls is not None:
         reason = f"budget: {calls:,} model calls, a round needs {round_cost.model_calls:,}"

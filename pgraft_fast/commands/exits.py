@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from pgraft_fast.errors import PgraftError, StoppedError
+from pgraft_fast.errors import PgraftError, RankError, StoppedError
+from pgraft_fast.ranks.environment import of_ranks, speaks
 
 
 def status_of(run: Callable[[], int | None], args: Sequence[str] | None) -> int:
@@ -13,7 +14,10 @@ def status_of(run: Callable[[], int | None], args: Sequence[str] | None) -> int:
     try:
         return run() or 0
     except StoppedError as error:
-        return _fail(error, 130)
+        # A launcher would take another status for a failure.
+        return _fail(error, 0 if of_ranks() else 130)
+    except RankError as error:
+        return _fail(error, 70)
     except PgraftError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
@@ -33,6 +37,9 @@ def status_of(run: Callable[[], int | None], args: Sequence[str] | None) -> int:
 
 
 def _fail(error: PgraftError | str, status: int) -> int:
+    # What one rank has met, all of them raise; the first one tells it.
+    if isinstance(error, PgraftError) and not speaks():
+        return status
     # The terminal may be gone, too; without a stderr, print would take stdout.
     with suppress(OSError, ValueError):
         if sys.stderr is not None:

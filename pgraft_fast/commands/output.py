@@ -9,6 +9,7 @@ from tyro.conf import arg
 from pgraft_fast.commands.options import check_writable
 from pgraft_fast.errors import StorageError
 from pgraft_fast.files import to_json, write_file
+from pgraft_fast.ranks.environment import speaks
 
 Json = Annotated[str | None, arg(metavar="FILE", help='write the result as JSON to FILE; "-" is stdout')]
 
@@ -20,7 +21,9 @@ def check_json(path: str | None) -> None:
 
 
 def emit(result: dict[str, Any], path: str | None) -> None:
-    """Write the result as JSON. Raises StorageError."""
+    """Write the result as JSON, once for all ranks. Raises StorageError."""
+    if not speaks():
+        return
     if path == "-":
         if sys.stdout is None:
             raise StorageError("--json -: stdout is closed")

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from pgraft_fast.diagnostics.cut import KeptGain, base_rewards, kept_gain
 from pgraft_fast.diffusion import Stream, uniform
 from pgraft_fast.errors import InputError
+from pgraft_fast.finetune.candidates import Candidates
 from pgraft_fast.finetune.cost import evaluations_of
+from pgraft_fast.finetune.drawing import draw_and_score
 from pgraft_fast.finetune.ledger import Ledger
-from pgraft_fast.finetune.rounds import Candidates, PromptBatch, draw_and_score
+from pgraft_fast.finetune.prompts import PromptBatch
 from pgraft_fast.finetune.work import Work
 from pgraft_fast.sampling import calls_of, rollout
 
@@ -89,6 +91,14 @@ class Trials:
     def _scored(self, draw: Callable[..., Any], prompt_batch: PromptBatch) -> Tensor:
         work, sample = self.work, self.work.settings.sample
         _, rewards = draw_and_score(
-            draw, work.reward, prompt_batch, sample, work.sampling, self.ledger, self.check, ("plan", "plan")
+            draw,
+            work.reward,
+            prompt_batch,
+            sample,
+            work.sampling,
+            self.ledger,
+            self.check,
+            ("plan", "plan"),
+            ranks=work.ranks,
         )
         return rewards.cpu()

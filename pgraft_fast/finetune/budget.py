@@ -18,7 +18,6 @@ class Budget:
     def __init__(self, settings: BudgetSettings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
-        self._limit = settings.seconds()
         self._rounds: list[float] = []
         self._joules: list[float] = []
         self.reserve = self.reserve_joules = 0.0
@@ -31,6 +30,15 @@ class Budget:
     def seconds_left(self) -> float:
         """Wall seconds until the reserve must be touched; infinite without a time budget."""
         return float("inf") if self._limit is None else self._limit - self._ledger.elapsed - self.reserve
+
+    @property
+    def _limit(self) -> float | None:
+        """Wall seconds, with what is left of GPU-hours spent on as many devices as there are now."""
+        ledger, hours, wall = self._ledger, self._settings.gpu_hours, self._settings.wall_seconds
+        if hours is None:
+            return wall
+        shared = ledger.elapsed + (3600.0 * hours - ledger.device_seconds) / ledger.ranks
+        return shared if wall is None else min(wall, shared)
 
     def joules_left(self) -> float:
         """Joules until the reserve must be touched; infinite without such a budget."""

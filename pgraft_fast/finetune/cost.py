@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.learner import Learner
-from pgraft_fast.finetune.rounds import Prompts
+from pgraft_fast.finetune.prompts import Prompts
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE, FinetuneSettings
 from pgraft_fast.finetune.trial import training_trial
 from pgraft_fast.rewards import score

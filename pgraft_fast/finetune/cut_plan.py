@@ -14,6 +14,7 @@ from pgraft_fast.diagnostics.quality import student
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.branches import Trials
+from pgraft_fast.finetune.candidates import Candidates
 from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.cut_choice import FALLBACK, LEAST_ACCEPTED, CutOutlook, choose
 from pgraft_fast.finetune.execution import Execution
@@ -21,7 +22,8 @@ from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.pilot import Pilot, run_pilot
-from pgraft_fast.finetune.rounds import Candidates, Prompts, collect
+from pgraft_fast.finetune.prompts import Prompts
+from pgraft_fast.finetune.rounds import collect
 from pgraft_fast.finetune.settings import PLAN_SHARE, FinetuneSettings
 from pgraft_fast.finetune.work import Work
 from pgraft_fast.sampling import calls_of, make_steps

@@ -16,12 +16,14 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
+from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.training import TrainReport
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.answers import answer_of
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
 from pgraft_fast.sampling.rollout import rows_of
@@ -109,6 +111,8 @@ def train_ddpo(
     ledger: Ledger | None = None,
     check: Callable[[], None] = lambda: None,
     enough: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
+    ordered: bool = False,
 ) -> TrainReport:
     """Train on the recorded steps of a round until all are used or enough() is true, for one optimiser step at least.
 
@@ -117,7 +121,8 @@ def train_ddpo(
     the mean of `policy_loss` over its samples and their steps. Samples come in drawn orders, in batches of nearly
     equal size; a sample's steps are drawn by its id. The model is in evaluation mode: dropout would make it another
     policy than the one that sampled. memory: rows at once, default one step of each sample; results do not depend
-    on it but for rounding. check() is called after each optimiser step and may raise.
+    on it but for rounding. check() is called before each optimiser step and may raise. ranks, ordered: see `Gradients`;
+    all ranks are given all trajectories.
 
     The report's clipped: share of steps whose ratio was outside of the clip range (importance). kl: mean of
     (log p - log p_old)^2 / 2 in nats a step, summed over the elements whatever `settings.log_prob` says; to second
@@ -135,17 +140,18 @@ def train_ddpo(
     make = _Losses(learner, recorded, density, advantage, condition, settings)
     learner.model.eval()
     batch_means: list[Tensor] = []
-    made = OptimizerSteps(learner)
+    made, sums = OptimizerSteps(learner), None
     rows = -(-n // max(1, settings.optimizer_steps_of(n))) if memory is None else memory.value
     team = team_of(learner.sampled, rows, recorded.x_0.shape[1:], recorded.x_0.device)
     with ledger.phase("train"), team, trusted_attention():
         for sample, step in _batches(recorded, advantage, settings, seed):
-            if batch_means and enough():
+            if sums is None:
+                memory = BatchSize(sample.unique().numel(), "training") if memory is None else memory
+                sums = Gradients(learner, memory, check, enough, ranks, ordered)
+            if sums.enough:
                 break
-            memory = BatchSize(sample.unique().numel(), "training") if memory is None else memory
-            batch_means.append(made.step(partial(memory.run, partial(make.accumulate, sample, step))))
+            batch_means.append(made.step(partial(sums.of, sample.numel(), partial(make.share, sample, step), values=3)))
             ledger.add_calls(CALLS_OF_A_TRAINED_SAMPLE * recorded.calls_a_sample * sample.numel())
-            check()
     if not batch_means:
         return TrainReport(0.0, 0, 0)
     means = torch.stack(batch_means)
@@ -162,15 +168,9 @@ class _Losses:
     condition: Tensor | None
     settings: DdpoSettings
 
-    def accumulate(self, sample: Tensor, step: Tensor, size: int) -> Tensor:
-        """The gradient of a batch of rows, `size` at once. (3,): means over the rows, as `rows` lists them."""
-        self.learner.begin()
-        parts = []
-        for low in range(0, sample.numel(), size):
-            part = self.rows(sample[low : low + size], step[low : low + size]).sum(dim=1) / sample.numel()
-            self.learner.backward(part[0])
-            parts.append(part.detach())
-        return torch.stack(parts).sum(dim=0)
+    def share(self, sample: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        """(3,) what some rows add to the means over a batch, as `rows` lists them."""
+        return self.rows(sample[low:high], step[low:high]).sum(dim=1) / sample.numel()
 
     def rows(self, sample: Tensor, step: Tensor) -> Tensor:
         """(3, m) of pairs (m,): loss, whether the ratio is outside of the clip range, kl; the loss has a gradient."""

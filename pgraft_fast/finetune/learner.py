@@ -24,9 +24,12 @@ class Learner:
     run: what is called in training: the model, or a compiled one with the same weights. sampled: the same weights as
     they are called in sampling, with guidance where there is some, for losses on what was sampled. frozen: what the
     contrast objective starts from, called as in training: the reference, or see `freeze`. averaged: the averaged
-    weights, called as in training. Weights of 16 bits have float32 masters, which are trained, averaged and kept; in
-    float16 the loss is scaled. overflows: whether the last step did not end because that scale was too large.
+    weights, called as in training. trained: the weights that get gradients. Those of 16 bits have float32 masters,
+    which are trained, averaged and kept; in float16 the loss is scaled. overflows: whether the last step did not end
+    because that scale was too large. sharded: whether ranks share the network, and make all of its calls together.
     """
+
+    sharded = False
 
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
         self.model = self._copied(model).requires_grad_(True)
@@ -41,6 +44,7 @@ class Learner:
     ) -> None:
         """values: what is trained, by name; averages: what follows it."""
         self.settings, self._masters, self._averages = settings, self._kept(values), self._kept(averages)
+        self.trained = list(values.values())
         # One pass over all weights where torch has it: a third of the time of the loop over tensors.
         device = next(iter(values.values())).device.type
         self.optimizer = torch.optim.AdamW(
@@ -138,6 +142,10 @@ class Learner:
             "model": {**self.model.state_dict(), **self._masters.by_name},
             "ema": {**self.ema.state_dict(), **self._averages.by_name},
         }
+
+    def alike(self) -> list[Tensor]:
+        """What is the same on all ranks."""
+        return list(self.weights()["model"].values())
 
     def gathered(self) -> dict[str, dict[str, Tensor]]:
         """`tensors`, whole, where they are to be written; called by all ranks."""

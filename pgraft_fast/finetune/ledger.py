@@ -7,7 +7,7 @@ finished round of a process that died is counted as "lost" by the next one.
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,16 @@ class Ledger:
 
     seconds: {phase: wall seconds}; finished phases only, see `elapsed` for the running total.
     model_calls: forward passes of one sample; a backward pass counts as two. cpu_seconds: of all threads.
-    joules: of the GPU, None where `meter` was never given. clock: what is read for the seconds.
+    joules: of the GPUs, None where `meter` was never given. clock: what is read for the seconds. ranks: processes of
+    the run, each with a device; it may go on with another number of them.
     """
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(
+        self, path: Path | None = None, clock: Callable[[], float] = time.perf_counter, ranks: int = 1
+    ) -> None:
+        self._clock, self.ranks = clock, ranks
+        self._device_seconds, self._own_joules, self._taken_joules = 0.0, 0.0, 0.0
+        self._ranks_before = 1
         self._meter: Callable[[], float] | None = None
         self._joules_read = 0.0
         self.joules: float | None = None
@@ -40,9 +45,14 @@ class Ledger:
         if path is not None:
             self._replay(path)
             try:
+                torn = path.exists() and not path.read_bytes().endswith(b"\n")
                 self._file = path.open("a", encoding="utf-8")
+                if torn:
+                    self._file.write("\n")
             except OSError as error:
                 raise storage_error(path, error) from error
+        if ranks != self._ranks_before:
+            self._append({"ranks": ranks})
         self._earlier = sum(self.seconds.values())
         self._started = self._since = clock()
 
@@ -51,6 +61,11 @@ class Ledger:
         """Wall seconds of the run so far, earlier processes and lost work included."""
         return self._earlier + self._clock() - self._started
 
+    @property
+    def device_seconds(self) -> float:
+        """`elapsed` on every device."""
+        return self._device_seconds + self.ranks * (self.elapsed - self._earlier)
+
     def measure(self, meter: Callable[[], float] | None) -> None:
         """Count joules from now on. meter() -> joules since some moment; None counts none."""
         if meter is not None:
@@ -58,10 +73,26 @@ class Ledger:
             self.joules = self.joules or 0.0
 
     def joules_now(self) -> float:
-        """Joules of the run so far."""
+        """Joules of the run so far; those of other ranks since the last `add_joules` are taken to be ours."""
         if self._meter is None:
             return self.joules or 0.0
-        return (self.joules or 0.0) + self._meter() - self._joules_read
+        read = self._meter() - self._joules_read
+        others = (self.ranks - 1) * (self._own_joules + read - self._taken_joules)
+        return (self.joules or 0.0) + read + others
+
+    def take_joules(self) -> float:
+        """Of this rank, since the last time."""
+        self._close_phase()
+        taken = self._own_joules - self._taken_joules
+        self._taken_joules = self._own_joules
+        return taken
+
+    def add_joules(self, of_ranks: Sequence[float]) -> None:
+        """What each rank took, the first of which is counted here already."""
+        others = sum(of_ranks[1:])
+        if others:
+            self.joules = (self.joules or 0.0) + others
+            self._append({"other_joules": round(others, 6)})
 
     def enter(self, phase: str) -> None:
         """Leave the current phase and enter another."""
@@ -109,7 +140,8 @@ class Ledger:
         return {
             "seconds": {phase: round(s, 6) for phase, s in self.seconds.items()},
             "total_seconds": round(total, 6),
-            "device_hours": round(total / 3600.0, 9),
+            "device_hours": round((self._device_seconds + self.ranks * (total - self._earlier)) / 3600.0, 9),
+            **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "model_calls": self.model_calls,
             "cpu_seconds": round(self.cpu_seconds, 3),
             "joules": None if self.joules is None else round(self.joules, 3),
@@ -132,6 +164,7 @@ class Ledger:
             read = self._meter()
             used["joules"] = round(read - self._joules_read, 6)
             self.joules, self._joules_read = (self.joules or 0.0) + used["joules"], read
+            self._own_joules += used["joules"]
         return used
 
     def _append(self, record: dict[str, object]) -> None:
@@ -158,10 +191,15 @@ class Ledger:
                 continue  # The last line of a killed process may be torn.
             if "phase" in record:
                 pending[record["phase"]] = pending.get(record["phase"], 0.0) + record["seconds"]
+                self._device_seconds += self._ranks_before * record["seconds"]
                 self.model_calls += record["calls"]
                 self.cpu_seconds += record.get("cpu", 0.0)
                 if "joules" in record:
                     self.joules = (self.joules or 0.0) + record["joules"]
+            elif "ranks" in record:
+                self._ranks_before = record["ranks"]
+            elif "other_joules" in record:
+                self.joules = (self.joules or 0.0) + record["other_joules"]
             else:
                 self._settle(pending, lost=False)
         self._settle(pending, lost=True)

@@ -12,8 +12,10 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.cut_plan import CUTS, plan_from
 from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
+from pgraft_fast.finetune.drawing import Drawn, draw_and_score
 from pgraft_fast.finetune.nft import nft_advantages, train_nft
-from pgraft_fast.finetune.rounds import Drawn, PromptBatch, collect, draw_and_score
+from pgraft_fast.finetune.prompts import PromptBatch
+from pgraft_fast.finetune.rounds import collect
 from pgraft_fast.finetune.settings import FinetuneSettings
 from pgraft_fast.finetune.training import TrainReport, train
 from pgraft_fast.finetune.work import Work
@@ -112,7 +114,7 @@ class PGraft:
             # The first round samples the reference itself: the tuned model still equals it.
             tuned=run.of(work.learner.ema.eval()) if number else None,
             memory=work.sampling, ledger=work.ledger, check=check_sampling, device=work.device, graphs=run.graphs,
-            taken=self._taken,
+            taken=self._taken, ranks=work.ranks,
         )  # fmt: skip
         accepted = int(candidates.acceptance.count)
         if accepted == 0:
@@ -122,8 +124,8 @@ class PGraft:
             )
         if pending:
             with work.ledger.phase("plan"):
-                plan = plan_from(work, candidates, check=check_sampling)
-            self._plan = plan.to_dict()
+                plan = plan_from(work, candidates.whole(), check=check_sampling)
+            self._plan = work.ranks.from_first(plan.to_dict)
             work.log(plan.told)
         settings, cut = self.settings, self.settings.cut
         if number and settings.train.frozen == "ema":
@@ -135,7 +137,8 @@ class PGraft:
         report = train(
             work.learner, kept, work.schedule, seed=settings.seed,
             parameterization=work.parameterization, null_condition=work.prompts.null, memory=work.training,
-            ledger=work.ledger, check=check, enough=enough, graphs=work.execution.training_graphs,
+            ledger=work.ledger, check=check, enough=enough, graphs=work.execution.training_graphs, ranks=work.ranks,
+            ordered=settings.deterministic,
         )  # fmt: skip
         rewards = candidates.rewards[candidates.acceptance.mask]
         if candidates.copies is not None and settings.select.copies == "run":
@@ -169,10 +172,19 @@ class _AllSamples:
     def _scored(
         self, draw: Callable[..., Drawn], prompt_batch: PromptBatch, check: Callable[[], None]
     ) -> tuple[list[Drawn], Tensor]:
-        """The batches of a round and their rewards (P, N)."""
+        """The batches of a round that this rank drew, and the rewards (P, N) of all."""
         work, sample = self._work, self._work.settings.sample
-        parts, flat = draw_and_score(draw, work.reward, prompt_batch, sample, work.sampling, work.ledger, check)
+        parts, flat = draw_and_score(
+            draw, work.reward, prompt_batch, sample, work.sampling, work.ledger, check, ranks=work.ranks,
+            unit=sample.candidates,
+        )  # fmt: skip
         return parts, flat.view(sample.prompts, sample.candidates)
+
+    def _of_all(self, own: Tensor) -> Tensor:
+        """(n, ...) rows of all ranks, of those that this one drew."""
+        ranks, sample = self._work.ranks, self._work.settings.sample
+        bounds = ranks.bounds(sample.prompts * sample.candidates, sample.candidates)
+        return ranks.rows(own, [high - low for low, high in bounds])
 
 
 class Ddpo(_AllSamples):
@@ -203,12 +215,26 @@ class Ddpo(_AllSamples):
             groups = prompt_batch.prompt.view_as(rewards)[:, 0]
             weight = advantages(rewards, groups, self._statistics, settings.ddpo)
         report = train_ddpo(
-            work.learner, _joined(parts), weight.flatten(), prompt_batch.condition, settings.ddpo, seed=settings.seed,
-            memory=work.training, ledger=work.ledger, check=check, enough=enough,
+            work.learner, self._joined(parts), weight.flatten(), prompt_batch.condition, settings.ddpo,
+            seed=settings.seed, memory=work.training, ledger=work.ledger, check=check, enough=enough, ranks=work.ranks,
+            ordered=settings.deterministic,
         )  # fmt: skip
         used = weight != 0
         entry = {**_entry(rewards, used), "clipped": report.clipped, "kl": report.kl}
         return Round(rewards, used, report, entry)
+
+    def _joined(self, parts: Sequence[Recorded]) -> Recorded:
+        """The trajectories of all batches and ranks."""
+        states = torch.cat([part.states for part in parts], dim=1)
+        log_prob = torch.cat([part.log_prob for part in parts], dim=1)
+        return replace(
+            parts[0],
+            states=self._of_all(states.transpose(0, 1)).transpose(0, 1),
+            log_prob=self._of_all(log_prob.T).T,
+            sample_id=self._of_all(torch.cat([part.sample_id for part in parts])),
+            x_0=self._of_all(torch.cat([part.x_0 for part in parts])),
+            model_calls=sum(part.model_calls for part in parts),
+        )
 
     def state(self) -> dict[str, Any]:
         return {"statistics": self._statistics.state()}
@@ -239,10 +265,11 @@ class Nft(_AllSamples):
             weight = nft_advantages(rewards)
         times = work.schedule.grid(settings.sample.steps, work.parameterization)[:-1]
         report = train_nft(
-            work.learner, work.schedule, torch.cat([part.x_0 for part in parts]),
-            torch.cat([part.sample_id for part in parts]), weight.flatten(), prompt_batch.condition, times,
+            work.learner, work.schedule, self._of_all(torch.cat([part.x_0 for part in parts])),
+            prompt_batch.sample_id.to(parts[0].x_0.device), weight.flatten(), prompt_batch.condition, times,
             settings.nft, parameterization=work.parameterization, seed=settings.seed, memory=work.training,
             ledger=work.ledger, check=check, enough=enough, elements=work.prompts.elements_of(prompt_batch.condition),
+            ranks=work.ranks, ordered=settings.deterministic,
         )  # fmt: skip
         better = weight > 0
         return Round(rewards, better, report, _entry(rewards, better))
@@ -258,17 +285,3 @@ def _entry(rewards: Tensor, used: Tensor) -> dict[str, Any]:
     """For the history: rewards (P, N), and which of them were learned from."""
     mean = float(rewards[used].mean()) if bool(used.any()) else float(rewards.nanmean())
     return {"reward_accepted": mean, "accepted": int(used.sum()), "t_cut": 0.0}
-
-
-def _joined(parts: Sequence[Recorded]) -> Recorded:
-    """The trajectories of all batches."""
-    if len(parts) == 1:
-        return parts[0]
-    return replace(
-        parts[0],
-        states=torch.cat([part.states for part in parts], dim=1),
-        log_prob=torch.cat([part.log_prob for part in parts], dim=1),
-        sample_id=torch.cat([part.sample_id for part in parts]),
-        x_0=torch.cat([part.x_0 for part in parts]),
-        model_calls=sum(part.model_calls for part in parts),
-    )

@@ -14,6 +14,7 @@ from torch import Tensor
 from pgraft_fast.diffusion import Schedule, Stream, convert, normal
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.attention import trusted_attention
+from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
@@ -22,6 +23,7 @@ from pgraft_fast.finetune.objectives import answer_above, rows_an_element, withi
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.training import TrainReport
 from pgraft_fast.ops.checks import over_samples
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.rollout import rows_of
 from pgraft_fast.threads import team_of
 
@@ -67,13 +69,13 @@ def train_nft(
     learner: Learner, schedule: Schedule, x_0: Tensor, sample_id: Tensor, advantage: Tensor, condition: Tensor | None,
     times: Tensor, settings: NftSettings, *, parameterization: str, seed: int, memory: BatchSize | None = None,
     ledger: Ledger | None = None, check: Callable[[], None] = lambda: None, enough: Callable[[], bool] = lambda: False,
-    elements: Tensor | None = None,
+    elements: Tensor | None = None, ranks: Ranks = ALONE, ordered: bool = False,
 ) -> TrainReport:  # fmt: skip
     """Train on the samples of a round until all are used or enough() is true, for one optimiser step at least; then
     the old policy follows.
 
     x_0: (n, ...) of the old policy, which is `learner.averaged`. sample_id, advantage: (n,). times: (S,) of the steps
-    at which the network was called. memory: rows at once. elements: (n, N) bool, see
+    at which the network was called. memory: rows at once. ranks, ordered: see `Gradients`. elements: (n, N) bool, see
     `pgraft_loss`. Nothing is done where all advantages are 0. Raises
     InputError; PgraftError after three steps in a row whose gradient was not finite.
     """
@@ -90,19 +92,19 @@ def train_nft(
     losses: list[Tensor] = []
     made = OptimizerSteps(learner, follow=False)
     size = min(n, settings.batch_size or n)
-    team = team_of(learner.run, size if memory is None else memory.value, x_0.shape[1:], x_0.device)
+    memory = BatchSize(size, "training") if memory is None else memory
+    sums = Gradients(learner, memory, check, enough, ranks, ordered)
+    team = team_of(learner.run, memory.value, x_0.shape[1:], x_0.device)
     steps = torch.arange(times.numel(), device=x_0.device)
     with ledger.phase("train"), team, trusted_attention():
         for rows, step in sample_step_batches(
             sample_id, steps, count=settings.steps_of(times.numel()), parts=-(-n // size), epochs=settings.inner_epochs,
             seed=seed, most_steps=times.numel(),
         ):  # fmt: skip
-            if losses and enough():
+            if sums.enough:
                 break
-            memory = BatchSize(size, "training") if memory is None else memory
-            losses.append(made.step(partial(memory.run, partial(make.accumulate, rows, step))))
+            losses.append(made.step(partial(sums.of, rows.numel(), partial(make.share, rows, step))))
             ledger.add_calls(settings.calls_of_a_row * rows.numel())
-            check()
         learner.follow(min(settings.decay_rate * learner.steps_done, settings.decay_limit))
     return TrainReport(float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean()), len(losses), made.rejected)
 
@@ -121,15 +123,9 @@ class _Losses:
     seed: int
     elements: Tensor | None
 
-    def accumulate(self, rows: Tensor, step: Tensor, size: int) -> Tensor:
-        """The gradient of a batch of rows, `size` at once; its loss."""
-        self.learner.begin()
-        parts = []
-        for low in range(0, rows.numel(), size):
-            loss = self.rows(rows[low : low + size], step[low : low + size]).sum() / rows.numel()
-            self.learner.backward(loss)
-            parts.append(loss.detach())
-        return torch.stack(parts).sum()
+    def share(self, rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        """What some rows add to the mean loss of a batch."""
+        return self.rows(rows[low:high], step[low:high]).sum() / rows.numel()
 
     def rows(self, rows: Tensor, step: Tensor) -> Tensor:
         """(m,) losses of pairs (m,)."""

@@ -64,6 +64,7 @@ def run_pilot(trials: Trials, allowed: float, run: FinetuneSettings) -> Pilot | 
         train(
             work.learner, rest, work.schedule, parameterization=work.parameterization, seed=work.settings.seed,
             null_condition=work.prompts.null, memory=work.training, ledger=trials.ledger, check=trials.check,
+            ranks=work.ranks, ordered=work.settings.deterministic,
         )  # fmt: skip
         edges = torch.linspace(kept.t_cut, 1.0, _LEVELS + 1).tolist()
         levels = learned_levels(_changes(trials, out, rows, edges), edges)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import StoppedError
-from pgraft_fast.rewards.protocol import finished, score_batches
+from pgraft_fast.rewards.protocol import score_batches
 
 
 class Scoring:
@@ -26,11 +26,9 @@ class Scoring:
         self._pool = ThreadPoolExecutor(1, "scoring") if beside else None
         self._given_up = threading.Event()
         self._parts: list[Future[Tensor] | Tensor] = []
-        self._ids: list[Tensor] = []
 
     def add(self, samples: Tensor, prompts: Sequence[str], sample_id: Tensor) -> None:
         """Score these, now or soon."""
-        self._ids.append(sample_id)
         if self._pool is None:
             self._parts.append(score_batches(self._reward, samples, prompts, sample_id, self._batch_size, self._check))
         else:
@@ -47,9 +45,8 @@ class Scoring:
                 part.result()
 
     def rewards(self) -> Tensor:
-        """(n,) of everything added, in order."""
-        parts = [self._result(part) for part in self._parts]
-        return finished(self._reward, torch.cat(parts), torch.cat(self._ids))
+        """(n,) of everything added, in order; see `rewards.protocol.finished`."""
+        return torch.cat([self._result(part) for part in self._parts])
 
     def _result(self, part: Future[Tensor] | Tensor) -> Tensor:
         if not isinstance(part, Future):

@@ -30,6 +30,8 @@ Mode = Literal["auto", "eager", "compile", "compile_sampling", "graph", "graph_s
 Advantage = Literal["acceptance", "reward"]
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
+# Of a batch in training, where it is left open.
+_PARTS = 12
 # Of a round's model calls, that choosing the cut may cost at most.
 PLAN_SHARE = 0.15
 
@@ -123,9 +125,12 @@ class BudgetSettings(Settings):
     model_calls: int | None = Field(default=None, ge=1, le=2**63 - 1)
     joules: Positive | None = None
 
-    def seconds(self) -> float | None:
-        """The tighter of the two time limits."""
-        limits = [self.wall_seconds, None if self.gpu_hours is None else 3600.0 * self.gpu_hours]
+    def seconds(self, ranks: int = 1) -> float | None:
+        """The tighter of the two time limits, in seconds of one device; a wall second is one on each rank."""
+        limits = [
+            None if self.wall_seconds is None else ranks * self.wall_seconds,
+            None if self.gpu_hours is None else 3600.0 * self.gpu_hours,
+        ]
         return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -138,11 +143,14 @@ class FinetuneSettings(Settings):
     "compile_sampling", those that draw samples alone; "graph", the trajectories and the optimiser steps as CUDA graphs;
     "graph_sampling", the trajectories alone; "auto", on CUDA what a trial finds the fastest over the run that is
     planned, see `runs.mode`, elsewhere "eager".
+    deterministic: on several ranks, the weights are the same bits on any number of them: samples are drawn and rows
+    trained on in batches that do not depend on the ranks, and gradients added up in the order of the rows; slower.
     """
 
     seed: Seed = 0
     method: Literal["pgraft", "graft", "ddpo", "nft"] = "pgraft"
     mode: Mode = "auto"
+    deterministic: bool = False
     sample: SampleSettings = SampleSettings()
     select: SelectSettings = SelectSettings(k=4)
     train: TrainSettings = TrainSettings()
@@ -195,6 +203,22 @@ class FinetuneSettings(Settings):
         if self.train.cut == "auto":
             raise InputError("train.cut='auto' is chosen in the first round, and is not known before")
         return self.train.cut
+
+    def in_fixed_batches(self) -> Self:
+        """Of a deterministic run: a group at once, or even parts of it, and parts of a training batch that 2, 3 and 4
+        ranks share evenly.
+        """
+        if not self.deterministic:
+            return self
+        n, sample, train = self.sample.candidates, self.sample, self.train
+        group = next(size for size in range(min(n, sample.batch_size), 0, -1) if n % size == 0)
+        rows = -(-train.batch_size // _PARTS) if train.micro_batch is None else train.micro_batch
+        return self.model_copy(
+            update={
+                "sample": sample.model_copy(update={"batch_size": group}),
+                "train": train.model_copy(update={"micro_batch": rows}),
+            }
+        )
 
     def with_cut(self, cut: float) -> Self:
         """The same with a cut that was chosen."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from pgraft_fast.amounts import duration
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.errors import InputError
+from pgraft_fast.errors import InputError, OutOfTimeError
 from pgraft_fast.files import check_space, remove_temporary
 from pgraft_fast.finetune.budget import Budget
 from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, load_newest, save_checkpoint
@@ -20,9 +20,13 @@ from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.methods import Method, method_of
-from pgraft_fast.finetune.rounds import Prompts
-from pgraft_fast.finetune.settings import FinetuneSettings
+from pgraft_fast.finetune.prompts import Prompts
+from pgraft_fast.finetune.settings import BudgetSettings, FinetuneSettings
 from pgraft_fast.finetune.work import Work
+from pgraft_fast.ranks.ranks import ALONE, Ranks
+
+# Share of a round that is worth a line.
+_NOTABLE_WAIT = 0.2
 
 
 class Trainer:
@@ -32,7 +36,8 @@ class Trainer:
     with one `condition` row each where the model takes one. run: folder of checkpoints and ledger; the same call
     again goes on where the last finished round ended, bit for bit (same machine, same settings). identity: JSON that
     names model and reward by content, by default the model's weights; it, settings, prompts and schedule must be the
-    same then, see `finetune.identity`. learner: what is trained; by default all weights of a copy of the model.
+    same then, see `finetune.identity`. learner: what is trained; by default all weights of a copy of the model. ranks:
+    of a run on several; the first one writes, all have the result.
 
         trainer = Trainer(model, schedule, reward, settings, shape=(1, 8, 8), parameterization="v", run="runs/a")
         trainer.run_rounds()
@@ -58,8 +63,14 @@ class Trainer:
         log: Callable[[str], None] = print,
         check: Callable[[], None] = lambda: None,
         on_round: Callable[[int, dict[str, Any]], None] = lambda number, entry: None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = settings.in_fixed_batches()
+        if ranks.size > settings.sample.prompts:
+            raise InputError(
+                f"sample.prompts={settings.sample.prompts} for {ranks.size} ranks: each needs a group of candidates"
+            )
+        self.ranks = ranks
         self.history: list[dict[str, Any]] = []
         self.last_candidates: dict[str, torch.Tensor] = {}
         self.run = Path(run)
@@ -68,7 +79,9 @@ class Trainer:
         self._on_round = on_round
         device = next(model.parameters()).device
         self._checkpoints = self.run / "checkpoints"
-        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        with ranks.together():
+            if ranks.first:
+                self._checkpoints.mkdir(parents=True, exist_ok=True)
         prompts = Prompts([""]) if prompts is None else prompts
         self.identity: dict[str, Any] = {
             **({"model": sha256_of_module(model)} if identity is None else identity),
@@ -77,11 +90,15 @@ class Trainer:
             "parameterization": parameterization, "shape": list(shape), **settings.future(),
         }  # fmt: skip
         self.execution = Execution(settings.mode, device)
+        self._check_equal_runs()
         self._learner = Learner(model, settings.train) if learner is None else learner
         for name in ("run", "frozen", "averaged", "sampled"):
             setattr(self._learner, name, self.execution.of(getattr(self._learner, name), trained=True))
-        self.ledger = Ledger(self.run / "ledger.jsonl") if ledger is None else ledger
-        self.budget = Budget(settings.budget, self.ledger)
+        if ledger is None:
+            ledger = Ledger(self.run / "ledger.jsonl" if ranks.first else None, ranks=ranks.size)
+        self.ledger = ledger
+        # The first rank's clock decides.
+        self.budget = Budget(settings.budget if ranks.first else BudgetSettings(), self.ledger)
         self.ledger.measure(Energy.of(device) if settings.budget.joules is None else Energy(device))
         training = settings.train.micro_batch or settings.train.batch_size
         self._method: Method = method_of(
@@ -90,6 +107,7 @@ class Trainer:
                 prompts=prompts, parameterization=parameterization,
                 learner=self._learner, execution=self.execution, ledger=self.ledger, device=device, log=log,
                 sampling=BatchSize(settings.sample.batch_size, "sampling"), training=BatchSize(training, "training"),
+                ranks=ranks,
             )
         )  # fmt: skip
         self._resume()
@@ -120,24 +138,33 @@ class Trainer:
 
     def run_rounds(self) -> None:
         """Run until `settings.train.rounds` are done or the budget allows no further one."""
-        calls = self.calls_of_a_round()
-        if self.rounds_done < self.settings.train.rounds:
-            check_space(self._checkpoints, (KEEP + 1) * self._checkpoint_bytes())
+        calls, ranks = self.calls_of_a_round(), self.ranks
+        with ranks.together():
+            if ranks.first and self.rounds_done < self.settings.train.rounds:
+                check_space(self._checkpoints, (KEEP + 1) * self._checkpoint_bytes())
         while self.rounds_done < self.settings.train.rounds:
-            if self.rounds_done == 0:
-                # Asked once: time that ends between two questions would end the run without a word.
-                self.budget.check_first_round(calls)
-            elif not self.budget.allows_round(calls):
-                self._log(self.budget.why_not(calls))
+            why_not = ranks.from_first(lambda: self._why_not(calls))
+            if why_not is not None:
+                self._log(why_not)
                 return
             try:
                 self._round()
-            except _OutOfTimeError:
+            except OutOfTimeError:
                 self._log(f"budget: the time is up in round {self.rounds_done + 1}, which is dropped")
                 return
 
+    def _why_not(self, calls: int) -> str | None:
+        """What keeps the budget from a further round. Raises InputError for the first one."""
+        if self.rounds_done == 0:
+            # Asked once: time that ends between two questions would end the run without a word.
+            self.budget.check_first_round(calls)
+            return None
+        return None if self.budget.allows_round(calls) else self.budget.why_not(calls)
+
     def _round(self) -> None:
+        ranks = self.ranks
         number, began, joules = self.rounds_done, self.ledger.elapsed, self.ledger.joules_now()
+        waited = ranks.waited
         done = self._method.round(number, self._check, self._check_sampling, self.budget.time_is_up)
         self.history.append(
             {
@@ -150,6 +177,13 @@ class Trainer:
                 "seconds": round(self.ledger.elapsed, 3),
             }
         )
+        if ranks.size > 1:
+            took = max(self.ledger.elapsed - began, 1e-9)
+            shares = ranks.gather(round((ranks.waited - waited) / took, 3))
+            self.history[-1]["waited"] = shares
+            slow = _slow_rank(shares)
+            if slow is not None:
+                self._log(f"round {number + 1}: {slow}")
         self.last_candidates = {"reward": done.rewards.cpu(), "accepted": done.accepted.cpu()}
         if done.copies is not None:
             self.last_candidates["copies"] = done.copies.cpu()
@@ -157,7 +191,9 @@ class Trainer:
             self._save()
         self.budget.round_took(self.ledger.elapsed - began, self.ledger.joules_now() - joules)
         entry = self.history[-1]
-        self._on_round(self.rounds_done, entry)
+        with ranks.together():
+            if ranks.first:
+                self._on_round(self.rounds_done, entry)
         self._log(
             f"round {number + 1}/{self.settings.train.rounds}: reward {entry['reward']:.4f}, "
             f"accepted {entry['accepted']} at {entry['reward_accepted']:.4f}, loss {entry['loss']:.4f}, "
@@ -171,20 +207,25 @@ class Trainer:
                 raise InputError(
                     "budget: the time is up before the first round has sampled; raise it or lower [sample]"
                 )
-            raise _OutOfTimeError
+            raise OutOfTimeError("budget: the time is up")
 
     def _save(self) -> None:
         state = {
             "settings": self.identity, "history": self.history, "steps_done": self._learner.steps_done,
             "method": self._method.state(), "versions": versions(),
         }  # fmt: skip
-        tensors = {**self._learner.tensors(), "candidates": self.last_candidates}
-        save_checkpoint(self._checkpoints, Checkpoint(self.rounds_done, state, tensors))
-        self.ledger.commit(self.rounds_done)
+        tensors = self._learner.tensors()
+        self.ranks.check_equal(list(tensors["model"].values()), "the trained weights")
+        joules = self.ranks.gather(self.ledger.take_joules())
+        with self.ranks.together():
+            if self.ranks.first:
+                checkpoint = Checkpoint(self.rounds_done, state, {**tensors, "candidates": self.last_candidates})
+                save_checkpoint(self._checkpoints, checkpoint)
+                self.ledger.add_joules(joules)
+                self.ledger.commit(self.rounds_done)
 
     def _resume(self) -> None:
-        remove_temporary(self._checkpoints)
-        checkpoint = load_newest(self._checkpoints, self._log)
+        checkpoint = self._newest()
         if checkpoint is None:
             return
         check_same(checkpoint.state["settings"], self.identity, f"the run in {self.run}")
@@ -198,11 +239,41 @@ class Trainer:
         finished = checkpoint.round >= self.settings.train.rounds
         self._log(f"{self.run} {'is finished:' if finished else 'goes on after'} round {checkpoint.round}")
 
+    def _newest(self) -> Checkpoint | None:
+        """As the first rank finds it."""
+        found: list[Checkpoint] = []
+
+        def read() -> list[Any] | None:
+            remove_temporary(self._checkpoints)
+            newest = load_newest(self._checkpoints, self._log)
+            found.extend([] if newest is None else [newest])
+            return None if newest is None else [newest.round, newest.state]
+
+        known = self.ranks.from_first(read)
+        if known is None:
+            return None
+        number, state = known
+        return Checkpoint(number, state, self.ranks.tensors_from_first(found[0].tensors if found else None))
+
+    def _check_equal_runs(self) -> None:
+        """Raise InputError where the ranks were given different models, prompts or settings."""
+        own = {name: sha256_of(value) for name, value in self.identity.items()}
+        for rank, other in enumerate(self.ranks.gather(own)):
+            different = [name for name in own if other.get(name) != own[name]]
+            if different:
+                raise InputError(f"rank {rank} was given other values than rank {self.ranks.rank} for {different[0]!r}")
+
     def _checkpoint_bytes(self) -> int:
         # Model, average and two moments.
         weights = self._learner.weights()["model"].values()
         return 4 * sum(weight.numel() * weight.element_size() for weight in weights) + 65536
 
 
-class _OutOfTimeError(Exception):
-    """The time budget ended while a later round was sampling."""
+def _slow_rank(waited: Sequence[float]) -> str | None:
+    """A line where the others wait for one rank: shares of a round that each has waited."""
+    least = min(waited)
+    others = sum(waited) - least
+    mean = others / max(1, len(waited) - 1)
+    if mean - least < _NOTABLE_WAIT:
+        return None
+    return f"rank {waited.index(least)} is the slowest: the others waited {mean:.0%} of the time, it {least:.0%}"

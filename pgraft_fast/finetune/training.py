@@ -11,11 +11,13 @@ from torch import Tensor
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
 from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.captured_steps import CapturedSteps
+from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.graphs import GraphCache, weights_key
 from pgraft_fast.threads import team_of
 
@@ -47,56 +49,48 @@ def train(
     check: Callable[[], None] = lambda: None,
     enough: Callable[[], bool] = lambda: False,
     graphs: GraphCache | None = None,
+    ranks: Ranks = ALONE,
+    ordered: bool = False,
 ) -> TrainReport:
     """Regress on the kept rows, and on nothing else, for the settings' steps or until enough() is true.
 
     No row, no step: then the report's loss is 0. Rows come in a drawn order, all of them once before any comes again.
     null_condition: one row that takes the place of a condition with probability `settings.null_prompt`. memory: rows at
     once; their gradients add up to those of the batch. check() may raise. graphs: steps are captured where they can be,
-    see `CapturedSteps`. Raises PgraftError after three steps in a
-    row whose gradient was not finite.
+    see `CapturedSteps`. ranks, ordered: see `Gradients`; all ranks are given all rows. Raises PgraftError after three
+    steps in a row whose gradient was not finite.
     """
     ledger = Ledger() if ledger is None else ledger
     settings = learner.settings
     memory = BatchSize(settings.micro_batch or settings.batch_size) if memory is None else memory
     make = _Losses(learner, kept, schedule, parameterization, seed, null_condition)
-    captured = None if graphs is None or not graphs.captures(kept.x.device) else CapturedSteps(learner, graphs)
+    alone = ranks.size == 1
+    captured = None
+    if graphs is not None and alone and graphs.captures(kept.x.device):
+        captured = CapturedSteps(learner, graphs)
     fixed = None if captured is None else make.fixed
     learner.model.train()
     losses: list[Tensor] = []
-    made = OptimizerSteps(learner)
+    made, sums = OptimizerSteps(learner), Gradients(learner, memory, check, enough, ranks, ordered)
     steps = settings.steps_of(kept.rows) if kept.rows else 0
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
     with ledger.phase("train"), team, trusted_attention():
         for rows, key, epoch in _batches(kept, seed, settings.batch_size, steps):
-            if losses and enough():
+            if sums.enough:
                 break
-            batch = make.batch(rows, key, epoch)
-            whole = captured is not None and memory.value >= rows.numel()
+            batch, whole = make.batch(rows, key, epoch), memory.value >= rows.numel()
+            step = partial(captured.step, fixed, make.of, make.inputs(batch)) if captured and whole else None
             losses.append(
                 made.step(
-                    partial(memory.run, partial(_accumulate, learner, make, batch)),
-                    partial(captured.step, fixed, make.of, make.inputs(batch)) if captured and whole else None,
+                    partial(sums.of, rows.numel(), partial(make.share, batch)),
+                    None if step is None else partial(sums.instead, step),
                 )
             )
             ledger.add_calls(settings.calls_of_a_row * rows.numel())
-            check()
     if not losses:
         return TrainReport(0.0, 0, 0)
     tail = torch.stack(losses[-max(1, len(losses) // 10) :])
     return TrainReport(float(tail.mean()), len(losses), made.rejected)
-
-
-def _accumulate(learner: Learner, make: "_Losses", batch: "_Batch", size: int) -> Tensor:
-    """The gradient of a batch, `size` rows at once; its loss."""
-    learner.begin()
-    total, parts = batch.rows.numel(), []
-    for low in range(0, total, size):
-        part = batch.part(low, low + size)
-        loss = make.loss(part) * (part.rows.numel() / total)
-        learner.backward(loss)
-        parts.append(loss.detach())
-    return torch.stack(parts).sum()
 
 
 @dataclass(frozen=True)
@@ -132,8 +126,9 @@ class _Losses:
         begin = self.schedule.t_begin
         return _Batch(rows, key, epoch, begin - share * (begin - self.kept.t_cut))
 
-    def loss(self, batch: _Batch) -> Tensor:
-        return self.of(self.inputs(batch))
+    def share(self, batch: _Batch, low: int, high: int) -> Tensor:
+        """What some rows add to the mean loss of a batch."""
+        return self.of(self.inputs(batch.part(low, high))) * ((high - low) / batch.rows.numel())
 
     def inputs(self, batch: _Batch) -> list[Tensor]:
         """What changes from step to step, as `of` takes it."""

@@ -12,7 +12,7 @@ from pgraft_fast.finetune.borrowed import Borrowed
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.kept import Kept
 from pgraft_fast.finetune.learner import Learner
-from pgraft_fast.finetune.rounds import Prompts
+from pgraft_fast.finetune.prompts import Prompts
 from pgraft_fast.finetune.settings import TrainSettings
 from pgraft_fast.finetune.training import TrainReport, train
 

@@ -12,14 +12,15 @@ from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.finetune.rounds import Prompts
+from pgraft_fast.finetune.prompts import Prompts
 from pgraft_fast.finetune.settings import FinetuneSettings
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling import calls_of
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a round works with. sampling, training: rows at once. log: of lines for people."""
+    """What a round works with. sampling, training: rows at once. log: of lines for people. ranks: among which."""
 
     model: nn.Module
     schedule: Schedule
@@ -35,6 +36,7 @@ class Work:
     training: BatchSize
     device: torch.device
     log: Callable[[str], None]
+    ranks: Ranks = ALONE
 
     def calls(self) -> int:
         """Model calls of a round, at most."""

@@ -5,10 +5,13 @@ run/config.json, run/ledger.jsonl, run/checkpoints/, run/evaluation/{before,afte
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pgraft_fast.amounts import duration
 from pgraft_fast.errors import InputError
@@ -18,14 +21,17 @@ from pgraft_fast.finetune import Ledger, Trainer
 from pgraft_fast.finetune.checkpoint import run_lock, tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.finetune.signals import StopRequest, stop_on_signals
+from pgraft_fast.ranks.ranks import Ranks
+from pgraft_fast.ranks.start import joined
 from pgraft_fast.runs.batches import with_batches
 from pgraft_fast.runs.mode import with_mode
-from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized
+from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized, with_prompts
 from pgraft_fast.runs.subject import Subject
 from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, features_of, quality_of
 
 CONFIG, RESULT = "config.json", "result.json"
+_PARTS = ("samples", "rewards", "condition")
 
 
 OnRound = Callable[[int, dict[str, Any]], None]
@@ -35,25 +41,41 @@ def finish_run(
     run: Path, subject_of: Callable[[], Subject], terminal: Terminal, on_round: OnRound = lambda number, entry: None
 ) -> dict[str, Any]:
     """Run, or go on with a run, to its end. subject_of(): once the folder is locked. on_round(number, entry): after
-    each round. Returns what result.json holds.
+    each round. Returns what result.json holds. Started by torchrun or the like, all ranks make one run together.
     """
     need("the report of a run", *REPORT)
-    with run_lock(run), stop_on_signals() as stop:
-        ledger = Ledger(run / "ledger.jsonl")
+    with stop_on_signals() as stop, joined() as ranks, ExitStack() as held:
+        with ranks.together():
+            if ranks.first:
+                held.enter_context(run_lock(run))
+        terminal.speaks = ranks.first
+        ledger = Ledger(run / "ledger.jsonl" if ranks.first else None, ranks=ranks.size)
         finished, subject = False, None
         try:
-            subject = subject_of()
-            subject = with_mode(with_batches(subject, run, terminal.line), terminal.line)
-            subject = sized(subject, run, terminal.line)
-            if subject.config.log.tensorboard:
-                need("log.tensorboard", "tensorboard")
-            result = _Run(subject, run, ledger, terminal, stop, on_round).finish()
+            with ranks.together():
+                subject = subject_of()
+                if subject.config.log.tensorboard:
+                    need("log.tensorboard", "tensorboard")
+            subject = _settled(subject, run, terminal, ranks)
+            result = _Run(subject, run, ledger, terminal, stop, on_round, ranks).finish()
             finished = True
             return result
         finally:
             ledger.close(finished)
             if subject is not None:
                 subject.close()
+
+
+def _settled(subject: Subject, run: Path, terminal: Terminal, ranks: Ranks) -> Subject:
+    """What the config leaves open, found by the first rank for all; how much is computed at once by each for itself."""
+    with ranks.together():
+        subject = with_batches(subject, run if ranks.first else None, terminal.line)
+    mode = ranks.from_first(lambda: with_mode(subject, terminal.line).config.mode)
+    subject = replace(subject, config=subject.config.model_copy(update={"mode": mode}))
+    if subject.config.sample.prompts is not None:
+        return subject
+    prompts = ranks.from_first(lambda: sized(subject, run, terminal.line, ranks.size).config.sample.prompts)
+    return replace(subject, config=with_prompts(subject.config, prompts))
 
 
 def trainer_of(subject: Subject, run: Path, ledger: Ledger, **callbacks: Any) -> Trainer:
@@ -68,24 +90,27 @@ def trainer_of(subject: Subject, run: Path, ledger: Ledger, **callbacks: Any) ->
 
 class _Run:
     def __init__(
-        self, subject: Subject, run: Path, ledger: Ledger, terminal: Terminal, stop: StopRequest, on_round: OnRound
-    ) -> None:
-        self.on_round = on_round
+        self, subject: Subject, run: Path, ledger: Ledger, terminal: Terminal, stop: StopRequest, on_round: OnRound,
+        ranks: Ranks,
+    ) -> None:  # fmt: skip
+        self.on_round, self.ranks = on_round, ranks
         self.subject, self.config = subject, subject.config
         self.run, self.ledger, self.terminal, self.stop = run, ledger, terminal, stop
         self.task, self.reward = subject.task, subject.reward
         self.writer: Any = None
         self.trainer = trainer_of(
-            subject, run, ledger, log=terminal.line, check=self._check, on_round=self._on_round,
+            subject, run, ledger, log=terminal.line, check=self._check, on_round=self._on_round, ranks=ranks,
         )  # fmt: skip
 
     def finish(self) -> dict[str, Any]:
-        from pgraft_fast.report import report_seconds, write_run_report
+        from pgraft_fast.report import report_seconds
 
-        config, trainer = self.config, self.trainer
-        if trainer.rounds_done == 0:
-            trainer.budget.check_first_round(trainer.calls_of_a_round())
-        write_file(self.run / CONFIG, to_json(config.model_dump()))
+        config, trainer, ranks = self.config, self.trainer, self.ranks
+        with ranks.together():
+            if ranks.first:
+                if trainer.rounds_done == 0:
+                    trainer.budget.check_first_round(trainer.calls_of_a_round())
+                write_file(self.run / CONFIG, to_json(config.model_dump()))
         began, joules = self.ledger.elapsed, self.ledger.joules_now()
         with self.terminal.progress(config.train.rounds * trainer.calls_of_a_round()):
             before = self._evaluation("before")
@@ -99,19 +124,26 @@ class _Run:
             config = self.config = config.with_cut(trainer.chosen.cut) if config.plans_cut else config
             after = self._evaluation("after")
         with self.ledger.phase("save"):
-            saved = self.subject.save(trainer, self.run)
-            flush_folder(self.run)
-            result = {**self._result(before, after), "saved": str(saved)}
-            write_file(self.run / RESULT, to_json(result))
-            write_run_report(self.run, self.task, config, result, before, after, trainer.last_candidates)
+            result = ranks.from_first(lambda: self._saved(before, after))
         if self.writer is not None:
             self.writer.close()
         spent = ", ".join(f"{phase} {duration(s)}" for phase, s in self.ledger.seconds.items() if s > 0)
         self.terminal.line(f"spent {self.ledger.model_calls:,} model calls; {spent}")
         self.terminal.line(
             f"reward {result['before']['reward']:.4f} -> {result['after']['reward']:.4f}, "
-            f"saved: {saved}, report: {self.run / 'report' / 'index.html'}"
+            f"saved: {result['saved']}, report: {self.run / 'report' / 'index.html'}"
         )
+        return result
+
+    def _saved(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:
+        """Weights, result and report."""
+        from pgraft_fast.report import write_run_report
+
+        saved = self.subject.save(self.trainer, self.run)
+        flush_folder(self.run)
+        result = {**self._result(before, after), "saved": str(saved)}
+        write_file(self.run / RESULT, to_json(result))
+        write_run_report(self.run, self.task, self.config, result, before, after, self.trainer.last_candidates)
         return result
 
     def _check(self) -> None:
@@ -137,12 +169,19 @@ class _Run:
             self.run / "evaluation" / ("before.safetensors" if name == "before" else f"after-{number:06d}.safetensors")
         )
         drawn_as = torch.frombuffer(bytearray.fromhex(sha256_of(self.trainer.identity)), dtype=torch.uint8)
-        if path.exists():
-            stored = tensors_from_bytes(path.read_bytes(), path)
+        stored: dict[str, Tensor] = {}
+
+        def known() -> bool:
+            if path.exists():
+                stored.update(tensors_from_bytes(path.read_bytes(), path))
             # One that was drawn before a first round has no checkpoint that tells what of.
             same = "drawn_as" in stored and torch.equal(stored["drawn_as"], drawn_as)
-            if same and stored["rewards"].numel() == evaluation_samples(self.config):
-                return Evaluation(stored["samples"], stored["rewards"], stored.get("condition"))
+            return same and stored["rewards"].numel() == evaluation_samples(self.config)
+
+        if self.ranks.from_first(known):
+            found = self.ranks.tensors_from_first({name: {"": value} for name, value in stored.items()})
+            condition = found["condition"][""] if "condition" in found else None
+            return Evaluation(found["samples"][""], found["rewards"][""], condition)
         tuned = None if name == "before" else self.trainer.tuned.eval()
         evaluation = evaluate(
             self.task,
@@ -154,14 +193,15 @@ class _Run:
             ledger=self.ledger,
             check=self.stop.check,
             execution=self.trainer.execution,
+            ranks=self.ranks,
         )
-        path.parent.mkdir(exist_ok=True)
-        tensors = {"samples": evaluation.samples, "rewards": evaluation.rewards, "drawn_as": drawn_as}
-        if evaluation.condition is not None:
-            tensors["condition"] = evaluation.condition
-        write_file(path, tensor_bytes(tensors))
-        if name == "before":
-            self.ledger.commit(number)
+        with self.ranks.together():
+            if self.ranks.first:
+                path.parent.mkdir(exist_ok=True)
+                drawn = {part: getattr(evaluation, part) for part in _PARTS if getattr(evaluation, part) is not None}
+                write_file(path, tensor_bytes({**drawn, "drawn_as": drawn_as}))
+                if name == "before":
+                    self.ledger.commit(number)
         return evaluation
 
     def _result(self, before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -20,8 +20,9 @@ SAFETY = 1.3
 _MOST = 1 << 20
 
 
-def sized(subject: Subject, run: Path, log: Callable[[str], None]) -> Subject:
-    """The subject with `sample.prompts` set: as many as make the rounds fill the budget, found once for a run.
+def sized(subject: Subject, run: Path, log: Callable[[str], None], ranks: int = 1) -> Subject:
+    """The subject with `sample.prompts` set: as many as make the rounds fill the budget, found once for a run. ranks:
+    that share the work.
 
     Raises InputError where there is no budget to fill, or not one prompt a round fits.
     """
@@ -34,7 +35,7 @@ def sized(subject: Subject, run: Path, log: Callable[[str], None]) -> Subject:
     if plan and (plan.get("asked") == identity or any((run / "checkpoints").glob("round-*"))):
         prompts = int(plan["prompts"])
     else:
-        prompts = prompts_that_fit(subject)
+        prompts = prompts_that_fit(subject, ranks)
         write_file(path, to_json({"prompts": prompts, "asked": identity}))
     log(f"{prompts} prompts a round fill the budget")
     return replace(subject, config=with_prompts(subject.config, prompts))
@@ -45,10 +46,10 @@ def with_prompts(config: Any, prompts: int) -> Any:
     return config.model_copy(update={"sample": config.sample.model_copy(update={"prompts": prompts})})
 
 
-def prompts_that_fit(subject: Subject) -> int:
+def prompts_that_fit(subject: Subject, ranks: int = 1) -> int:
     """The most prompts a round with which all rounds fit into the budget."""
     config = subject.config
-    seconds, calls = config.budget.seconds(), config.budget.model_calls
+    seconds, calls = config.budget.seconds(ranks), config.budget.model_calls
     if seconds is None and calls is None:
         raise InputError("sample.prompts is missing: give it, or a [budget] in time or model_calls to fill")
     task = subject.task

@@ -17,10 +17,13 @@ _NARROW = 8
 
 
 class Terminal:
-    """Writes to stderr, so that stdout stays free for JSON. log: gets the lines instead."""
+    """Writes to stderr, so that stdout stays free for JSON. log: gets the lines instead. speaks: false for a rank
+    that another one speaks for.
+    """
 
     def __init__(self, log: Callable[[str], None] | None = None) -> None:
         self._log = log
+        self.speaks = True
         self._console = Console(stderr=True, highlight=False)
         if not self._console.is_terminal:
             self._console.width = 120
@@ -29,6 +32,8 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """One line, above the bar if there is one."""
+        if not self.speaks:
+            return
         if self._log is not None:
             self._log(text)
         elif self._console.is_terminal:
@@ -51,7 +56,7 @@ class Terminal:
     @contextmanager
     def progress(self, total: int) -> Iterator[None]:
         """A bar for the block, where there is a terminal or a notebook; `advance` moves it."""
-        if not (self._console.is_terminal or self._console.is_jupyter):
+        if not self.speaks or not (self._console.is_terminal or self._console.is_jupyter):
             yield
             return
         columns = (

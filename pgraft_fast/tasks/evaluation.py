@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from pgraft_fast.diagnostics import diversity, mean_interval
 from pgraft_fast.finetune import FinetuneSettings, Ledger
+from pgraft_fast.finetune.drawing import draw_and_score
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.memory import BatchSize
-from pgraft_fast.finetune.rounds import PromptBatch, choose, copies_of, draw_and_score
+from pgraft_fast.finetune.prompts import PromptBatch
+from pgraft_fast.finetune.rounds import choose, copies_of
+from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.base import Task
 
@@ -45,8 +48,11 @@ def evaluate(
     execution: Execution | None = None,
     memory: BatchSize | None = None,
     check: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Draw at least `samples` samples in whole groups of candidates, held-out prompts in turn, and score them."""
+    """Draw at least `samples` samples in whole groups of candidates, held-out prompts in turn, and score them. ranks:
+    among which the groups are dealt; all get the whole.
+    """
     device = next(task.model.parameters()).device
     run = Execution("eager", device) if execution is None else execution
     sample, n = settings.sample, settings.sample.candidates
@@ -58,10 +64,14 @@ def evaluate(
         tuned=None if tuned is None else run.of(tuned), cut=cut, device=device, graphs=run.graphs,
     )  # fmt: skip
     parts, rewards = draw_and_score(
-        draw, reward, batch, sample, memory, ledger, check, phases=("evaluate", "evaluate"), counted=False
-    )
+        draw, reward, batch, sample, memory, ledger, check, phases=("evaluate", "evaluate"), counted=False,
+        ranks=ranks, unit=n,
+    )  # fmt: skip
     condition = None if batch.condition is None else batch.condition.cpu()
-    return Evaluation(torch.cat([part.x_0 for part in parts]).cpu(), rewards.cpu(), condition)
+    # A rank may have had no group.
+    own = torch.cat([part.x_0.cpu() for part in parts]) if parts else torch.empty(0, *task.shape)
+    counts = [high - low for low, high in ranks.bounds(prompt.numel(), n)]
+    return Evaluation(ranks.rows(own, counts), rewards.cpu(), condition)
 
 
 def features_of(task: Task, evaluation: Evaluation, rows: Tensor | None = None) -> Tensor:

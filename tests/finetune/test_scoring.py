@@ -8,6 +8,7 @@ import torch
 
 from pgraft_fast.errors import RewardError, StoppedError
 from pgraft_fast.finetune.scoring import Scoring
+from pgraft_fast.rewards.protocol import finished
 
 
 def add_all(scoring, parts=5, rows=3):
@@ -53,7 +54,7 @@ def test_errors_and_missing_rewards(beside):
         Scoring(lambda x: torch.where(x[:, 0] == 4, torch.nan, x[:, 0]), 8, lambda: None, beside) as scoring,
     ):
         add_all(scoring)
-        scoring.rewards()
+        finished(lambda x: x, scoring.rewards(), torch.arange(15))
     with Scoring(lambda x: torch.where(x[:, 0] == 4, torch.nan, x[:, 0]), 8, lambda: None, beside) as scoring:
         add_all(scoring, 10)
         assert int(scoring.rewards().isnan().sum()) == 1

@@ -1,0 +1,126 @@
+"""The gradient of a batch: of its parts one after the other, and of the parts of all ranks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pgraft_fast.finetune.learner import Learner
+from pgraft_fast.finetune.memory import BatchSize
+from pgraft_fast.ranks.ranks import ALONE, Ranks
+
+Losses = Callable[[int, int], Tensor]
+T = TypeVar("T")
+
+
+class Gradients:
+    """losses(low, high), (k,) or a number: what the rows [low, high) add to the means over a batch, the loss first; it
+    alone has a gradient.
+
+    memory: rows at once. ranks: among which the rows of a batch are dealt. ordered: in parts of `memory.value` rows,
+    whose gradients are added up in their order, so that no bit depends on how many ranks there are; else each rank has
+    one run of rows, and the sums differ by rounding. check(): before each batch, may raise; enough(): whether to go on.
+    What raises or is enough on one rank, does or is on all.
+    """
+
+    def __init__(
+        self, learner: Learner, memory: BatchSize, check: Callable[[], None], enough: Callable[[], bool],
+        ranks: Ranks = ALONE, ordered: bool = False,
+    ) -> None:  # fmt: skip
+        self._learner, self._memory, self._check, self._enough = learner, memory, check, enough
+        self._ranks, self._ordered = ranks, ordered
+        self.enough = False
+
+    def of(self, total: int, losses: Losses, values: int = 1) -> Tensor:
+        """(values,) sums over a batch of `total` rows, or a number; the learner has its gradients."""
+        if self._ranks.size == 1:
+            self._check()
+            sums = self._memory.run(partial(self._added, losses, 0, total))
+            self.enough = self._enough()
+        elif self._ordered:
+            sums = self._in_order(total, losses, values)
+        else:
+            sums = self._dealt(total, losses, values)
+        return sums[0] if values == 1 else sums
+
+    def instead(self, step: Callable[[], T]) -> T:
+        """A step that is made in another way, by one rank alone."""
+        self._check()
+        done = step()
+        self.enough = self._enough()
+        return done
+
+    def _added(self, losses: Losses, low: int, high: int, size: int) -> Tensor:
+        """(values,) of rows [low, high), `size` at once."""
+        self._learner.begin()
+        sums = None
+        for first in range(low, high, size):
+            part = losses(first, min(first + size, high)).reshape(-1)
+            self._learner.backward(part[0])
+            sums = part.detach() if sums is None else sums + part.detach()
+        assert sums is not None
+        return sums
+
+    def _dealt(self, total: int, losses: Losses, values: int) -> Tensor:
+        weights, ranks = self._learner.trained, self._ranks
+        low, high = ranks.part(total)
+        sums, error = self._tried(losses, low, high, values)
+        told = torch.tensor([error is not None, self._enough(), *(w.grad is not None for w in weights)]).to(sums)
+        for weight in weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        ranks.add_up([*(w.grad for w in weights if w.grad is not None), sums, told])
+        self._hear(told[:2].tolist(), error)
+        for weight, there in zip(weights, told[2:].tolist(), strict=True):
+            if not there:
+                weight.grad = None
+        return sums
+
+    def _in_order(self, total: int, losses: Losses, values: int) -> Tensor:
+        """Turn by turn a part on each rank."""
+        ranks, size, weights = self._ranks, self._memory.value, self._learner.trained
+        shapes = [weight.numel() for weight in weights]
+        added: list[Tensor | None] = [None] * (1 + len(weights))
+        for turn in range(-(-total // (size * ranks.size))):
+            low = (turn * ranks.size + ranks.rank) * size
+            sums, error = self._tried(losses, low, min(low + size, total), values)
+            told = torch.tensor([error is not None, self._enough(), *(w.grad is not None for w in weights)]).to(sums)
+            flat = [torch.zeros(w.numel()).to(sums) if w.grad is None else w.grad.reshape(-1).to(sums) for w in weights]
+            parts = ranks.all_of(torch.cat([sums, told, *flat]))
+            self._hear(torch.stack([part[values : values + 2] for part in parts]).sum(dim=0).tolist(), error)
+            for place, part in enumerate(parts):
+                if (turn * ranks.size + place) * size < total:
+                    sums, told, *gradients = part.split([values, 2 + len(weights), *shapes])
+                    there = [True, *(one > 0 for one in told[2:].tolist())]
+                    # In the weights' own precision, as autograd adds them up.
+                    shaped = [g.view_as(w).to(w.dtype) for g, w in zip(gradients, weights, strict=True)]
+                    for number, (known, value) in enumerate(zip(there, [sums, *shaped], strict=True)):
+                        before = added[number]
+                        if known:
+                            added[number] = value.clone() if before is None else before + value
+        for weight, gradient in zip(weights, added[1:], strict=True):
+            weight.grad = gradient
+        assert added[0] is not None
+        return added[0]
+
+    def _tried(self, losses: Losses, low: int, high: int, values: int) -> tuple[Tensor, Exception | None]:
+        """Sums of these rows, and what was raised; no rows and an error add nothing."""
+        weights = self._learner.trained
+        try:
+            self._check()
+            self._ranks.check()
+            if low < high:
+                return self._memory.run(partial(self._added, losses, low, high)), None
+            error = None
+        except Exception as caught:
+            error = caught
+        self._learner.begin()
+        return torch.zeros(values, device=weights[0].device), error
+
+    def _hear(self, told: list[float], error: Exception | None) -> None:
+        """told: how many ranks have met an error, and how many have enough."""
+        if told[0]:
+            self._ranks.agree(error)
+        self.enough = told[1] > 0
