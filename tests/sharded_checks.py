@@ -1,6 +1,7 @@
-"""What two ranks with shares of a network find beside one rank with all of it. See `ranked`."""
+"""What two ranks with shares of a network find beside one rank with all of it. See `rank_checks`."""
 
 import copy
+import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -13,17 +14,20 @@ from torch import nn
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError, RankError
-from pgraft_fast.finetune import Learner
+from pgraft_fast.finetune import FinetuneSettings, Learner, Prompts, Trainer
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
+from pgraft_fast.finetune.sharded import ShardedLearner
 from pgraft_fast.ranks.holding import holding_full
 from pgraft_fast.ranks.parts import part_of, whole_of
+from pgraft_fast.ranks.ranks import ALONE
 from pgraft_fast.ranks.sharded import is_sharded, shard, skeleton
 from pgraft_fast.ranks.turns import Turns
 from pgraft_fast.sampling import rollout
 
 
-def full(mesh, rank):
+def full(mesh, ranks):
     """All weights; the activations of the two ranks are recomputed."""
+    rank = ranks.rank
     one, two = pair(mesh, recompute=True)
     found = {**gradients_off(one, two, rank), **train_both(one, two, rank, 3)}
     whole = two.gathered()
@@ -38,8 +42,9 @@ def full(mesh, rank):
     }  # fmt: skip
 
 
-def samples(mesh, rank):
+def samples(mesh, ranks):
     """Trajectories above the cut from the averaged weights, below it from the reference; again after more training."""
+    rank = ranks.rank
     one, two = pair(mesh)
     found = {}
     for turn in range(2):
@@ -55,8 +60,9 @@ def samples(mesh, rank):
     return {"off": found}
 
 
-def checkpoints(mesh, rank):
+def checkpoints(mesh, ranks):
     """Written by rank 0 of two and read by one, and the other way round; both go on as the one that wrote."""
+    rank = ranks.rank
     one, two = pair(mesh)
     train_both(one, two, rank, 2)
     read_one, read_two = pair(mesh)
@@ -89,8 +95,9 @@ def checkpoints(mesh, rank):
     }  # fmt: skip
 
 
-def round_starts(mesh, rank):
+def round_starts(mesh, ranks):
     """Averaged weights kept for the contrast objective, twice."""
+    rank = ranks.rank
     one, two = pair(mesh)
     x, t = torch.linspace(-1, 1, 24).view(3, 8), torch.tensor([0.9, 0.5, 0.1])
     found, moved = {}, []
@@ -105,10 +112,11 @@ def round_starts(mesh, rank):
     return {"off": found, "moved": moved}
 
 
-def halves(mesh, rank):
+def halves(mesh, ranks):
     """16-bit weights with norms in 32 bits: how far weights are from those of 32-bit training; a loss that overflows on
     one rank alone.
     """
+    rank = ranks.rank
     found = {}
     for dtype in (torch.bfloat16, torch.float16):
         net = blocks(dtype, torch.float32)
@@ -154,8 +162,9 @@ def _distance(values, others):
     return sum(float((value.detach() - others[key].detach()).square().sum()) for key, value in values.items()) ** 0.5
 
 
-def turns(mesh, rank):
+def turns(mesh, ranks):
     """Five calls of one rank, two of another; other networks at other times; and none at all."""
+    rank = ranks.rank
     nets = [shard(blocks(count=count).requires_grad_(False), mesh) for count in (2, 3)]
     plain = [blocks(count=count) for count in (2, 3)]
     x, t = torch.linspace(-1, 1, 16).view(2, 8), torch.tensor([0.9, 0.2])
@@ -188,7 +197,7 @@ def turns(mesh, rank):
     return found
 
 
-def failed_calls(mesh, rank):
+def failed_calls(mesh, ranks):
     """A call that raises within, on all ranks, leaves nothing that the next one stumbles over."""
     net, plain = shard(blocks(), mesh), blocks()
     x, t = torch.linspace(-1, 1, 16).view(2, 8), torch.tensor([0.9, 0.2])
@@ -246,18 +255,76 @@ def _held(learner, base):
     }  # fmt: skip
 
 
-def holdings(mesh, rank):
+def holdings(mesh, ranks):
     """[told, allocated] of each part, on one rank and on two."""
     nets = {"float32": blocks(), "bfloat16": blocks(torch.bfloat16), "mixed": blocks(torch.bfloat16, torch.float32)}
     found = {}
     for name, net in nets.items():
-        for learner, ranks in zip(pair(mesh, net), (1, 2), strict=True):
+        for learner, size in zip(pair(mesh, net), (1, 2), strict=True):
             learner.update(loss_of(learner, 0, 2))
-            told = holding_full(net, ranks, sharded=ranks == 2)
+            told = holding_full(net, size, sharded=size == 2)
             held = _held(learner, learner.frozen.parameters())
-            found[f"{name} on {ranks}"] = {part: [getattr(told, part), count] for part, count in held.items()}
+            found[f"{name} on {size}"] = {part: [getattr(told, part), count] for part, count in held.items()}
     found["share"] = holding_full(net, 2, sharded=True).kept / holding_full(net).kept
     return found
+
+
+_RUN = FinetuneSettings(
+    sample={"prompts": 3, "candidates": 4, "steps": 4, "batch_size": 4}, select={"k": 2},
+    train={"rounds": 2, "steps": 4, "batch_size": 5, "micro_batch": 2, "learning_rate": 1e-2, "ema": 0.5},
+)  # fmt: skip
+
+
+def _run(folder, mesh, ranks, rounds):
+    """A trainer that has made so many rounds, by itself where mesh is None."""
+    net, schedule = blocks(), Schedule.linear_flow()
+    settings = _RUN.model_copy(update={"train": _RUN.train.model_copy(update={"rounds": rounds})})
+    learner = None
+    if mesh is not None:
+        learner = ShardedLearner(net, settings.train, mesh)
+        x, t = torch.zeros(1, 8), torch.ones(1)
+        ranks.turns = Turns(30)
+        for called in (net, learner.ema):
+            ranks.turns.add(called, partial(called, x, t))
+    trainer = Trainer(
+        net, schedule, lambda x, prompts: -(x - 1.0).square().mean(dim=1), settings, shape=(8,), parameterization="v",
+        prompts=Prompts(["a", "b", "c", "d"]), run=folder, learner=learner, log=lambda line: None,
+        ranks=ALONE if mesh is None else ranks,
+    )  # fmt: skip
+    trainer.run_rounds()
+    return trainer
+
+
+def _result(folder, mesh, ranks, alone, rounds):
+    """(whole state, history) on the first rank, of a run on it alone or on all; calls made for others."""
+    if alone:
+        with ranks.together():
+            trainer = _run(folder, None, ranks, rounds) if ranks.first else None
+        return trainer and (trainer._learner.tensors(), trainer.history), 0
+    trainer = _run(folder, mesh, ranks, rounds)
+    blank, ranks.turns = ranks.turns.blank, None
+    return (trainer._learner.gathered(), trainer.history), blank
+
+
+def runs(mesh, ranks):
+    """Two rounds on one rank and on two, of which one draws one group and the other two; and a round on each."""
+    folder = Path(ranks.from_first(tempfile.mkdtemp))
+    alone, _ = _result(folder / "one", mesh, ranks, True, 2)
+    state, history = alone or ({}, [])
+    found, blanks = {}, []
+    for first_alone, then_alone in ((False, False), (False, True), (True, False)):
+        name = f"{first_alone} {then_alone}"
+        _, blank = _result(folder / name, mesh, ranks, first_alone, 1)
+        told, more = _result(folder / name, mesh, ranks, then_alone, 2)
+        blanks.append(blank + more)
+        if ranks.first:
+            found[f"{name}: weights"] = off({"": told[0]["ema"]}, {"": state["ema"]})
+            for key in ("reward", "loss"):
+                pairs = zip(told[1], history, strict=True)
+                found[f"{name}: {key}"] = max(abs(one[key] - other[key]) for one, other in pairs)
+    shutil.rmtree(folder, ignore_errors=True)
+    moved = off({"": dict(blocks().named_parameters())}, {"": dict(state["ema"])}) if ranks.first else None
+    return {"off": found, "moved": moved, "blank": blanks}
 
 
 CHECKS = {
@@ -269,6 +336,7 @@ CHECKS = {
     "turns": turns,
     "failed calls": failed_calls,
     "holdings": holdings,
+    "runs": runs,
     "flux": partial(learn, name="flux", lora=False),
     "flux lora": partial(learn, name="flux", lora=True, recompute=True),
 }

@@ -1,4 +1,4 @@
-"""Every pipeline's denoiser, sharded over one rank: the same answers and gradients. See `ranked`."""
+"""Every pipeline's denoiser, sharded over one rank: the same answers and gradients. See `rank_checks`."""
 
 import torch
 from every_pipeline import SERVED, build, call_of, prompts_of
@@ -28,7 +28,7 @@ def _answers(model, x, t, condition):
 
 
 def one(name):
-    def check(mesh, rank):
+    def check(mesh, ranks):
         pipe = build(name)
         model = Driven.of(facts_of(Calls(pipe, prompts_of(name), call_of(name))))
         try:

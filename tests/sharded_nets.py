@@ -9,7 +9,8 @@ from torch import nn
 
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream
 from pgraft_fast.finetune import Learner, TrainSettings, pgraft_loss
-from pgraft_fast.finetune.sharded import ShardedLearner, even_gradient
+from pgraft_fast.finetune.gradients import even_gradient
+from pgraft_fast.finetune.sharded import ShardedLearner
 from pgraft_fast.ranks.parts import as_part, whole_of
 
 SETTINGS = TrainSettings(learning_rate=1e-2, weight_decay=0.1, ema=0.5)

@@ -1,4 +1,4 @@
-"""A pipeline's denoiser in training on two ranks that share it, beside one rank with all of it. See `ranked`."""
+"""A pipeline's denoiser in training on two ranks that share it, beside one rank with all of it. See `rank_checks`."""
 
 from functools import partial
 
@@ -42,8 +42,9 @@ def _learner(pipe, mesh, lora, recompute, first):
     )
 
 
-def learn(mesh, rank, name, lora, recompute=False, first=False):
+def learn(mesh, ranks, name, lora, recompute=False, first=False):
     """first: the base is sharded before the pipeline is watched."""
+    rank = ranks.rank
     pipe, other = build(name), build(name)
     before = base_fingerprint(_net(pipe)), sha256_of_module(_net(pipe)), list(_net(pipe).state_dict())
     one, two = _learner(other, None, lora, recompute, False), _learner(pipe, mesh, lora, recompute, first)

@@ -16,7 +16,6 @@ from pgraft_fast.finetune.masters import Masters
 from pgraft_fast.finetune.settings import TrainSettings
 from pgraft_fast.ranks.parts import Groups, as_part, copy_into, cut, dealt, gathered, part_of
 from pgraft_fast.ranks.sharded import blocks_of, called_in, copy_weights, fill, kept_whole, shard, skeleton
-from pgraft_fast.ranks.turns import even_parts
 
 
 class ShardMasters(Masters):
@@ -69,6 +68,7 @@ class AmongRanks(Learner):
     as of a learner on one rank, and `load` takes either.
     """
 
+    sharded = True
     mesh: DeviceMesh
     _masters: ShardMasters
     _averages: ShardMasters
@@ -84,6 +84,10 @@ class AmongRanks(Learner):
         likes = self._likes_of_moments(found["optimizer"])
         found["optimizer"] = {name: as_part(value, likes[name]) for name, value in found["optimizer"].items()}
         return found
+
+    def alike(self) -> list[Tensor]:
+        """See `Learner.alike`: what is whole."""
+        return list(self._masters.whole())
 
     def gathered(self) -> Groups:
         """See `Learner.gathered`: whole on the host of rank 0, nothing on the others."""
@@ -213,24 +217,6 @@ class ShardedLearner(Sharded):
 
     def _trial(self, model: Any) -> Callable[[], object] | None:
         return self._call
-
-
-def even_gradient(
-    learner: Learner, losses: Callable[[int, int], Tensor], bounds: Sequence[tuple[int, int]], rank: int, size: int
-) -> Tensor:
-    """This rank's share of the sums over a batch, (k,), whose gradient the learner has then, `size` rows at once.
-
-    bounds: [low, high) of the rows of each rank. losses(low, high): (k,) or a number, what rows add to the means over
-    the batch, the loss first. All ranks make equally many forward and backward passes, see `even_parts`.
-    """
-    learner.begin()
-    sums = None
-    for low, high, counts in even_parts(bounds, rank, size):
-        part = losses(low, high).reshape(-1) * float(counts)
-        learner.backward(part[0])
-        sums = part.detach() if sums is None else sums + part.detach()
-    assert sums is not None
-    return sums
 
 
 def _part(weight: nn.Parameter) -> nn.Parameter:

@@ -212,6 +212,7 @@ def _save(
         net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
         sample_shape=task.shape if len(task.shape) == 3 else None,
         extra={"method": config.method, "seed": config.seed, "pipeline": task.name, **extra}, adapter_name=name,
+        fingerprint=str(task.identity["base"]),
     )  # fmt: skip
     return save_adapter(run / ADAPTER, net, metadata, adapter_name=name)
 

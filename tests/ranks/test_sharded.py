@@ -1,7 +1,7 @@
 """Two ranks with shares of a network train, sample and save as one rank with all of it does."""
 
 import pytest
-import ranked
+import rank_checks
 import torch
 from sharded_nets import blocks
 from torch import nn
@@ -19,7 +19,9 @@ def found(tmp_path_factory):
     folder = folder.parent if folder.name.startswith("popen-") else folder
 
     def of(check, module="sharded_checks", size=2):
-        told = [rank.get(check, {"error": "an earlier check failed"}) for rank in ranked.results(module, size, folder)]
+        told = [
+            rank.get(check, {"error": "an earlier check failed"}) for rank in rank_checks.results(module, size, folder)
+        ]
         for rank in told:
             assert "error" not in rank, rank["error"]
         return told
@@ -71,6 +73,15 @@ def test_weights_of_16_bits(found):
     assert told[0]["overflow"] == told[1]["overflow"]
     (done, overflows, scale), (again, _, later) = told[0]["overflow"]
     assert (done, overflows, again, later) == (False, True, True, scale)
+
+
+def test_a_run_on_ranks_that_share_is_that_of_one_rank(found):
+    """Or is begun by the one and ended by the other."""
+    first, second = found("runs")
+    assert len(first["off"]) == 9 and max(first["off"].values()) < _TOLERANCE
+    assert first["moved"] > 1e-2
+    # The second rank draws a group more, of four calls, in each round.
+    assert (first["blank"], second["blank"]) == ([8, 4, 4], [0, 0, 0])
 
 
 @pytest.mark.parametrize("check", ["flux", "flux lora"])
