@@ -21,6 +21,7 @@ MAY_CHANGE = {
     "mode": "how it is computed; numbers agree to rounding",
     "log": "what is written down",
     "memory": "what a preset sets counts by itself",
+    "shard": "how much each rank holds; numbers agree to rounding",
     "budget": "how far the run goes",
     "train.rounds": "how far the run goes",
     "policy": "what is done where a reward fails",

@@ -7,6 +7,7 @@ gradients are added up and dealt. So all ranks call a sharded network equally of
 import copy
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from pgraft_fast.errors import InputError
 from pgraft_fast.ranks.parts import copy_into, gathered
+from pgraft_fast.ranks.turns import WHOLE
 
 Net = TypeVar("Net", bound=nn.Module)
 # Of a network's weights: a larger block is cut at the lists within it, a smaller one goes with what is around it.
@@ -174,6 +176,19 @@ def whole_state(net: nn.Module) -> dict[str, Tensor]:
     found = gathered({"": net.state_dict()}).get("", {})
     dealt = {name for name, weight in net.named_parameters() if isinstance(weight, DTensor)}
     return {name: value.to(dtype) if dtype and name in dealt else value for name, value in found.items()}
+
+
+@contextmanager
+def whole_states(model: nn.Module) -> Iterator[None]:
+    """In here its sharded networks have `whole_state` at hand, so that the first rank may write it by itself."""
+    parts = [part for part in model.modules() if _CALLED_IN in vars(part)]
+    try:
+        for part in parts:
+            vars(part)[WHOLE] = whole_state(part)
+        yield
+    finally:
+        for part in parts:
+            vars(part).pop(WHOLE, None)
 
 
 def called_in(net: nn.Module) -> torch.dtype:

@@ -12,6 +12,8 @@ from torch import nn
 
 from pgraft_fast.errors import RankError
 
+# The name under which a sharded network has the whole of its weights for a while.
+WHOLE = "_pgraft_fast_whole"
 _DONE, _FAILED = -1, -2
 _MOST_SECONDS = 1800.0
 

@@ -1,8 +1,13 @@
 """Two ranks with shares of a network train, sample and save as one rank with all of it does."""
 
+import json
+from pathlib import Path
+
 import pytest
 import rank_checks
+import ranked
 import torch
+from safetensors import safe_open
 from sharded_nets import blocks
 from torch import nn
 
@@ -192,3 +197,64 @@ def test_a_skeleton_has_no_weights_and_leaves_the_network():
     assert all(weight.is_meta for weight in bones.parameters())
     assert bones.state_dict().keys() == before.keys()
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+# Of pipelines, on one rank and on two that share: a LoRA, and all weights.
+RUN = """
+run = "{run}"
+shard = "always"
+[model]
+shipped = "sd"
+[[rewards]]
+kind = "task"
+name = "questions"
+[sample]
+prompts = 3
+candidates = 4
+steps = 4
+guidance = 2.0
+batch_size = 4
+[select]
+k = 2
+[train]
+rounds = 2
+steps = 3
+batch_size = 5
+learning_rate = 1e-4
+objective = "contrast"
+strength = 4.0
+frozen = "ema"
+[lora]
+rank = {rank}
+[evaluate]
+samples = 8
+"""
+_PATHS = {"lora": "adapter/pytorch_lora_weights.safetensors", "full": "model.safetensors"}
+
+
+@pytest.mark.slow
+def test_commands(tmp_path):
+    """The same results in the same files."""
+    runs = {}
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        configs = []
+        for name, rank in (("lora", 4), ("full", 0)):
+            path = folder / f"{name}.toml"
+            path.write_text(RUN.format(run=folder / name, rank=rank))
+            configs.append(str(path))
+        ended = ranked.run(size, [str(Path(__file__).with_name("runs.py")), *configs])
+        assert [status for status, _, _ in ended] == [0] * size, ended
+        assert ("each of 2 ranks" in ended[0][2]) == (size == 2), ended[0][2]
+        runs[size] = folder
+    for name, file in _PATHS.items():
+        one, two = (json.loads((runs[size] / name / "result.json").read_text()) for size in (1, 2))
+        for old, new in zip(one["rounds"], two["rounds"], strict=True):
+            assert new["accepted"] == old["accepted"] and new["model_calls"] == old["model_calls"]
+            assert new["loss"] == pytest.approx(old["loss"], abs=_TOLERANCE)
+        with safe_open(runs[1] / name / file, "pt") as old, safe_open(runs[2] / name / file, "pt") as new:
+            assert list(old.keys()) == list(new.keys())
+            assert old.metadata() == new.metadata()
+            far = [float((old.get_tensor(key) - new.get_tensor(key)).abs().max()) for key in old.keys()]  # noqa: SIM118
+        assert max(far) < 1e-4 and sum(value > _TOLERANCE for value in far) < 0.05 * len(far)
