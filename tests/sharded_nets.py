@@ -90,12 +90,9 @@ def loss_of(learner, low, high, step=0, shape=(8,), condition=None, schedule=Non
 def gradients_off(one, two, rank, **problem):
     """The largest difference of all gradients, and of the losses."""
     losses = []
-    for learner, bounds in ((one, (0, ROWS)), (two, BOUNDS[rank])):
-        learner.begin()
-        loss = loss_of(learner, *bounds, **problem)
-        learner.backward(loss)
+    for learner, own in ((one, None), (two, rank)):
+        losses.append(_gradient(learner, own, **problem))
         learner._masters.take_gradients()
-        losses.append(float(loss.detach()))
     worst = 0.0
     for name, weight in two._masters.weights.items():
         whole = whole_of(as_part(two._masters.by_name[name].grad, weight))
@@ -103,13 +100,17 @@ def gradients_off(one, two, rank, **problem):
     return {"gradient": worst, "loss": abs(summed(losses[1]) - losses[0])}
 
 
+def _gradient(learner, rank, **problem):
+    """Of a batch, two rows at once where that may be; its loss, or this rank's part of it."""
+    bounds, rows = [(0, ROWS)] if rank is None else BOUNDS, min(2, learner.most_rows())
+    return float(even_gradient(learner, partial(loss_of, learner, **problem), bounds, rank or 0, rows))
+
+
 def train(learner, rank, count, start=0, **problem):
     """Steps of a learner, two rows at once. rank: None for one that has all rows. (losses, norms of gradients)"""
     losses, norms = [], []
     for step in range(start, start + count):
-        bounds = [(0, ROWS)] if rank is None else BOUNDS
-        rows = partial(loss_of, learner, step=step, **problem)
-        losses.append(float(even_gradient(learner, rows, bounds, rank or 0, 2)))
+        losses.append(_gradient(learner, rank, step=step, **problem))
         done, norm = learner.step()
         assert done
         norms.append(float(norm))

@@ -86,7 +86,8 @@ class Gradients:
         ranks = self._ranks
         with ranks.together():
             self._check()
-        sums = even_gradient(self._learner, losses, ranks.bounds(total), ranks.rank, self._memory.value)
+        size = min(self._memory.value, self._learner.most_rows())
+        sums = even_gradient(self._learner, losses, ranks.bounds(total), ranks.rank, size)
         told = torch.tensor([self._enough()]).to(sums)
         ranks.add_up([sums, told])
         self.enough = bool(told > 0)

@@ -1,6 +1,7 @@
 """A model in training, and its optimiser steps."""
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -142,6 +143,10 @@ class Learner:
             "model": {**self.model.state_dict(), **self._masters.by_name},
             "ema": {**self.ema.state_dict(), **self._averages.by_name},
         }
+
+    def most_rows(self) -> int:
+        """That may be trained on at once."""
+        return sys.maxsize
 
     def alike(self) -> list[Tensor]:
         """What is the same on all ranks."""

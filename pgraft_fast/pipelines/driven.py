@@ -74,6 +74,12 @@ class Driven(nn.Module):
         return fast is not None and fast.on_device and getattr(self.net, "can_be_captured", True)
 
     @property
+    def one_call(self) -> bool:
+        """Whether a call, for prompts that are prepared, is one of its network, whatever the rows."""
+        fast = self._prepared()
+        return fast is not None and fast.one_call
+
+    @property
     def graph_key(self) -> tuple[Any, ...]:
         """What a captured graph must not be shared over. The LoRA is switched on: others share the network."""
         merged = self._switch()

@@ -17,7 +17,16 @@ from pgraft_fast.ranks.sharded import blocks_of, is_sharded, shard
 from pgraft_fast.ranks.turns import Turns
 
 
-class ShardedLoraLearner(AmongRanks, LoraLearner):
+class _OneCall(AmongRanks):
+    """Ranks call a network that they share equally often: row by row, where rows of other prompts are other calls."""
+
+    def most_rows(self) -> int:
+        """See `Learner.most_rows`."""
+        models: Any = self.run, self.sampled
+        return super().most_rows() if all(model.one_call for model in models) else 1
+
+
+class ShardedLoraLearner(_OneCall, LoraLearner):
     """A LoRA in training on a sharded base; every rank has the LoRA, its moments and its average.
 
     A LoRA is a hundredth of the base and less: its gradients are added up once a step, where a share of it would be
@@ -36,7 +45,7 @@ class ShardedLoraLearner(AmongRanks, LoraLearner):
             shard(denoiser.net, mesh, whole=kept, blocks=blocks_of(denoiser.net, kept, trial_of(denoiser)))
 
 
-class ShardedFullLearner(Sharded, FullLearner):
+class ShardedFullLearner(_OneCall, Sharded, FullLearner):
     """All weights of the denoiser in training, which are sharded, as those of the reference are. Raises InputError
     where the pipeline runs in its own loop.
     """
