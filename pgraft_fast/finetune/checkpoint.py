@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +89,12 @@ def load_newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def newest_for_all(ranks: Ranks, folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """As the first rank finds it in a folder, which is made where it is missing; see `load_newest`."""
+def newest_for_all(
+    ranks: Ranks, folder: Path, warn: Callable[[str], None], only: Collection[str] | None = None
+) -> Checkpoint | None:
+    """As the first rank finds it in a folder, which is made where it is missing; see `load_newest`. only: tensors that
+    go to all ranks; others stay with the first one.
+    """
     found: list[Checkpoint] = []
 
     def read() -> list[Any] | None:
@@ -103,7 +107,9 @@ def newest_for_all(ranks: Ranks, folder: Path, warn: Callable[[str], None]) -> C
     known = ranks.from_first(read)
     if known is None:
         return None
-    return Checkpoint(known[0], known[1], ranks.tensors_from_first(found[0].tensors if found else None))
+    tensors = found[0].tensors if found else {}
+    told = {name: group for name, group in tensors.items() if only is None or name in only}
+    return Checkpoint(known[0], known[1], {**tensors, **ranks.tensors_from_first(told)})
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: str | None = None) -> bytes:

@@ -58,7 +58,7 @@ def draw_and_score(
         ids = prompt_batch.sample_id[rows]
         return draw(sample_ids=ids, condition=condition, batch_size=max(1, ids.numel()), on_batch=count)
 
-    with ranks.together(), scoring:
+    with ranks.together(), ranks.unequal(), scoring:
         low, most = ranks.part(n, unit)
         while low < most:
             with ledger.phase(phases[0]):

@@ -1,6 +1,6 @@
 """The gradient of a batch: of its parts one after the other, and of the parts of all ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -9,21 +9,26 @@ from torch import Tensor, nn
 
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.ranks.ranks import ALONE, Ranks
+from pgraft_fast.ranks.turns import even_parts
 
 Losses = Callable[[int, int], Tensor]
 T = TypeVar("T")
 
 
 class Trained(Protocol):
-    """Weights in training: `trained` get the gradients."""
+    """Weights in training: `trained` get the gradients; sharded: see `Learner`."""
 
     trained: list[nn.Parameter]
+    sharded: bool
 
     def begin(self) -> None:
         """Forget the gradients."""
 
     def backward(self, loss: Tensor) -> None:
         """Add those of a part of the batch."""
+
+    def most_rows(self) -> int:
+        """That may be trained on at once."""
 
 
 class Gradients:
@@ -50,6 +55,8 @@ class Gradients:
             self._check()
             sums = self._memory.run(partial(self._added, losses, 0, total))
             self.enough = self._enough()
+        elif self._learner.sharded:
+            sums = self._in_step(total, losses)
         elif self._ordered:
             sums = self._in_order(total, losses, values)
         else:
@@ -87,6 +94,18 @@ class Gradients:
         for weight, there in zip(weights, told[2:].tolist(), strict=True):
             if not there:
                 weight.grad = None
+        return sums
+
+    def _in_step(self, total: int, losses: Losses) -> Tensor:
+        """Each rank one run of rows, in as many parts as all: they make the passes of a network that they share."""
+        ranks = self._ranks
+        with ranks.together():
+            self._check()
+        size = min(self._memory.value, self._learner.most_rows())
+        sums = even_gradient(self._learner, losses, ranks.bounds(total), ranks.rank, size)
+        told = torch.tensor([self._enough()]).to(sums)
+        ranks.add_up([sums, told])
+        self.enough = bool(told > 0)
         return sums
 
     def _in_order(self, total: int, losses: Losses, values: int) -> Tensor:
@@ -135,3 +154,19 @@ class Gradients:
         if told[0]:
             self._ranks.agree(error)
         self.enough = told[1] > 0
+
+
+def even_gradient(learner: Trained, losses: Losses, bounds: Sequence[tuple[int, int]], rank: int, size: int) -> Tensor:
+    """This rank's share of the sums over a batch, (k,), whose gradient the learner has then, `size` rows at once.
+
+    bounds: [low, high) of the rows of each rank. losses(low, high): (k,) or a number, what rows add to the means over
+    the batch, the loss first. All ranks make equally many forward and backward passes, see `even_parts`.
+    """
+    learner.begin()
+    sums = None
+    for low, high, counts in even_parts(bounds, rank, size):
+        part = losses(low, high).reshape(-1) * float(counts)
+        learner.backward(part[0])
+        sums = part.detach() if sums is None else sums + part.detach()
+    assert sums is not None
+    return sums

@@ -21,6 +21,7 @@ MAY_CHANGE = {
     "mode": "how it is computed; numbers agree to rounding",
     "log": "what is written down",
     "memory": "what a preset sets counts by itself",
+    "shard": "how much each rank holds; numbers agree to rounding",
     "budget": "how far the run goes",
     "train.rounds": "how far the run goes",
     "policy": "what is done where a reward fails",
@@ -132,15 +133,21 @@ def sha256_of_files(files: Mapping[str, Path]) -> str:
 
 
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Of names, dtypes, shapes and every value."""
+    """Of names, dtypes, shapes and every value; called by all ranks where some are sharded."""
 
     def entry_of(item: tuple[str, Tensor]) -> list[object]:
         name, tensor = item
         flat = tensor.detach().reshape(-1).cpu().contiguous().view(torch.uint8)
         return [name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(flat.numpy().data).hexdigest()]
 
+    items = sorted(tensors.items())
+    if any(hasattr(tensor, "full_tensor") for _, tensor in items):
+        from pgraft_fast.ranks.parts import whole_of
+
+        # In one order on all ranks, and not more than one at once.
+        return sha256_of([entry_of((name, whole_of(tensor))) for name, tensor in items])
     with ThreadPoolExecutor(min(_READERS, max(1, torch.get_num_threads()))) as pool:
-        return sha256_of(list(pool.map(entry_of, sorted(tensors.items()))))
+        return sha256_of(list(pool.map(entry_of, items)))
 
 
 def sha256_of_module(module: nn.Module) -> str:

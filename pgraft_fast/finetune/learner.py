@@ -1,6 +1,7 @@
 """A model in training, and its optimiser steps."""
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from pgraft_fast.sampling import Model
 
 _MOST_REJECTED_IN_A_ROW = 3
 # Gradients of float16 below 6e-8 are 0: losses are multiplied by this at first, less where they overflow.
-_FIRST_SCALE = 2.0**16
+FIRST_SCALE = 2.0**16
 
 
 class Learner:
@@ -26,12 +27,14 @@ class Learner:
     contrast objective starts from, called as in training: the reference, or see `freeze`. averaged: the averaged
     weights, called as in training. trained: the weights that get gradients. Those of 16 bits have float32 masters,
     which are trained, averaged and kept; in float16 the loss is scaled. overflows: whether the last step did not end
-    because that scale was too large.
+    because that scale was too large. sharded: whether ranks share the network, and make all of its calls together.
     """
 
+    sharded = False
+
     def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(True)
-        self.ema = copy.deepcopy(model).requires_grad_(False)
+        self.model = self._copied(model).requires_grad_(True)
+        self.ema = self._copied(model).requires_grad_(False)
         self.frozen: Model = model
         self.averaged: Model = self.ema
         self._start_of_round: nn.Module | None = None
@@ -41,7 +44,7 @@ class Learner:
         self, values: dict[str, nn.Parameter], averages: dict[str, nn.Parameter], settings: TrainSettings
     ) -> None:
         """values: what is trained, by name; averages: what follows it."""
-        self.settings, self._masters, self._averages = settings, Masters(values), Masters(averages)
+        self.settings, self._masters, self._averages = settings, self._kept(values), self._kept(averages)
         self.trained = list(values.values())
         # One pass over all weights where torch has it: a third of the time of the loop over tensors.
         device = next(iter(values.values())).device.type
@@ -49,8 +52,7 @@ class Learner:
             self._masters.by_name.values(), settings.learning_rate, weight_decay=settings.weight_decay,
             fused=device in ("cpu", "cuda"), capturable=device == "cuda",
         )  # fmt: skip
-        scaled = any(weight.dtype is torch.float16 for weight in self.model.parameters())
-        self._scaler = torch.amp.GradScaler(device, init_scale=_FIRST_SCALE) if scaled else None
+        self._scaler = self._scaler_of(device)
         self.overflows = False
         self.steps_done = 0
         self.run: Model = self.model
@@ -59,8 +61,8 @@ class Learner:
     def freeze(self) -> None:
         """From now on the contrast objective starts from the averaged weights as they are."""
         if self._start_of_round is None:
-            self._start_of_round = copy.deepcopy(self.ema)
-        self._start_of_round.load_state_dict(self.ema.state_dict())
+            self._start_of_round = self._copied(self.ema, trained=False)
+        self._copy_weights(self.ema, self._start_of_round)
         self.frozen = self._start_of_round
 
     @property
@@ -97,7 +99,7 @@ class Learner:
         self._masters.take_gradients()
         if self._scaler is not None:
             self._scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self._masters.by_name.values(), self.settings.clip)
+        return self._clipped()
 
     def may_move(self, norm: Tensor) -> bool:
         """Between the halves: whether the gradient is finite."""
@@ -142,6 +144,18 @@ class Learner:
             "ema": {**self.ema.state_dict(), **self._averages.by_name},
         }
 
+    def most_rows(self) -> int:
+        """That may be trained on at once."""
+        return sys.maxsize
+
+    def alike(self) -> list[Tensor]:
+        """What is the same on all ranks."""
+        return list(self.weights()["model"].values())
+
+    def gathered(self) -> dict[str, dict[str, Tensor]]:
+        """`tensors`, whole, where they are to be written; called by all ranks."""
+        return self.tensors()
+
     def load_weights(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         """Inverse of `weights`."""
         self.model.load_state_dict(tensors["model"])
@@ -156,6 +170,22 @@ class Learner:
         if self._scaler is not None and "scaling" in tensors:
             _load_scaling(self._scaler, tensors["scaling"])
         self.steps_done = steps_done
+
+    def _copied(self, model: Any, trained: bool = True) -> Any:
+        return copy.deepcopy(model)
+
+    def _copy_weights(self, source: Any, target: Any) -> None:
+        target.load_state_dict(source.state_dict())
+
+    def _kept(self, weights: dict[str, nn.Parameter]) -> Masters:
+        return Masters(weights)
+
+    def _scaler_of(self, device: str) -> torch.amp.GradScaler | None:
+        scaled = any(weight.dtype is torch.float16 for weight in self.model.parameters())
+        return torch.amp.GradScaler(device, init_scale=FIRST_SCALE) if scaled else None
+
+    def _clipped(self) -> Tensor:
+        return nn.utils.clip_grad_norm_(self._masters.by_name.values(), self.settings.clip)
 
 
 class OptimizerSteps:

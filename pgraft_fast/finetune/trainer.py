@@ -27,6 +27,7 @@ from pgraft_fast.ranks.ranks import ALONE, Ranks
 
 # Share of a round that is worth a line.
 _NOTABLE_WAIT = 0.2
+_CANDIDATES = "candidates"
 
 
 class Trainer:
@@ -89,6 +90,8 @@ class Trainer:
         self.execution = Execution(settings.mode, device)
         self._check_equal_runs()
         self._learner = Learner(model, settings.train) if learner is None else learner
+        if self._learner.sharded and settings.deterministic:
+            raise InputError("deterministic = true: gradients of a sharded network are added up by rank; leave it out")
         for name in ("run", "frozen", "averaged", "sampled"):
             setattr(self._learner, name, self.execution.of(getattr(self._learner, name), trained=True))
         with ranks.together():
@@ -214,18 +217,20 @@ class Trainer:
             "settings": self.identity, "history": self.history, "steps_done": self._learner.steps_done,
             "method": self._method.state(), "versions": versions(),
         }  # fmt: skip
-        tensors = self._learner.tensors()
-        self.ranks.check_equal(list(tensors["model"].values()), "the trained weights")
+        tensors = self._learner.gathered()
+        self.ranks.check_equal(self._learner.alike(), "the trained weights")
         joules = self.ranks.gather(self.ledger.take_joules())
         with self.ranks.together():
             if self.ranks.first:
-                checkpoint = Checkpoint(self.rounds_done, state, {**tensors, "candidates": self.last_candidates})
+                checkpoint = Checkpoint(self.rounds_done, state, {**tensors, _CANDIDATES: self.last_candidates})
                 save_checkpoint(self._checkpoints, checkpoint)
                 self.ledger.add_joules(joules)
                 self.ledger.commit(self.rounds_done)
 
     def _resume(self) -> None:
-        checkpoint = newest_for_all(self.ranks, self._checkpoints, self._log)
+        # Of a sharded network the learner deals what it has.
+        only = (_CANDIDATES,) if self._learner.sharded else None
+        checkpoint = newest_for_all(self.ranks, self._checkpoints, self._log, only)
         if checkpoint is None:
             return
         check_same(checkpoint.state.get("settings") or {}, self.identity, f"the run in {self.run}")
@@ -236,7 +241,7 @@ class Trainer:
             self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
             self._method.load(checkpoint.state.get("method", {}))
             self.history = History(checkpoint.state["history"])
-            self.last_candidates = checkpoint.tensors["candidates"]
+            self.last_candidates = checkpoint.tensors[_CANDIDATES]
         finished = checkpoint.round >= self.settings.train.rounds
         self._log(f"{self.run} {'is finished:' if finished else 'goes on after'} round {checkpoint.round}")
 

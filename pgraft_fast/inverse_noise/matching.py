@@ -5,6 +5,7 @@ Every random number is keyed by (seed, step), so a run that was killed and goes 
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -141,8 +142,13 @@ def _contents(source: Source) -> Any:
 class _Weights:
     """What `Gradients` needs of a network in training."""
 
+    sharded = False
+
     def __init__(self, network: nn.Module) -> None:
         self.trained = list(network.parameters())
+
+    def most_rows(self) -> int:
+        return sys.maxsize
 
     def begin(self) -> None:
         for weight in self.trained:

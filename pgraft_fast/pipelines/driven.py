@@ -64,14 +64,20 @@ class Driven(nn.Module):
 
     @property
     def runs_as_it_is(self) -> bool:
-        """A driven loop holds frames of the pipeline's code: there is nothing to be copied or compiled."""
-        return self.fast[self.way] is None
+        """A driven loop holds frames of the pipeline's code, a sharded network hooks: nothing is copied or compiled."""
+        return self.fast[self.way] is None or getattr(self.net, "runs_as_it_is", False)
 
     @property
     def can_be_captured(self) -> bool:
         """Whether a CUDA graph of it can be made, for the prompts that are prepared."""
         fast = self._prepared()
-        return fast is not None and fast.on_device
+        return fast is not None and fast.on_device and getattr(self.net, "can_be_captured", True)
+
+    @property
+    def one_call(self) -> bool:
+        """Whether a call, for prompts that are prepared, is one of its network, whatever the rows."""
+        fast = self._prepared()
+        return fast is not None and fast.one_call
 
     @property
     def graph_key(self) -> tuple[Any, ...]:

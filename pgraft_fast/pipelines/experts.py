@@ -43,6 +43,11 @@ class Experts:
         """Of both."""
         return (*self.above.graph_key, *self.below.graph_key)
 
+    @property
+    def one_call(self) -> bool:
+        """See `FastLoop.one_call`; rows may go through either."""
+        return False
+
     def prepare(self, numbers: Sequence[int]) -> None:
         """For both."""
         self.above.prepare(numbers)

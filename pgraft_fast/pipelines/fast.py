@@ -87,6 +87,11 @@ class FastLoop:
         """Whether an output reads nothing back to the host, for the prompts that are prepared."""
         return self.together and self.table.on_device
 
+    @property
+    def one_call(self) -> bool:
+        """Whether rows of any of the prompts that are prepared, at any times, go through its networks together."""
+        return self.together and self.table.kinds <= 1
+
     def output(self, x: Tensor, t: Tensor, numbers: Tensor) -> Tensor:
         """(n, *shape) as x, in its dtype, on its device. t: (n,) float64 timesteps; numbers: (n,) int64, of prompts."""
         if not numbers.is_cuda:

@@ -4,7 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pgraft_fast.errors import PgraftError, RankError, StoppedError
 from pgraft_fast.ranks.lifeline import Lifeline
+from pgraft_fast.ranks.turns import Turns
 
 T = TypeVar("T")
 # Elements that are summed in one message.
@@ -23,12 +24,14 @@ class Ranks:
     """One process of several; every method but `part`, `bounds` and `check` is called by all of them in the same order.
 
     rank, size: which of how many. waited: seconds that this one has waited for others. lifeline: tells of failures
-    while others are at work; None for a process alone, for which all of this does nothing.
+    while others are at work; None for a process alone, for which all of this does nothing. turns: of networks that the
+    ranks share; None where each has its own.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, lifeline: Lifeline | None = None) -> None:
         self.rank, self.size, self.waited = rank, size, 0.0
         self._lifeline = lifeline
+        self.turns: Turns | None = None
 
     @property
     def first(self) -> bool:
@@ -66,6 +69,10 @@ class Ranks:
                 self._lifeline.tell(f"rank {self.rank}: {_line(caught)}")
         self.agree(error)
 
+    def unequal(self) -> AbstractContextManager[None]:
+        """A block in which the ranks may call networks that they share unequally often, without gradients."""
+        return nullcontext() if self.turns is None else self.turns.open()
+
     def agree(self, error: BaseException | None) -> None:
         """Raise what any rank has met, on all of them: its own where it met it, the same kind with its rank's number
         elsewhere.
@@ -87,7 +94,7 @@ class Ranks:
         if self.size == 1:
             return work()
         value: Any = None
-        with self.together():
+        with self.together(), self.unequal():
             if self.first:
                 value = work()
         return self.gather(value if self.first else None)[0]
@@ -156,7 +163,7 @@ class Ranks:
         """Raise RankError where these are not the same bits on all ranks."""
         if self.size == 1:
             return
-        sums = [int(value.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64)) for value in tensors]
+        sums = [int(value.detach().reshape(-1).view(torch.uint8).sum(dtype=torch.int64)) for value in tensors]
         others = self.gather(sums)
         different = [rank for rank, other in enumerate(others) if other != others[0]]
         if different:

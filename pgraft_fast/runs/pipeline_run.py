@@ -25,9 +25,12 @@ from pgraft_fast.pipelines.learners import EMA, TUNED
 from pgraft_fast.pipelines.loras import default_targets
 from pgraft_fast.pipelines.media import media_of
 from pgraft_fast.pipelines.ways import UNGUIDED
+from pgraft_fast.ranks.environment import timeout_seconds
+from pgraft_fast.ranks.turns import Turns
 from pgraft_fast.rewards import WeightedSum
 from pgraft_fast.runs.pipeline_settings import PipelineRunSettings as Run
 from pgraft_fast.runs.prompts import RunPrompts
+from pgraft_fast.runs.shares import mesh_for
 from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.decoded import Decode, DecodedReward
@@ -98,16 +101,18 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     if slow is not None:
         log(slow)
     fingerprint = base_fingerprint(net)
+    mesh = mesh_for(config, net, log)
     measures, rate = parts.measures(media_of(facts.media)[0]), _rate(pipe, calls)
     task, finish = pipeline_task(
         facts, run_prompts.train, run_prompts.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
-        measures=measures, null=null, at_once=parts.at_once or _DECODED_AT_ONCE, rate=rate,
+        measures=measures, null=null, at_once=parts.at_once or _DECODED_AT_ONCE, rate=rate, mesh=mesh,
     )  # fmt: skip
     driven: Driven = task.model  # type: ignore[assignment]
     _check_driven(driven, config, null, log)
     task = replace(task, identity={"base": fingerprint, "pipeline": task.name})
     scored = parts.scored(finish, rate)
     assert task.learner is not None
+    learner = task.learner(config.train)
 
     def close() -> None:
         driven.close()
@@ -123,7 +128,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
         config=config,
         task=task,
         reward=DecodedReward(scored.reward, scored.decode, drops=config.policy.on_failure == "drop"),
-        learner=task.learner(config.train),
+        learner=learner,
         save=lambda trainer, run: _save(trainer, run, config, task, net, scored.reward.name, parts.extra),
         identity=lambda: {
             "pipeline": pipeline_contents(pipe),
@@ -135,7 +140,16 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
         close=close,
         decoder=finish if parts.at_once is None else None,
         checkpoint=partial(_checkpoint, net) if _can_checkpoint(net) else None,
+        turns=None if mesh is None else partial(_turns, learner),
     )
+
+
+def _turns(learner: Any) -> Turns:
+    from pgraft_fast.pipelines.sharded import take_turns
+
+    turns = Turns(timeout_seconds())
+    take_turns(turns, learner.reference, learner.ema, learner.model)
+    return turns
 
 
 def precision_line(net: Any) -> str | None:
@@ -212,6 +226,7 @@ def _save(
         net, cut=trainer.chosen.cut, schedule=task.schedule, parameterization=task.parameterization, reward=reward,
         sample_shape=task.shape if len(task.shape) == 3 else None,
         extra={"method": config.method, "seed": config.seed, "pipeline": task.name, **extra}, adapter_name=name,
+        fingerprint=str(task.identity["base"]),
     )  # fmt: skip
     return save_adapter(run / ADAPTER, net, metadata, adapter_name=name)
 

@@ -5,6 +5,7 @@ run/config.json, run/ledger.jsonl, run/checkpoints/, run/evaluation/{before,afte
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def finish_run(
                 subject = subject_of()
                 if subject.config.log.tensorboard:
                     need("log.tensorboard", "tensorboard")
+            ranks.turns = None if subject.turns is None else subject.turns()
             subject = _settled(subject, run, terminal, ranks)
             result = _Run(subject, run, ledger, terminal, stop, on_round, ranks).finish()
             finished = True
@@ -69,6 +71,8 @@ def _settled(subject: Subject, run: Path, terminal: Terminal, ranks: Ranks) -> S
     subject = replace(subject, config=subject.config.model_copy(update={"mode": mode}))
     if subject.config.sample.prompts is not None:
         return subject
+    if ranks.turns is not None:
+        raise InputError("sample.prompts: how many fit is not found out where ranks share the network; set it")
     prompts = ranks.from_first(lambda: sized(subject, run, terminal.line, ranks.size).config.sample.prompts)
     return replace(subject, config=with_prompts(subject.config, prompts))
 
@@ -118,7 +122,7 @@ class _Run:
                 raise InputError("budget: the time is up before the first round; raise [budget]")
             config = self.config = config.with_cut(trainer.chosen.cut) if config.plans_cut else config
             after = self._evaluation("after")
-        with self.ledger.phase("save"):
+        with self.ledger.phase("save"), self._whole():
             result = ranks.from_first(lambda: self._saved(before, after))
         if self.writer is not None:
             self.writer.close()
@@ -140,6 +144,14 @@ class _Run:
         write_file(self.run / RESULT, to_json(result))
         write_run_report(self.run, self.task, self.config, result, before, after, self.trainer.last_candidates)
         return result
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """Where the first rank can save by itself."""
+        if self.ranks.turns is None:
+            return nullcontext()
+        from pgraft_fast.ranks.sharded import whole_states
+
+        return whole_states(self.trainer.tuned)
 
     def _check(self) -> None:
         self.stop.check()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune import Learner, Trainer
 from pgraft_fast.finetune.checkpoint import tensor_bytes
+from pgraft_fast.ranks.turns import WHOLE, Turns
 from pgraft_fast.tasks import Task
 
 MODEL = "model.safetensors"
@@ -32,7 +33,7 @@ class Subject:
     """config: with nothing left open. learner: None for all weights of a copy. save(trainer, run): the result, its
     path. identity(): what the task and the reward are, by content; a moment's work for a large model. close(): of the
     reward. decoder: of samples, where it is left open how many at once. checkpoint(on): of activations, where the model
-    can.
+    can. turns(): of its networks, which ranks share; called by all of them; None where each has its own.
     """
 
     config: Any
@@ -44,6 +45,7 @@ class Subject:
     close: Callable[[], None] = lambda: None
     decoder: Decoder | None = None
     checkpoint: Callable[[bool], None] | None = None
+    turns: Callable[[], Turns] | None = None
 
 
 def handover_of(task: Task, cut: float) -> dict[str, Any]:
@@ -58,6 +60,6 @@ def handover_of(task: Task, cut: float) -> dict[str, Any]:
 
 
 def save_weights(model: nn.Module, run: Path, metadata: dict[str, Any]) -> Path:
-    """All weights of a model into the run's folder."""
-    write_file(run / MODEL, tensor_bytes(model.state_dict(), json.dumps(metadata)))
+    """All weights of a model into the run's folder; of one that is sharded within `whole_states`."""
+    write_file(run / MODEL, tensor_bytes(getattr(model, WHOLE, None) or model.state_dict(), json.dumps(metadata)))
     return run / MODEL

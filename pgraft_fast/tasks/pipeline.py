@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from pgraft_fast.tasks.base import Task
 from pgraft_fast.tasks.perceptual import perceptual_hash
 from pgraft_fast.tasks.pictures import thumbnail_features
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -43,13 +46,14 @@ class Measures:
 def pipeline_task(
     facts: Facts, train: Sequence[str], held_out: Sequence[str], lora: Lora, seed: int, *,
     guidance_tuned: float | None = None, measures: Measures | None = None, null: int | None = None, at_once: int = 8,
-    rate: float | None = None,
+    rate: float | None = None, mesh: "DeviceMesh | None" = None,
 ) -> tuple[Task, "Finish"]:  # fmt: skip
     """The task, whose samples are the pipeline's states, and what makes media of them.
 
     train, held_out: names of the prompts of `facts.guided.calls`, first those that are trained on, no two alike.
     guidance_tuned: scale of the tuned model, default that of all. null: number of the prompt that stands for none.
-    at_once: samples that are decoded together, halved when memory is full. rate: of audio, in samples a second.
+    at_once: samples that are decoded together, halved when memory is full. rate: of audio, in samples a second. mesh:
+    over which the denoiser is sharded once its learner is made.
     """
     model, measures = Driven.of(facts), Measures() if measures is None else measures
     finish = Finish(model, [*train, *held_out], at_once)
@@ -75,7 +79,7 @@ def pipeline_task(
         pictures=pictures,
         identity={},
         sounds=None if rate is None or finish.medium != "audio" else lambda states: finish.sounds(states, rate),
-        learner=lambda settings: _learner(model, settings, lora, seed, guidance_tuned),
+        learner=lambda settings: _learner(model, settings, lora, seed, guidance_tuned, mesh),
     )
     return task, finish
 
@@ -196,8 +200,15 @@ def _prompts(
 
 
 def _learner(
-    model: Driven, settings: TrainSettings, lora: Lora, seed: int, guidance: float | None
-) -> Learner:  # fmt: skip
+    model: Driven, settings: TrainSettings, lora: Lora, seed: int, guidance: float | None, mesh: "DeviceMesh | None"
+) -> Learner:
+    if mesh is not None:
+        # Its libraries take a second to load.
+        from pgraft_fast.pipelines.sharded import ShardedFullLearner, ShardedLoraLearner
+
+        if lora.rank == 0:
+            return ShardedFullLearner(model, settings, mesh, guidance)
+        return ShardedLoraLearner(model, settings, lora, seed, mesh, guidance)
     if lora.rank == 0:
         return FullLearner(model, settings, guidance)
     return LoraLearner(model, settings, lora, seed, guidance)

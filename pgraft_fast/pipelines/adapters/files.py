@@ -74,8 +74,11 @@ class AdapterMetadata(BaseModel):
         reward: str = "",
         extra: dict[str, Any] | None = None,
         adapter_name: str = "tuned",
+        fingerprint: str | None = None,
     ) -> "AdapterMetadata":
-        """Of the adapter on a denoiser. Raises InputError where there is none of that name, and for wrong values."""
+        """Of the adapter on a denoiser. fingerprint: of its base, where it is known. Raises InputError where there is
+        no adapter of that name, and for wrong values.
+        """
         denoiser = uncompiled(denoiser)
         config = _config_of(denoiser, adapter_name)
         targets = config.target_modules
@@ -85,7 +88,7 @@ class AdapterMetadata(BaseModel):
                 cut_logsnr=schedule.cut_logsnr(cut) if cut else None,
                 schedule=schedule.to_dict(),
                 parameterization=parameterization,
-                base_fingerprint=base_fingerprint(denoiser),
+                base_fingerprint=base_fingerprint(denoiser) if fingerprint is None else fingerprint,
                 base_class=type(denoiser).__name__,
                 rank=config.r,
                 alpha=config.lora_alpha,

@@ -49,5 +49,8 @@ def uncompiled(denoiser: Any) -> Any:
 
 
 def _sample(weight: Tensor) -> Tensor:
+    if hasattr(weight, "full_tensor"):
+        # Of a sharded one; on all ranks.
+        weight = weight.full_tensor()
     flat = weight.detach().reshape(-1)
     return flat[:: max(1, -(-flat.numel() // SAMPLE))].to(torch.float16)
