@@ -1,7 +1,7 @@
 """The second half of a round: optimiser steps on the kept rows."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from pgraft_fast.threads import team_of
 class TrainReport:
     """loss: mean of the last tenth of the steps. steps: done. rejected: steps whose gradient was not finite.
 
-    clipped, kl: see `train_ddpo`.
+    clipped, kl: see `train_ddpo`. change, excess: of contrast, means of the last tenth, see `divergence.divergence`.
     """
 
     loss: float
@@ -32,6 +32,8 @@ class TrainReport:
     rejected: int
     clipped: float | None = None
     kl: float | None = None
+    change: float | None = None
+    excess: float | None = None
 
 
 def train(
@@ -83,20 +85,24 @@ def train(
             check()
     if not losses:
         return TrainReport(0.0, 0, 0)
-    tail = torch.stack(losses[-max(1, len(losses) // 10) :])
-    return TrainReport(float(tail.mean()), len(losses), made.rejected)
+    loss, *parts = torch.stack(losses[-max(1, len(losses) // 10) :], dim=1).mean(dim=1).tolist()
+    report = TrainReport(loss, len(losses), made.rejected)
+    if not parts or not parts[-1]:
+        return report
+    unchanged, change, spread = parts
+    return replace(report, change=change / spread, excess=(loss - unchanged) / spread)
 
 
 def _accumulate(learner: Learner, make: "_Losses", batch: "_Batch", size: int) -> Tensor:
-    """The gradient of a batch, `size` rows at once; its loss."""
+    """The gradient of a batch, `size` rows at once; what `_Losses.of` makes of it."""
     learner.begin()
     total, parts = batch.rows.numel(), []
     for low in range(0, total, size):
         part = batch.part(low, low + size)
         loss = make.loss(part) * (part.rows.numel() / total)
-        learner.backward(loss)
+        learner.backward(loss[0])
         parts.append(loss.detach())
-    return torch.stack(parts).sum()
+    return torch.stack(parts).sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class _Losses:
         return [kept.x[batch.rows], batch.t, batch.key, batch.epoch, *more]
 
     def of(self, inputs: list[Tensor]) -> Tensor:
-        """The loss; from here on nothing is read back to the host."""
+        """(1,) the loss, of contrast (4,) with its parts; from here on nothing is read back to the host."""
         kept, (x, t, key, epoch, *rest) = self.kept, inputs
         advantage = None if kept.advantage is None else rest.pop()
         elements = None if kept.elements is None else rest.pop()
@@ -161,7 +167,8 @@ class _Losses:
             frozen=None if advantage is None else self.learner.frozen,
             advantage=advantage,
             elements=elements,
-        )
+            reduction="mean" if advantage is None else "parts",
+        ).view(-1)
 
     @property
     def fixed(self) -> tuple[Any, ...]:
