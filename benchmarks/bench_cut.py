@@ -1,7 +1,8 @@
 """Predicted against reached: the plan of a cut beside a training at each cut, on digits and on shapes.
 
-A cell is a world, a reward and a cut. One round of candidates serves the plan and every training; all models are
-sampled at the same seeds. Rewards are told as those of the base that is evaluated plus what is gained.
+A cell is a world, a reward and a cut. One round of candidates serves the plan and every training, whose later rounds
+sample their own from the model tuned so far; all models are evaluated at the same seeds. Rewards are told as those of
+the base that is evaluated plus what is gained.
 """
 
 import tempfile
@@ -37,7 +38,7 @@ from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 from pgraft_fast.tasks.evaluation import EVALUATION_IDS, Evaluation, accepted_of, evaluate, features_of
 from pgraft_fast_benchmarks.goal_kinds import Goal
 from pgraft_fast_benchmarks.harness import Each, Row, Settings, run_parts
-from pgraft_fast_benchmarks.lifted import lift
+from pgraft_fast_benchmarks.lifted import Lifted, lift
 
 GOALS: tuple[Goal, ...] = ()
 SHOWN: tuple[str, ...] = ()
@@ -51,16 +52,19 @@ _SEED = 10
 _SHAPES_BUDGET = 80_000
 _SIDE, _BETAS_OF_BLOCKS, _SEEDS_OF_BLOCKS = 8, (0.85, 30.0), (10, 11, 12)
 _CUTS_OF_BLOCKS = (0.1, 0.25, 0.5)
+_LEVELS = 1000
 
 
 @dataclass(frozen=True)
 class _Regime:
     """groups: of candidates, as many as a run of this size has by default. times: its training steps. steps: of a
-    trajectory."""
+    trajectory. rounds: of each training. low: whether low noise levels lie densely, see `_at_low_levels`."""
 
     groups: int | None = None
     times: int = 1
     steps: int = 25
+    rounds: int = 1
+    low: bool = False
 
 
 # Of four accepted a group; few are read often.
@@ -71,6 +75,10 @@ _DIGITS = {
     "digits 52 accepted": ("symmetry", _Regime(13, 2)),
     "digits 100 accepted": ("symmetry", _Regime(25, 2)),
     "digits 8 steps": ("symmetry", _Regime(steps=8)),
+    "digits 3 rounds": ("symmetry", _Regime(rounds=3)),
+    "digits 3 rounds few": ("symmetry", replace(_FEW, rounds=3)),
+    "digits low levels": ("symmetry", _Regime(low=True)),
+    "digits low levels few": ("symmetry", replace(_FEW, low=True)),
 }
 
 
@@ -107,9 +115,20 @@ def _digits(settings: Settings, name: str) -> list[Row]:
             steps=settings.by_size(regime.steps, regime.steps, min(12, regime.steps)),
         ),
         select=SelectSettings(k=4),
-        train=TrainSettings(steps=regime.times * steps, batch_size=64, learning_rate=1e-3),
+        train=TrainSettings(rounds=regime.rounds, steps=regime.times * steps, batch_size=64, learning_rate=1e-3),
     )  # fmt: skip
+    task = _at_low_levels(task) if regime.low else task
     return _rows(_World(name, task, task.reward(reward), config, Learner(task.model, config.train), samples))
+
+
+def _at_low_levels(task: Task) -> Task:
+    """The task with time u, t = u^2 being that of its model: half of the steps, and of the levels that training reads,
+    lie in the lowest quarter of t."""
+    t = (torch.arange(1, _LEVELS + 1, dtype=torch.float64) / _LEVELS).square()
+    schedule = Schedule.from_alphas_cumprod(task.schedule.alpha(t).square())
+    return replace(
+        task, model=Lifted(task.model, task.schedule, task.parameterization, 1, schedule), schedule=schedule
+    )  # fmt: skip
 
 
 def _shapes(settings: Settings, model: str) -> list[Row]:
@@ -177,20 +196,29 @@ def _rows(world: _World) -> list[Row]:
         learner.load(first, 0)
         # An evaluation brings its own.
         task.prompts.prepare(drawn)
-        kept = candidates.kept_for(cut, settings.train)
-        train(
-            learner, kept, task.schedule, parameterization=task.parameterization, seed=settings.seed,
-            null_condition=task.prompts.null,
-        )  # fmt: skip
-        after = _evaluated(world, execution, tuned=learner.ema.eval(), cut=cut)
-        rows.append(_row(world, plan, cut, before, after, accepted))
+        reached = []
+        for round_ in range(settings.train.rounds):
+            of_round = candidates if round_ == 0 else collect(
+                execution.of(task.model), task.schedule, world.reward, task.prompts, settings.with_cut(cut),
+                shape=task.shape, parameterization=task.parameterization, round_=round_, cuts=(cut,),
+                tuned=learner.ema.eval(), memory=work.sampling, ledger=ledger,
+            )  # fmt: skip
+            train(
+                learner, of_round.kept_for(cut, settings.train), task.schedule, seed=settings.seed,
+                parameterization=task.parameterization, null_condition=task.prompts.null,
+            )  # fmt: skip
+            if round_ in (0, settings.train.rounds - 1):
+                reached.append(_evaluated(world, execution, tuned=learner.ema.eval(), cut=cut))
+        rows.append(_row(world, plan, cut, before, reached, accepted))
     return rows
 
 
 def _row(
-    world: _World, plan: CutPlan, cut: float, before: Evaluation, after: Evaluation, accepted: torch.Tensor
+    world: _World, plan: CutPlan, cut: float, before: Evaluation, evaluations: list[Evaluation], accepted: torch.Tensor
 ) -> Row:
-    base = float(before.rewards.nanmean())
+    """evaluations: after the first round, and after the last one where there are several; a plan predicts one round, so
+    that nothing judges it then."""
+    base, after, rounds = float(before.rewards.nanmean()), evaluations[-1], world.settings.train.rounds
     outlook = next((outlook for outlook in plan.outlooks if outlook.cut == cut), None)
     reached = mean_interval(after.rewards)
     quality = world.task.quality_of(features_of(world.task, after), after.rewards, accepted)
@@ -206,9 +234,10 @@ def _row(
         "share_error": None if outlook is None or outlook.kept is None else outlook.kept.error,
         "predicted": predicted, "predicted_low": low, "predicted_high": high,
         "reached": reached.mean, "reached_low": reached.low, "reached_high": reached.high,
-        "inside": None if low is None or high is None else low <= reached.mean <= high,
+        "inside": None if low is None or high is None or rounds > 1 else low <= reached.mean <= high,
+        "rounds": rounds, "reached_first": mean_interval(evaluations[0].rewards).mean,
         "recall": quality["recall"], "fd_accepted": quality["fd_accepted"], "lowest_level": plan.lowest,
-        "plan_calls": plan.model_calls, "plan_share": plan.share,
+        "plan_calls": plan.model_calls, "plan_share": plan.share / rounds,
     }  # fmt: skip
 
 

@@ -125,8 +125,11 @@ def reward_per_budget(rows: Sequence[Row], figure: Figure) -> bool:
 
 
 def cut_prediction(rows: Sequence[Row], figure: Figure) -> bool:
-    """Reached reward against the predicted one, a point a world and cut, with the predicted intervals."""
-    predicted = [row for row in newest(rows, "cut") if row.get("predicted") is not None]
+    """Reached reward against the predicted one, a point a world and cut, with the predicted intervals.
+
+    Of several rounds nothing is predicted but the first.
+    """
+    predicted = [row for row in newest(rows, "cut") if row.get("inside") is not None]
     if not predicted:
         return False
     axis = figure.subplots()

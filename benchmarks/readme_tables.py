@@ -105,9 +105,10 @@ def cuts(rows: Sequence[Row]) -> str:
         graft, best = mine[0], max(mine, key=lambda row: row["reached"])
         judged = [row for row in mine if row.get("inside") is not None]
         level = graft.get("lowest_level")
+        inside = f"{sum(bool(row['inside']) for row in judged)} of {len(judged)}" if judged else "-"
         lines.append([
             str(graft["case"]), str(graft["accepted"]), "-" if planned is None else f"{planned['cut']:g}",
-            "-" if level is None else f"{level:.2g}", f"{sum(bool(row['inside']) for row in judged)} of {len(judged)}",
+            "-" if level is None else f"{level:.2g}", inside,
             "-" if planned is None else f"{planned['reached']:.4f}", f"{best['reached']:.4f} at {best['cut']:g}",
             "-" if planned is None else f"{planned['recall']:.2f}", f"{graft['recall']:.2f}",
             f"{100 * graft['plan_share']:.1f} %",

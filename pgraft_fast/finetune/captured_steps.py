@@ -22,8 +22,9 @@ class CapturedSteps:
     def step(
         self, key: Hashable, loss_of: Callable[[list[Tensor]], Tensor], inputs: list[Tensor]
     ) -> tuple[Tensor, bool] | None:
-        """(loss_of(inputs), whether its gradient was finite and a step was made). key: of all that the loss depends on
-        beside inputs and weights. None where the step cannot be captured: nothing has been done then.
+        """(loss_of(inputs), whether its gradient was finite and a step was made). loss_of: (k,), of which the first has
+        a gradient. key: of all that the loss depends on beside inputs and weights. None where the step cannot be
+        captured: nothing has been done then.
         """
         learner = self._learner
         if self._refused or not learner.optimizer.state:
@@ -32,7 +33,7 @@ class CapturedSteps:
         def gradients(buffers: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
             learner.begin()
             loss = loss_of(buffers)
-            learner.backward(loss)
+            learner.backward(loss[0])
             return [loss.detach(), learner.clip()]
 
         whole = ("gradients", key)

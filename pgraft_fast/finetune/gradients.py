@@ -50,7 +50,7 @@ class Gradients:
         self.enough = False
 
     def of(self, total: int, losses: Losses, values: int = 1) -> Tensor:
-        """(values,) sums over a batch of `total` rows, or a number; the learner has its gradients."""
+        """(values,) sums over a batch of `total` rows; the learner has its gradients."""
         if self._ranks.size == 1:
             self._check()
             sums = self._memory.run(partial(self._added, losses, 0, total))
@@ -61,7 +61,7 @@ class Gradients:
             sums = self._in_order(total, losses, values)
         else:
             sums = self._dealt(total, losses, values)
-        return sums[0] if values == 1 else sums
+        return sums
 
     def instead(self, step: Callable[[], T]) -> T:
         """A step that is made in another way, by one rank alone."""

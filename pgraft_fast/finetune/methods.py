@@ -12,6 +12,7 @@ from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.cost import evaluations_of
 from pgraft_fast.finetune.cut_plan import CUTS, plan_from
 from pgraft_fast.finetune.ddpo import PromptStatistics, advantages, train_ddpo
+from pgraft_fast.finetune.divergence import divergence
 from pgraft_fast.finetune.drawing import Drawn, draw_and_score
 from pgraft_fast.finetune.nft import nft_advantages, train_nft
 from pgraft_fast.finetune.prompts import PromptBatch
@@ -144,7 +145,15 @@ class PGraft:
         if candidates.copies is not None and settings.select.copies == "run":
             taken = candidates.copies[candidates.acceptance.mask].cpu()
             self._taken = taken if self._taken is None else torch.cat((self._taken, taken))
-        entry = {"reward_accepted": float(rewards.mean()), "accepted": accepted, "t_cut": candidates.rollout.t_cut[cut]}
+        entry: dict[str, Any] = {
+            "reward_accepted": float(rewards.mean()), "accepted": accepted, "t_cut": candidates.rollout.t_cut[cut],
+        }  # fmt: skip
+        if report.change is not None:
+            entry |= {"change": report.change, "excess": report.excess}
+        warning = divergence(report)
+        if warning is not None:
+            entry["warning"] = warning
+            work.log(f"round {number + 1}: {warning}")
         return Round(candidates.rewards, candidates.acceptance.mask, report, entry, candidates.copies)
 
     def state(self) -> dict[str, Any]:

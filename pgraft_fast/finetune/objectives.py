@@ -56,14 +56,18 @@ def pgraft_loss(
     frozen, advantage: of contrast; a model, called without gradients, and (B,).
     elements: (B, N) bool of x_cut (B, N, ...), sets of different sizes: the loss of a sample is the mean over the rows
     of its elements, others have no gradient.
-    reduction: "mean" over everything, or "none" for (B,) means over each sample. Raises InputError.
+    reduction: "mean" over everything, "none" for (B,) means over each sample, or of contrast "parts", (4,): means over
+    everything of the loss, of the loss of n = o, of |n - o|^2 and of |y - o|^2, weighted, the last three without
+    gradients. Raises InputError.
     """
     if objective not in OBJECTIVES:
         raise InputError(f"objective={objective!r} is unknown; known: {', '.join(OBJECTIVES)}")
-    if reduction not in ("mean", "none"):
-        raise InputError(f"reduction={reduction!r} is unknown; known: mean, none")
+    if reduction not in ("mean", "none", "parts"):
+        raise InputError(f"reduction={reduction!r} is unknown; known: mean, none, parts")
     if (objective == "contrast") != (frozen is not None and advantage is not None):
         raise InputError(f"objective={objective!r}: frozen and advantage belong to contrast, which needs both")
+    if reduction == "parts" and objective != "contrast":
+        raise InputError(f"objective={objective!r}: reduction='parts' belongs to contrast")
     start = _start_time(schedule, cut, t_cut)
     if t is None:
         begin = schedule.t_begin
@@ -81,16 +85,29 @@ def pgraft_loss(
         noise = torch.randn_like(x_cut) if noise is None else noise
         x_s, target, weight = partial_noise(x_cut.detach(), levels, alpha_cut, sigma_cut, noise=noise)
     times = t.to(x_cut.dtype)
+    plain, before = target, None
     if frozen is not None and advantage is not None:
         with torch.no_grad():
             before = over_samples(weight, x_cut) * answer_above(frozen, x_s, times, condition)
             target = (before + over_samples(advantage.to(weight), x_cut) * (target - before)).to(x_cut.dtype)
     out = answer_above(model, x_s, times, condition)
+    per_sample = _errors(out, target, weight, elements)
+    if reduction == "none":
+        return per_sample
+    if reduction == "mean" or before is None or advantage is None:
+        return per_sample.mean()
+    with torch.no_grad():
+        change = _errors(out, before, weight, elements)
+        spread = _errors(before, plain, torch.ones_like(weight), elements)
+        rest = [value.mean() for value in (advantage.square() * spread, change, spread)]
+    return torch.stack((per_sample.mean(), *rest))
+
+
+def _errors(out: Tensor, target: Tensor, weight: Tensor, elements: Tensor | None) -> Tensor:
+    """(B,) means of (weight out - target)^2."""
     if elements is None:
-        per_sample = weighted_mse(out, target, weight)
-    else:
-        per_sample = weighted_mse(within(out, elements), within(target, elements), weight) * rows_an_element(elements)
-    return per_sample.mean() if reduction == "mean" else per_sample
+        return weighted_mse(out, target, weight)
+    return weighted_mse(within(out, elements), within(target, elements), weight) * rows_an_element(elements)
 
 
 def within(x: Tensor, elements: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The second half of a round: optimiser steps on the kept rows."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from pgraft_fast.threads import team_of
 class TrainReport:
     """loss: mean of the last tenth of the steps. steps: done. rejected: steps whose gradient was not finite.
 
-    clipped, kl: see `train_ddpo`.
+    clipped, kl: see `train_ddpo`. change, excess: of contrast, means of the last tenth, see `divergence.divergence`.
     """
 
     loss: float
@@ -34,6 +34,8 @@ class TrainReport:
     rejected: int
     clipped: float | None = None
     kl: float | None = None
+    change: float | None = None
+    excess: float | None = None
 
 
 def train(
@@ -72,7 +74,7 @@ def train(
     learner.model.train()
     losses: list[Tensor] = []
     made, sums = OptimizerSteps(learner), Gradients(learner, memory, check, enough, ranks, ordered)
-    steps = settings.steps_of(kept.rows) if kept.rows else 0
+    steps, values = settings.steps_of(kept.rows) if kept.rows else 0, 1 if kept.advantage is None else 4
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
     with ledger.phase("train"), team, trusted_attention():
         for rows, key, epoch in _batches(kept, seed, settings.batch_size, steps):
@@ -82,15 +84,19 @@ def train(
             step = partial(captured.step, fixed, make.of, make.inputs(batch)) if captured and whole else None
             losses.append(
                 made.step(
-                    partial(sums.of, rows.numel(), partial(make.share, batch)),
+                    partial(sums.of, rows.numel(), partial(make.share, batch), values),
                     None if step is None else partial(sums.instead, step),
                 )
             )
             ledger.add_calls(settings.calls_of_a_row * rows.numel())
     if not losses:
         return TrainReport(0.0, 0, 0)
-    tail = torch.stack(losses[-max(1, len(losses) // 10) :])
-    return TrainReport(float(tail.mean()), len(losses), made.rejected)
+    loss, *parts = torch.stack(losses[-max(1, len(losses) // 10) :], dim=1).mean(dim=1).tolist()
+    report = TrainReport(loss, len(losses), made.rejected)
+    if not parts or not parts[-1]:
+        return report
+    unchanged, change, spread = parts
+    return replace(report, change=change / spread, excess=(loss - unchanged) / spread)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class _Losses:
         return [kept.x[batch.rows], batch.t, batch.key, batch.epoch, *more]
 
     def of(self, inputs: list[Tensor]) -> Tensor:
-        """The loss; from here on nothing is read back to the host."""
+        """(1,) the loss, of contrast (4,) with its parts; from here on nothing is read back to the host."""
         kept, (x, t, key, epoch, *rest) = self.kept, inputs
         advantage = None if kept.advantage is None else rest.pop()
         elements = None if kept.elements is None else rest.pop()
@@ -156,7 +162,8 @@ class _Losses:
             frozen=None if advantage is None else self.learner.frozen,
             advantage=advantage,
             elements=elements,
-        )
+            reduction="mean" if advantage is None else "parts",
+        ).view(-1)
 
     @property
     def fixed(self) -> tuple[Any, ...]:

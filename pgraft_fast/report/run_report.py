@@ -186,7 +186,8 @@ def _rewards_section(
             "Histogram of rewards before, accepted and after", "Rewards of single samples.",
         ),
     ]  # fmt: skip
-    return Section("Reward", pictures=pictures)
+    warnings = [f"Round {number}: {entry['warning']}." for number, entry in enumerate(rounds, 1) if "warning" in entry]
+    return Section("Reward", warnings, pictures=pictures)
 
 
 def _against_seconds(result: Mapping[str, Any]) -> list[Curve]:

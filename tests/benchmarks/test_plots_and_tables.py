@@ -90,7 +90,7 @@ def test_nothing_to_draw(tmp_path):
     assert plots.draw([{**RUN, "bench": "ops", "size": "smoke", "provider": "ours"}], tmp_path) == []
 
 
-def test_tables():
+def test_tables(tmp_path):
     assert readme_tables.ops(ROWS).splitlines()[2] == "| solver_step ddim | 4x8 | 0.02 | 10.2x |  |  |  | 0.5x |"
     assert readme_tables.sampling(ROWS).splitlines()[2] == (
         "| sd, batch 4 | 3 ms (30.0%) | 1 ms (10.0%) | 3.0x | 1.200x |"
@@ -112,6 +112,11 @@ def test_tables():
     assert readme_tables.cuts(ROWS).splitlines()[2] == (
         "| digits symmetry | 32 | 0.1 | 0.2 | 2 of 3 | 0.6000 | 0.6100 at 0 | 0.50 | 0.50 | 12.0 % |"
     )
+
+    # Of several rounds nothing is predicted: neither told nor drawn.
+    several = [{**row, "inside": None} for row in ROWS if row["bench"] == "cut"]
+    assert readme_tables.cuts(several).splitlines()[2].split(" | ")[4] == "-"
+    assert plots.draw(several, tmp_path) == []
 
     assert readme_tables.correction(ROWS).splitlines()[2:] == [
         "| base | 5 |  | 5 | 2.10 (2.00 to 2.20) | 0.050 (0.050 to 0.050) | 3.00 (3.00 to 3.00) |",

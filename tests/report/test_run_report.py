@@ -1,5 +1,8 @@
 """The first line of a run's report: the method by its name, and what its cut is."""
 
+import json
+from html import unescape
+
 import pytest
 from tiny import tiny_config
 
@@ -23,6 +26,21 @@ def test_the_method_and_its_cut(tmp_path, method, lead):
     (page,) = tmp_path.rglob("report/index.html")
     level = digits_task(DigitsSettings()).schedule.cut_logsnr(0.25)
     assert lead.format(level=level) in page.read_text()
+
+
+def test_a_training_that_diverged_is_told(tmp_path, capsys):
+    config = tiny_config(tmp_path)
+    # Far too much, so that six steps are enough.
+    faster = 'objective = "contrast"\nlearning_rate = 0.1'
+    config.write_text(config.read_text().replace("learning_rate = 1e-3", faster))
+    assert main(["finetune", str(config)]) == 0
+    rounds = json.loads((tmp_path / "run" / "result.json").read_text())["rounds"]
+    (page,) = tmp_path.rglob("report/index.html")
+    text, printed = unescape(page.read_text()), " ".join("".join(capsys.readouterr()).split())
+    assert len(rounds) == 2 and "lower train.learning_rate" in rounds[0]["warning"]
+    for number, entry in enumerate(rounds, 1):
+        assert (f"Round {number}: contrast may have diverged" in text) == ("warning" in entry)
+    assert f"round 1: {rounds[0]['warning']}" in printed
 
 
 def test_measures_of_a_task_stand_in_the_table():
