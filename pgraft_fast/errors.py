@@ -69,7 +69,7 @@ def in_a_line(text: str) -> str:
 
 
 @contextmanager
-def damaged_unless_used(what: object) -> Iterator[None]:
+def told_as_damage(what: object) -> Iterator[None]:
     """Using what a file holds: an error that its contents cause, such as a missing key or another shape, is a
     CheckpointError of one line. what: the file or folder.
     """

@@ -22,7 +22,7 @@ from pgraft_fast.amounts import duration
 from pgraft_fast.commands.correct_config import CorrectConfig, read_correct_config
 from pgraft_fast.commands.devices import device_of
 from pgraft_fast.diagnostics import inception_features
-from pgraft_fast.errors import CheckpointError, InputError, StoppedError, damaged_unless_used
+from pgraft_fast.errors import CheckpointError, InputError, StoppedError, told_as_damage
 from pgraft_fast.files import json_of, to_json, write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, lasting
@@ -257,11 +257,11 @@ class _Correct:
     def _base(self) -> nn.Module:
         path = self.run / "base.safetensors"
         self._bytes()
-        with damaged_unless_used(path), safe_open(path, "pt") as file:
+        with told_as_damage(path), safe_open(path, "pt") as file:
             saved = dict(json_of((file.metadata() or {}).get("pgraft_fast", "{}")).get("identity", {}))
         check_same(saved, json_of(to_json(self._base_identity())), f"the base in {path}")
         base = make_field(self.task.shape, self.task.network)
-        with damaged_unless_used(path):
+        with told_as_damage(path):
             base.load_state_dict(tensors_from_bytes(self._bytes(), path))
         return base.requires_grad_(False).eval().to(self.device)
 

@@ -10,7 +10,7 @@ from torch import nn
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.subjects import check_trusted, subject_of
-from pgraft_fast.errors import CheckpointError, InputError, damaged_unless_used
+from pgraft_fast.errors import CheckpointError, InputError, told_as_damage
 from pgraft_fast.files import inside, storage_error, to_json, write_file
 from pgraft_fast.finetune import Ledger
 from pgraft_fast.finetune.checkpoint import load_newest
@@ -108,7 +108,7 @@ def tuned_of(run: Path, subject: Subject, same_base: bool = False) -> nn.Module:
     checkpoint = load_newest(run / "checkpoints", notes.append)
     if checkpoint is None or subject.learner is None:
         raise CheckpointError(f"{run}: no checkpoint in it")
-    with damaged_unless_used(run / "checkpoints"):
+    with told_as_damage(run / "checkpoints"):
         if same_base:
             saved, now = (
                 {key: identity[key] for key in ("pipeline",) if key in identity}

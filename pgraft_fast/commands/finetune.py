@@ -6,7 +6,7 @@ from typing import Any
 from pgraft_fast.commands.config import RunConfig, checked
 from pgraft_fast.commands.pipeline_config import PipelineConfig
 from pgraft_fast.commands.subjects import Config, subject_of
-from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.errors import InputError, told_as_damage
 from pgraft_fast.files import json_of
 from pgraft_fast.runs.run import CONFIG, RESULT, finish_run
 from pgraft_fast.runs.terminal import Terminal
@@ -36,5 +36,5 @@ def read_run(folder: str) -> tuple[Path, dict[str, Any], Config]:
     # It may have been edited: sampling and evaluation follow it.
     source = str(run / CONFIG)
     config: Config = checked(PipelineConfig, data, source) if of_text else checked(RunConfig, data, source)
-    with damaged_unless_used(run / RESULT):
+    with told_as_damage(run / RESULT):
         return run, dict(result), config.with_cut(float(result["cut_plan"]["cut"])) if config.plans_cut else config

@@ -5,7 +5,7 @@ from typing import Any
 
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.subjects import subject_of
-from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.errors import InputError, told_as_damage
 from pgraft_fast.files import inside
 from pgraft_fast.finetune.checkpoint import load_newest, tensors_from_bytes
 from pgraft_fast.report import write_run_report
@@ -20,7 +20,7 @@ def rebuild_report(folder: str) -> dict[str, Any]:
     # The rewards are known.
     subject = subject_of(config, notes.append, scores=False)
     subject.close()
-    with damaged_unless_used(run):
+    with told_as_damage(run):
         return {"report": str(_rebuilt(run, result, subject, notes)), "notes": notes}
 
 

@@ -9,7 +9,7 @@ import torch
 from pgraft_fast.commands.config import RunConfig, checked
 from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.pipeline_config import PipelineConfig
-from pgraft_fast.errors import CheckpointError, InputError, damaged_unless_used
+from pgraft_fast.errors import CheckpointError, InputError, told_as_damage
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.report import picture_grid_png
@@ -104,6 +104,6 @@ def _tuned(run: Path, task: Task) -> torch.nn.Module:
     except OSError as error:
         raise CheckpointError(f"{path}: tuned weights cannot be read ({error.strerror})") from error
     tuned = copy.deepcopy(task.model)
-    with damaged_unless_used(path):
+    with told_as_damage(path):
         tuned.load_state_dict(tensors)
     return tuned.eval()

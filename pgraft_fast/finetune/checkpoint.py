@@ -13,7 +13,7 @@ import safetensors.torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from pgraft_fast.errors import CheckpointError, StorageError, damaged_unless_used
+from pgraft_fast.errors import CheckpointError, StorageError, told_as_damage
 from pgraft_fast.files import (
     json_of,
     read_folder,
@@ -160,7 +160,7 @@ def _read(path: Path, number: int) -> Checkpoint:
     files = read_folder(path)
     if _STATE not in files:
         raise CheckpointError(f"{path}: {_STATE} is missing")
-    with damaged_unless_used(path):
+    with told_as_damage(path):
         state = dict(json_of(files.pop(_STATE)))
         if _HISTORY in files:
             state["history"] = [dict(json_of(line)) for line in files.pop(_HISTORY).splitlines()]

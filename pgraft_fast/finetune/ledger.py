@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pgraft_fast.errors import damaged_unless_used
+from pgraft_fast.errors import told_as_damage
 from pgraft_fast.files import json_of, storage_error
 
 PHASES = ("start", "sample", "score", "accept", "plan", "train", "evaluate", "save", "lost")
@@ -211,7 +211,7 @@ class Ledger:
                 record = json_of(line)
             except ValueError:
                 continue  # The last line of a killed process may be torn.
-            with damaged_unless_used(path):
+            with told_as_damage(path):
                 self._add(dict(record), pending)
         self._settle(pending, lost=True)
         self._calls_written = self.model_calls

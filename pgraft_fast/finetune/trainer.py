@@ -9,7 +9,7 @@ from torch import nn
 
 from pgraft_fast.amounts import duration
 from pgraft_fast.diffusion import Schedule
-from pgraft_fast.errors import InputError, OutOfTimeError, damaged_unless_used
+from pgraft_fast.errors import InputError, OutOfTimeError, told_as_damage
 from pgraft_fast.files import check_space
 from pgraft_fast.finetune.budget import Budget
 from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, History, newest_for_all, save_checkpoint
@@ -237,7 +237,7 @@ class Trainer:
         message = changed_versions(checkpoint.state.get("versions", {}))
         if message:
             self._log(f"{self.run}: {message}")
-        with damaged_unless_used(self._checkpoints):
+        with told_as_damage(self._checkpoints):
             self._learner.load(checkpoint.tensors, checkpoint.state["steps_done"])
             self._method.load(checkpoint.state.get("method", {}))
             self.history = History(checkpoint.state["history"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.errors import InputError, told_as_damage
 from pgraft_fast.files import json_of, read_folder, to_json, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.inverse_noise.interpolants import INTERPOLANTS, Interpolant
@@ -116,7 +116,7 @@ class NoiseCorrector:
     def load(cls, folder: Path | str) -> "NoiseCorrector":
         """Read what `save` wrote. Raises CheckpointError."""
         files = read_folder(Path(folder))
-        with damaged_unless_used(f"{folder}: not a corrector"):
+        with told_as_damage(f"{folder}: not a corrector"):
             config = json_of(files[_CONFIG])
             shape = tuple(config["shape"])
             kind, summary = config["kind"], dict(config["told"])

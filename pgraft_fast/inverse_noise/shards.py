@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pgraft_fast.errors import CheckpointError, InputError, damaged_unless_used
+from pgraft_fast.errors import CheckpointError, InputError, told_as_damage
 from pgraft_fast.files import MANIFEST, json_of, read_folder, remove_temporary, to_json, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
@@ -179,7 +179,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 def open_shards(folder: Path) -> InverseNoise:
     """What `invert_shards` left. Raises CheckpointError where a shard is missing or damaged."""
     plan = read_plan(folder)
-    with damaged_unless_used(f"{folder}: no inversion in {_PLAN}"):
+    with told_as_damage(f"{folder}: no inversion in {_PLAN}"):
         total, size = int(plan["total"]), int(plan["shard"])
         if min(total, size) < 1:
             raise ValueError(f"{total} samples in shards of {size}")
@@ -187,7 +187,7 @@ def open_shards(folder: Path) -> InverseNoise:
     if len(paths) < -(-total // size):
         raise CheckpointError(f"{folder}: {len(paths)} of {-(-total // size)} shards; the same inversion again goes on")
     summaries = [_read(path)[1] for path in paths]
-    with damaged_unless_used(folder):
+    with told_as_damage(folder):
         return InverseNoise(
             folder, total,
             sum(int(told["failed"]) for told in summaries), sum(int(told["calls"]) for told in summaries),
@@ -223,7 +223,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     files = read_folder(path)
     if {_DATA, "told.json"} - set(files):
         raise CheckpointError(f"{path}: incomplete")
-    with damaged_unless_used(path):
+    with told_as_damage(path):
         return tensors_from_bytes(files[_DATA], path / _DATA), dict(json_of(files["told.json"]))
 
 

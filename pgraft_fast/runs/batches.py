@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from pgraft_fast.errors import damaged_unless_used
+from pgraft_fast.errors import told_as_damage
 from pgraft_fast.files import json_of, to_json, write_file
 from pgraft_fast.finetune import Learner
 from pgraft_fast.finetune.execution import Execution
@@ -56,7 +56,7 @@ def fitted(subject: Subject, card: Card, run: Path | None, log: Callable[[str], 
     identity = sha256_of([config.future(), probe.open, device_name(card.device), torch.__version__])
     known: dict[str, Any] = {}
     if path is not None and path.exists():
-        with damaged_unless_used(path):
+        with told_as_damage(path):
             known = _checked(json_of(path.read_bytes()))
     if known.get("identity") != identity:
         known = {"identity": identity, **probe.sizes()}

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.errors import InputError, told_as_damage
 from pgraft_fast.files import json_of, to_json, write_file
 from pgraft_fast.finetune.cost import evaluations_of, probe
 from pgraft_fast.finetune.identity import sha256_of
@@ -32,11 +32,11 @@ def sized(subject: Subject, run: Path, log: Callable[[str], None], ranks: int = 
         return subject
     path, config = run / PLAN, subject.config
     identity = sha256_of([config.future(), config.budget.model_dump(), config.train.rounds])
-    with damaged_unless_used(path):
+    with told_as_damage(path):
         plan = dict(json_of(path.read_bytes())) if path.exists() else {}
     # Rounds that are done were of this size, whatever the budget is now.
     if plan and (plan.get("asked") == identity or any((run / "checkpoints").glob("round-*"))):
-        with damaged_unless_used(path):
+        with told_as_damage(path):
             prompts = TypeAdapter(Count).validate_python(plan["prompts"])
     else:
         prompts = prompts_that_fit(subject, ranks)

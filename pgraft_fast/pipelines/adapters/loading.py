@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from pgraft_fast.errors import InputError, damaged_unless_used
+from pgraft_fast.errors import InputError, told_as_damage
 from pgraft_fast.pipelines.accelerated.accelerate import STATE
 from pgraft_fast.pipelines.adapters.files import AdapterMetadata, read_adapter, read_file, save_adapter
 from pgraft_fast.pipelines.adapters.fingerprint import base_fingerprint, base_weights, uncompiled
@@ -78,7 +78,7 @@ def load_adapter(pipe: Any, path: str | Path, *, weight: float = 1.0, adapter_na
     known = _LAW & set(inspect.signature(LoraConfig).parameters)
     config = {name: value for name, value in config.items() if name in known}
     try:
-        with damaged_unless_used(path):
+        with told_as_damage(path):
             _attach(pipe, denoiser, tensors, config, adapter_name)
             held.activate(weight)
     except BaseException:
