@@ -1,7 +1,6 @@
 """What two ranks with shares of a network find beside one rank with all of it. See `rank_checks`."""
 
 import copy
-import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -10,16 +9,15 @@ import torch
 import torch.distributed as dist
 from sharded_nets import BOUNDS, SETTINGS, blocks, gradients_off, loss_of, off, pair, train, train_both
 from sharded_pipelines import learn
+from sharded_runs import failed_reward, runs
 from torch import nn
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError, RankError
-from pgraft_fast.finetune import FinetuneSettings, Learner, Prompts, Trainer
+from pgraft_fast.finetune import Learner
 from pgraft_fast.finetune.checkpoint import Checkpoint, load_newest, save_checkpoint
-from pgraft_fast.finetune.sharded import ShardedLearner
 from pgraft_fast.ranks.holding import holding_full
 from pgraft_fast.ranks.parts import part_of, whole_of
-from pgraft_fast.ranks.ranks import ALONE
 from pgraft_fast.ranks.sharded import is_sharded, shard, skeleton
 from pgraft_fast.ranks.turns import Turns
 from pgraft_fast.sampling import rollout
@@ -269,64 +267,6 @@ def holdings(mesh, ranks):
     return found
 
 
-_RUN = FinetuneSettings(
-    sample={"prompts": 3, "candidates": 4, "steps": 4, "batch_size": 4}, select={"k": 2},
-    train={"rounds": 2, "steps": 4, "batch_size": 5, "micro_batch": 2, "learning_rate": 1e-2, "ema": 0.5},
-)  # fmt: skip
-
-
-def _run(folder, mesh, ranks, rounds):
-    """A trainer that has made so many rounds, by itself where mesh is None."""
-    net, schedule = blocks(count=4), Schedule.linear_flow()
-    settings = _RUN.model_copy(update={"train": _RUN.train.model_copy(update={"rounds": rounds})})
-    learner = None
-    if mesh is not None:
-        learner = ShardedLearner(net, settings.train, mesh)
-        x, t = torch.zeros(1, 8), torch.ones(1)
-        ranks.turns = Turns(30)
-        for called in (net, learner.ema):
-            ranks.turns.add(called, partial(called, x, t))
-    trainer = Trainer(
-        net, schedule, lambda x, prompts: -(x - 1.0).square().mean(dim=1), settings, shape=(8,), parameterization="v",
-        prompts=Prompts(["a", "b", "c", "d"]), run=folder, learner=learner, log=lambda line: None,
-        ranks=ALONE if mesh is None else ranks,
-    )  # fmt: skip
-    trainer.run_rounds()
-    return trainer
-
-
-def _result(folder, mesh, ranks, alone, rounds):
-    """(whole state, history) on the first rank, of a run on it alone or on all; calls made for others."""
-    if alone:
-        with ranks.together():
-            trainer = _run(folder, None, ranks, rounds) if ranks.first else None
-        return trainer and (trainer._learner.tensors(), trainer.history), 0
-    trainer = _run(folder, mesh, ranks, rounds)
-    blank, ranks.turns = ranks.turns.blank, None
-    return (trainer._learner.gathered(), trainer.history), blank
-
-
-def runs(mesh, ranks):
-    """Two rounds on one rank, and each on one rank and the other on two, which draw one group and two."""
-    folder = Path(ranks.from_first(tempfile.mkdtemp))
-    alone, _ = _result(folder / "one", mesh, ranks, True, 2)
-    state, history = alone or ({}, [])
-    found, blanks = {}, []
-    for first_alone, then_alone in ((False, True), (True, False)):
-        name = f"{first_alone} {then_alone}"
-        _, blank = _result(folder / name, mesh, ranks, first_alone, 1)
-        told, more = _result(folder / name, mesh, ranks, then_alone, 2)
-        blanks.append(blank + more)
-        if ranks.first:
-            found[f"{name}: weights"] = off({"": told[0]["ema"]}, {"": state["ema"]})
-            for key in ("reward", "loss"):
-                pairs = zip(told[1], history, strict=True)
-                found[f"{name}: {key}"] = max(abs(one[key] - other[key]) for one, other in pairs)
-    shutil.rmtree(folder, ignore_errors=True)
-    moved = off({"": dict(blocks(count=4).named_parameters())}, {"": dict(state["ema"])}) if ranks.first else None
-    return {"off": found, "moved": moved, "blank": blanks}
-
-
 CHECKS = {
     "full": full,
     "samples": samples,
@@ -339,4 +279,6 @@ CHECKS = {
     "runs": runs,
     "flux": partial(learn, name="flux", lora=False),
     "flux lora": partial(learn, name="flux", lora=True, recompute=True),
+    # Nothing follows: the lifeline ends ranks that have heard of a failure.
+    "failed reward": failed_reward,
 }

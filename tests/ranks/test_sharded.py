@@ -89,6 +89,12 @@ def test_a_run_on_ranks_that_share_is_that_of_one_rank(found):
     assert (first["blank"], second["blank"]) == ([4, 4], [0, 0])
 
 
+def test_a_reward_that_fails_ends_all_ranks(found):
+    first, second = found("failed reward")
+    assert "no answer" in second["told"] and "RewardError" in second["told"]
+    assert first["told"] == second["told"]
+
+
 @pytest.mark.parametrize("check", ["flux", "flux lora"])
 def test_pipelines(found, check):
     _check_pipeline(found(check))
@@ -205,6 +211,7 @@ def test_a_skeleton_has_no_weights_and_leaves_the_network():
 RUN = """
 run = "{run}"
 shard = "always"
+method = "{method}"
 [model]
 shipped = "sd"
 [[rewards]]
@@ -214,7 +221,7 @@ name = "questions"
 prompts = 3
 candidates = 4
 steps = 4
-guidance = 2.0
+guidance = {guidance}
 batch_size = 4
 [select]
 k = 2
@@ -223,15 +230,20 @@ rounds = 2
 steps = 3
 batch_size = 5
 learning_rate = 1e-4
-objective = "contrast"
-strength = 4.0
-frozen = "ema"
+{train}
 [lora]
 rank = {rank}
 [evaluate]
 samples = 8
 """
-_PATHS = {"lora": "adapter/pytorch_lora_weights.safetensors", "full": "model.safetensors"}
+_CONTRAST = 'objective = "contrast"\nstrength = 4.0\nfrozen = "ema"'
+_METHODS = {
+    "pgraft": {"train": _CONTRAST, "guidance": 2.0},
+    "ddpo": {"train": "", "guidance": 2.0},
+    "nft": {"train": "", "guidance": 1.0},
+}
+# Rank of the LoRA, 0 for all weights, and method.
+_COMMANDS = {"lora": (4, "pgraft"), "full": (0, "pgraft"), "ddpo": (4, "ddpo"), "nft": (4, "nft")}
 
 
 @pytest.mark.slow
@@ -242,15 +254,17 @@ def test_commands(tmp_path):
         folder = tmp_path / str(size)
         folder.mkdir()
         configs = []
-        for name, rank in (("lora", 4), ("full", 0)):
+        for name, (rank, method) in _COMMANDS.items():
+            text = RUN.format(run=folder / name, rank=rank, method=method, **_METHODS[method])
             path = folder / f"{name}.toml"
-            path.write_text(RUN.format(run=folder / name, rank=rank))
+            path.write_text(text)
             configs.append(str(path))
         ended = ranked.run(size, [str(Path(__file__).with_name("runs.py")), *configs])
         assert [status for status, _, _ in ended] == [0] * size, ended
         assert ("each of 2 ranks" in ended[0][2]) == (size == 2), ended[0][2]
         runs[size] = folder
-    for name, file in _PATHS.items():
+    for name, (rank, _) in _COMMANDS.items():
+        file = "adapter/pytorch_lora_weights.safetensors" if rank else "model.safetensors"
         one, two = (json.loads((runs[size] / name / "result.json").read_text()) for size in (1, 2))
         for old, new in zip(one["rounds"], two["rounds"], strict=True):
             assert new["accepted"] == old["accepted"] and new["model_calls"] == old["model_calls"]
