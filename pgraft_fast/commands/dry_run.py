@@ -20,7 +20,8 @@ from pgraft_fast.sizes import MB, megabytes, peak_resident
 
 def dry_run(config: Config, terminal: Terminal, ranks: int = 1) -> dict[str, Any]:
     """The plan: prompts, rounds, rounds_asked, fits, why, round, evaluation_seconds, seconds, model_calls,
-    device_hours, peak_memory_mb. ranks: that would share the work evenly. Raises InputError where not one round fits.
+    device_hours, peak_memory_mb. ranks: that would share the work evenly; with several also "ranks" and, of a pipeline,
+    "held_mb": by `shard`, what each would hold beside activations. Raises InputError where not one round fits.
     """
     subject = subject_of(config, terminal.line)
     try:
@@ -64,6 +65,11 @@ def _plan(subject: Subject, terminal: Terminal, ranks: int) -> dict[str, Any]:
         "model_calls": rounds * round_cost.model_calls,
         "peak_memory_mb": round(_peak_memory(device) / MB, 1),
     }
+    if ranks > 1:
+        plan["ranks"] = ranks
+        if subject.held is not None:
+            held = {"never": subject.held(ranks, False), "always": subject.held(ranks, True)}
+            plan["held_mb"] = {shard: round(holding.total / MB, 1) for shard, holding in held.items()}
     _show(plan, terminal)
     if rounds == 0:
         raise InputError(f"{why}: not one round fits; raise [budget] or lower [sample] and [train]")
@@ -111,4 +117,8 @@ def _show(plan: dict[str, Any], terminal: Terminal) -> None:
         f"Timed on a few steps; right to about 15 %. Peak memory of the probe {megabytes(MB * plan['peak_memory_mb'])}."
     )
     terminal.table("Plan", Table(["part", "time", "model calls"], rows, note))
+    for shard, size in plan.get("held_mb", {}).items():
+        terminal.line(
+            f"shard = {shard!r}: each of {plan['ranks']} ranks holds {megabytes(MB * size)}, activations beside"
+        )
     terminal.line("everything fits the budget" if plan["fits"] else f"{plan['why']}: {plan['rounds']} rounds fit")

@@ -127,7 +127,9 @@ def source_of(config: PipelineConfig, device: torch.device, dtype: torch.dtype, 
         from pgraft_fast.tasks.shapes.task import shapes_parts
 
         own = shapes_parts(model.shipped)
-        pipe, features, rewards = frozen(own.pipe.to(dtype), device), own.features, own.rewards
+        # diffusers warns of any dtype that is asked for, also of the one that the weights have.
+        cast = own.pipe if dtype is torch.float32 else own.pipe.to(dtype)
+        pipe, features, rewards = frozen(cast, device), own.features, own.rewards
         train, held_out, reference = own.train, own.held_out, own.reference
     else:
         pipe = load_pipeline(Path(str(model.folder)), dtype, device, model.repository, model.variant, log)

@@ -30,6 +30,8 @@ def model_settings(config: PGraftConfig) -> PipelineRunSettings:
         raise InputError("lora: of a model of one's own all weights are trained; leave it out")
     if config.guidance is not None:
         raise InputError("guidance: a model of one's own is guided by itself; wrap it with pgraft_fast.guided")
+    if config.shard != "never":
+        raise InputError(f"shard={config.shard!r}: a model of one's own is whole on each rank; leave it out")
     if config.checkpointing:
         raise InputError("checkpointing: a model of one's own does this itself; leave it out")
     settings = config.model_copy(update={"objective": config.objective or "state"}).settings()

@@ -30,7 +30,7 @@ from pgraft_fast.ranks.turns import Turns
 from pgraft_fast.rewards import WeightedSum
 from pgraft_fast.runs.pipeline_settings import PipelineRunSettings as Run
 from pgraft_fast.runs.prompts import RunPrompts
-from pgraft_fast.runs.shares import mesh_for
+from pgraft_fast.runs.shares import holdings, mesh_for
 from pgraft_fast.runs.subject import Subject, handover_of, save_weights
 from pgraft_fast.tasks import Task
 from pgraft_fast.tasks.decoded import Decode, DecodedReward
@@ -101,7 +101,8 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
     if slow is not None:
         log(slow)
     fingerprint = base_fingerprint(net)
-    mesh = mesh_for(config, net, log)
+    held = holdings(config, net)
+    mesh = mesh_for(config, net, held, log)
     measures, rate = parts.measures(media_of(facts.media)[0]), _rate(pipe, calls)
     task, finish = pipeline_task(
         facts, run_prompts.train, run_prompts.held_out, config.lora, config.seed, guidance_tuned=sample.guidance_tuned,
@@ -141,6 +142,7 @@ def pipeline_subject(parts: PipelineParts, config: Run, log: Callable[[str], Non
         decoder=finish if parts.at_once is None else None,
         checkpoint=partial(_checkpoint, net) if _can_checkpoint(net) else None,
         turns=None if mesh is None else partial(_turns, learner),
+        held=held,
     )
 
 

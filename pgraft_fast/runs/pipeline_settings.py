@@ -17,6 +17,7 @@ from pgraft_fast.rewards import Policy
 from pgraft_fast.runs.settings import EvaluateSettings, RunSettings
 from pgraft_fast.schema import Batch, Count, Cut, Name, Part, Positive, Rate, Scale, Seed, Settings, Steps, Times
 
+Shard = Literal["auto", "always", "never"]
 Solver = Literal["auto", "ddpm", "ddim", "euler", "euler_sde", "heun", "dpmpp_2m"]
 
 
@@ -63,8 +64,11 @@ class PipelineTrainSettings(TrainSettings):
 
 
 class PipelineRunSettings(RunSettings):
-    """A whole run, in the engine's words."""
+    """A whole run, in the engine's words. shard: on several ranks, whether each holds a share of the denoiser, and of
+    what is trained: "always", "never", or "auto", where a rank that held all would have less than half of its card.
+    """
 
+    shard: Shard = "never"
     sample: PipelineSampleSettings = PipelineSampleSettings()
     train: PipelineTrainSettings = PipelineTrainSettings()
     lora: Lora = Lora()
@@ -104,7 +108,8 @@ class PGraftConfig(Settings):
     for models of one's own. checkpointing: of activations, slower and smaller. evaluate: samples of held-out
     prompts, drawn before and after. mode: how the models are called, see `FinetuneSettings`. sample_batch: trajectories
     at once. memory: "auto", on CUDA sample_batch, micro_batch, checkpointing and how much is decoded at once are found
-    by a probe of the card where they are left out; "fixed", their defaults.
+    by a probe of the card where they are left out; "fixed", their defaults. deterministic: see `FinetuneSettings`.
+    shard: see `PipelineRunSettings`.
     """
 
     method: Literal["pgraft", "graft", "ddpo"] = "pgraft"
@@ -132,6 +137,8 @@ class PGraftConfig(Settings):
     evaluate: Count = 64
     mode: Mode = "auto"
     memory: Literal["auto", "fixed"] = "auto"
+    deterministic: bool = False
+    shard: Shard = "never"
 
     def settings(self) -> PipelineRunSettings:
         """In the engine's words. Raises InputError, pydantic's ValidationError."""
@@ -143,7 +150,7 @@ class PGraftConfig(Settings):
         sample_batch = {"batch_size": self.sample_batch} if "sample_batch" in self.model_fields_set else {}
         return PipelineRunSettings(
             run=self.run, seed=self.seed, method=self.method, mode=self.mode, budget=self.budget, lora=self.lora,
-            memory=self.memory,
+            memory=self.memory, deterministic=self.deterministic, shard=self.shard,
             sample=PipelineSampleSettings(
                 prompts=self.prompts, candidates=self.candidates, steps=self.steps, guidance=self.guidance,
                 solver=self.solver, overlap=False, **sample_batch,

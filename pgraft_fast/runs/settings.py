@@ -20,13 +20,10 @@ class LogSettings(Settings):
 
 class RunSettings(FinetuneSettings):
     """A whole run. run: its folder. memory: "auto", on CUDA a probe of the card finds batch sizes, checkpointing and
-    how much is decoded at once, where the config leaves it open, see `runs.batches`; "fixed", the defaults. shard: on
-    several ranks, whether each holds a share of a pipeline's denoiser, and of what is trained: "always", "never", or
-    "auto", where a rank that held all would have less than half of its card left.
+    how much is decoded at once, where the config leaves it open, see `runs.batches`; "fixed", the defaults.
     """
 
     run: Name
     memory: Literal["auto", "fixed"] = "auto"
-    shard: Literal["auto", "always", "never"] = "never"
     evaluate: EvaluateSettings = EvaluateSettings()
     log: LogSettings = LogSettings()

@@ -34,6 +34,7 @@ class Subject:
     path. identity(): what the task and the reward are, by content; a moment's work for a large model. close(): of the
     reward. decoder: of samples, where it is left open how many at once. checkpoint(on): of activations, where the model
     can. turns(): of its networks, which ranks share; called by all of them; None where each has its own.
+    held(ranks, sharded): bytes on each rank, where the networks can be sharded.
     """
 
     config: Any
@@ -46,6 +47,7 @@ class Subject:
     decoder: Decoder | None = None
     checkpoint: Callable[[bool], None] | None = None
     turns: Callable[[], Turns] | None = None
+    held: Callable[[int, bool], Any] | None = None
 
 
 def handover_of(task: Task, cut: float) -> dict[str, Any]:

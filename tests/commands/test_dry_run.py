@@ -45,3 +45,38 @@ def test_the_tighter_limit_counts(tmp_path):
     )  # fmt: skip
     assert rounds_that_fit(config, Estimate(1.0, 0.0, 0.0, 400), 1.0)[0] == 2
     assert rounds_that_fit(config, Estimate(1.0, 0.0, 0.0, 100), 1.0) == (9, None)
+
+
+def test_ranks_share_the_work(tmp_path):
+    """Of device-hours each has a part; wall time is everybody's."""
+    estimate = Estimate(sample=8.0, score=1.0, train=1.0, model_calls=100)
+    wall = read_config(tiny_config(tmp_path, rounds=99, more="[budget]\nwall_seconds = 100\n"), {})
+    # 400 s of four devices, of which 23 are for evaluation on one of them.
+    assert rounds_that_fit(wall, estimate, evaluation=10.0, ranks=4) == (
+        37, "budget: 100 s, of which 5.75 s are for evaluation"
+    )  # fmt: skip
+    hours = read_config(tiny_config(tmp_path, rounds=99, more="[budget]\ngpu_hours = 0.1\n"), {})
+    assert [rounds_that_fit(hours, estimate, 10.0, ranks)[0] for ranks in (1, 4)] == [33, 33]
+
+
+@pytest.mark.slow
+def test_what_each_rank_would_hold(tmp_path, capsys):
+    """A LoRA's base is dealt, but for what is put together for a call."""
+    path = tmp_path / "config.toml"
+    path.write_text(
+        'run = "run"\n[model]\nshipped = "sd"\n[[rewards]]\nkind = "task"\nname = "questions"\n'
+        "[sample]\nprompts = 4\nsteps = 4\n[train]\nsteps = 2\n[evaluate]\nsamples = 8\n"
+    )
+    assert main(["finetune", str(path), "--gpus", "4", "--dry-run", "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    plan = json.loads(captured.out)
+    assert plan["ranks"] == 4 and 0 < plan["held_mb"]["always"] < plan["held_mb"]["never"]
+    assert "shard = 'always': each of 4 ranks holds" in captured.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_shard_belongs_to_pipelines(tmp_path, capsys):
+    config = tiny_config(tmp_path)
+    config.write_text('shard = "always"\n' + config.read_text())
+    assert main(["finetune", str(config)]) == 2
+    assert "shard" in capsys.readouterr().err

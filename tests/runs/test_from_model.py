@@ -134,11 +134,14 @@ def test_conditions_and_held_out_prompts(tmp_path):
         ({"lora": pf.Lora(rank=4)}, "lora: of a model of one's own all weights are trained; leave it out"),
         ({"guidance": 3.0}, "guidance: a model of one's own is guided by itself; wrap it with pgraft_fast.guided"),
         ({"checkpointing": True}, "checkpointing: a model of one's own does this itself; leave it out"),
+        ({"shard": "always"}, "shard='always': a model of one's own is whole on each rank; leave it out"),
         ({"keep": 5}, "config: .*select.k=5 is more than sample.candidates=4"),
     ],
 )
 def test_wrong_input_is_one_line(options, line, tmp_path):
-    own = {name: options.pop(name) for name in ("lora", "guidance", "checkpointing", "keep") if name in options}
+    own = {
+        name: options.pop(name) for name in ("lora", "guidance", "checkpointing", "shard", "keep") if name in options
+    }
     with pytest.raises(InputError, match=f"^{line}$") as caught:
         trainer_of(tmp_path / "run", config=config_of(tmp_path / "run", **own), **options).train()
     assert "\n" not in str(caught.value)
