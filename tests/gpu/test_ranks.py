@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -48,7 +47,6 @@ rank = 4
 [evaluate]
 samples = 8
 """
-SCRIPT = Path(__file__).parent.parent / "ranks" / "runs.py"
 
 
 def test_nccl_on_one_rank(monkeypatch):
@@ -80,7 +78,7 @@ def test_two_ranks_on_one_gpu(tmp_path, deterministic):
         folder.mkdir()
         config = folder / "config.toml"
         config.write_text(SHAPES.format(run=folder / "run", deterministic=str(deterministic).lower()))
-        ended = ranked.run(size, [str(SCRIPT), str(config)])
+        ended = ranked.run(size, ["-m", "pgraft_fast", "finetune", str(config)])
         assert [status for status, _, _ in ended] == [0] * size, ended
         runs[size] = folder / "run"
     weights = {size: safetensors.torch.load_file(newest(run) / "ema.safetensors") for size, run in runs.items()}

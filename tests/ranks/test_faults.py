@@ -180,6 +180,7 @@ def test_a_reward_that_fails_on_one_rank(tmp_path, straight):
     assert (tmp_path / "run/model.safetensors").read_bytes() == straight
 
 
+@pytest.mark.faults
 def test_a_rank_that_does_not_come(tmp_path, straight):
     """Its reward sleeps; what the others wait for has a limit, here five seconds."""
     config = config_in(tmp_path)
@@ -197,6 +198,7 @@ def test_a_rank_that_does_not_come(tmp_path, straight):
     assert (tmp_path / "run/model.safetensors").read_bytes() == straight
 
 
+@pytest.mark.faults
 def test_one_run_folder_for_two_runs(tmp_path):
     config = config_in(tmp_path)
     process = start(config)
@@ -209,6 +211,7 @@ def test_one_run_folder_for_two_runs(tmp_path):
     assert ends(process)[0] == 0
 
 
+@pytest.mark.faults
 def test_fewer_groups_than_ranks(tmp_path):
     config = config_in(tmp_path)
     config.write_text(config.read_text().replace("prompts = 4", "prompts = 1"))

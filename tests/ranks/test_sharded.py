@@ -100,7 +100,7 @@ def test_pipelines(found, check):
     _check_pipeline(found(check))
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.parametrize("check", ["sd", "sd lora", "sd3", "qwen_image lora", "flux lora, base sharded first"])
 def test_more_pipelines(found, check):
     told = found(check, "sharded_pipelines")
@@ -153,7 +153,7 @@ def test_a_rank_holds_what_is_told(found):
             assert held == said or (part == "moments" and 0.8 * said < held < said), (case, part)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_every_denoiser(found):
     """With its blocks, in the same calls and backward passes."""
     import sharded_everywhere
