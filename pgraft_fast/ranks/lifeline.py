@@ -32,6 +32,8 @@ class Lifeline:
     ) -> None:  # fmt: skip
         self.failure: str | None = None
         self.passed, self._size = 0, size
+        # Failures that all ranks have heard of are past; each has a key of its own in the store.
+        self._settled, self._lock = 0, threading.Lock()
         self._store, self._rank, self._next = store, rank, (rank + 1) % size
         self._every, self._silent, self._grace, self._end, self._clock = every, silent, grace, end, clock
         self._beat, self._seen, self._seen_at, self._heard_at = 0, "", clock(), 0.0
@@ -48,9 +50,15 @@ class Lifeline:
         if self.failure is None:
             try:
                 # Kept for good: another one was faster where it differs.
-                self._store.compare_set("failed", "", failure)
+                self._store.compare_set(self._key(), "", failure)
             except (RuntimeError, OSError):
                 return
+
+    def settle(self) -> None:
+        """All ranks have agreed on what had failed, and go on, or leave together."""
+        with self._lock:
+            self._settled += 1
+            self.failure = None
 
     def behind(self) -> list[int]:
         """The other ranks that have exchanged fewer messages than this one, by their last beats."""
@@ -76,20 +84,21 @@ class Lifeline:
 
     def turn(self) -> None:
         """What is done once in a while."""
-        try:
-            self._beat += 1
-            self._store.set(f"beat/{self._rank}", f"{self._beat} {self.passed}")
-            self._look()
-        except (RuntimeError, OSError):
-            self._hear(_LOST, mine=self._rank == 1)
+        with self._lock:
+            try:
+                self._beat += 1
+                self._store.set(f"beat/{self._rank}", f"{self._beat} {self.passed}")
+                self._look()
+            except (RuntimeError, OSError):
+                self._hear(_LOST, mine=self._rank == 1)
         if self.failure is not None and self._clock() - self._heard_at > self._grace and not self._closed.is_set():
             if self._mine:
                 print(f"pgraft-fast: {self.failure}", file=sys.stderr, flush=True)
             self._end(UNEXPECTED)
 
     def _look(self) -> None:
-        if self._store.check(["failed"]):
-            self._hear(self._store.get("failed").decode())
+        if self._store.check([self._key()]):
+            self._hear(self._store.get(self._key()).decode())
             return
         if not self._store.check([f"beat/{self._next}"]):
             # It has not begun.
@@ -102,6 +111,9 @@ class Lifeline:
             failure = f"rank {self._next} has given no sign of life for {self._silent:g} s: it was killed or hangs"
             self.tell(failure)
             self._hear(failure, mine=True)
+
+    def _key(self) -> str:
+        return f"failed/{self._settled}"
 
     def _hear(self, failure: str, mine: bool = False) -> None:
         if self.failure is None:

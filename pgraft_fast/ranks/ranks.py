@@ -81,6 +81,8 @@ class Ranks:
         met = [(rank, *entry) for rank, entry in enumerate(self.gather(mine)) if entry is not None]
         if not met:
             return
+        if self._lifeline is not None:
+            self._lifeline.settle()
         # What was only heard of, or was asked of all, comes last.
         met.sort(key=lambda entry: (entry[3], entry[1] == StoppedError.__name__, entry[0]))
         rank, kind, text, _ = met[0]

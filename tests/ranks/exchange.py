@@ -53,6 +53,7 @@ def main():
         told["input"] = raised(lambda: failing(ranks, InputError("x=1: give 2"), [size - 1]))
         told["surprise"] = raised(lambda: failing(ranks, ZeroDivisionError("oh"), [0]))
         told["two"] = raised(lambda: failing(ranks, PgraftError("no"), [0, size - 1]))
+        told["after errors"] = raised(ranks.check)
         told["first fails"] = raised(lambda: ranks.from_first(lambda: 1 / 0))
         told["equal"] = raised(lambda: ranks.check_equal([torch.ones(3)], "ones"))
         told["unequal"] = raised(lambda: ranks.check_equal([torch.full((3,), float(rank))], "the weights"))

@@ -181,6 +181,19 @@ def test_a_reward_that_fails_on_one_rank(tmp_path, straight):
 
 
 @pytest.mark.faults
+def test_a_budget_that_ends_within_a_round(tmp_path):
+    """The round is dropped on all ranks, and what was learned before is evaluated."""
+    config = config_in(tmp_path)
+    (tmp_path / "paced.py").write_text(REWARD.replace("time.sleep(0.05)\n    if", "time.sleep(0.3)\n    if"))
+    text = config.read_text().replace("rounds = 5", "rounds = 5000").replace("prompts = 4", "prompts = 24")
+    config.write_text(text + "[budget]\nwall_seconds = 60\n")
+    process = start(config)
+    status, errors = ends(process)
+    assert status == 0, errors
+    assert "budget: " in errors and "reward" in errors.splitlines()[-1]
+
+
+@pytest.mark.faults
 def test_a_rank_that_does_not_come(tmp_path, straight):
     """Its reward sleeps; what the others wait for has a limit, here five seconds."""
     config = config_in(tmp_path)

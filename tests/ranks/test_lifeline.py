@@ -103,3 +103,18 @@ def test_without_the_launcher():
     lifeline.close()
     with pytest.raises(RuntimeError):
         Broken().set()
+
+
+def test_what_all_have_agreed_on_is_past():
+    """A budget that ends within a round is raised on all ranks, and the run goes on."""
+    ranks = Ranks(3)
+    ranks.of[0].tell("rank 0: the time is up")
+    ranks.turn(2, 0, 1, 2)
+    for lifeline in ranks.of:
+        lifeline.settle()
+    ranks.turn(30, 0, 1, 2)
+    assert [lifeline.failure for lifeline in ranks.of] == [None] * 3 and not ranks.ended
+    # The next one is heard of again.
+    ranks.of[2].tell("rank 2: no")
+    ranks.turn(1, 0, 1, 2)
+    assert [lifeline.failure for lifeline in ranks.of] == ["rank 2: no"] * 3

@@ -41,6 +41,8 @@ def test_errors_of_one_are_errors_of_all(told):
         heard = ["RankError", "rank 0: unexpected ZeroDivisionError: oh"]
         # The one that met it keeps its traceback.
         assert of_rank["surprise"] == (["ZeroDivisionError", "oh"] if rank == 0 else heard)
+        # All have heard of them, and may go on.
+        assert of_rank["after errors"] is None
         assert of_rank["first fails"][0] == ("ZeroDivisionError" if rank == 0 else "RankError")
         assert of_rank["unequal"][0] == "RankError" and "the weights of rank 1" in of_rank["unequal"][1]
 
