@@ -259,7 +259,7 @@ def test_commands(tmp_path):
             path = folder / f"{name}.toml"
             path.write_text(text)
             configs.append(str(path))
-        ended = ranked.run(size, [str(Path(__file__).with_name("runs.py")), *configs])
+        ended = ranked.run(size, [str(Path(__file__).with_name("commands.py")), *configs])
         assert [status for status, _, _ in ended] == [0] * size, ended
         assert ("each of 2 ranks" in ended[0][2]) == (size == 2), ended[0][2]
         runs[size] = folder
