@@ -110,7 +110,7 @@ class _Correct:
         self.seconds: dict[str, float] = {}
 
     def do(self, stages: tuple[str, ...]) -> dict[str, Any]:
-        self._write(lambda: write_file(self.run / "config.json", to_json(self.config.model_dump())))
+        self.ranks.once(lambda: write_file(self.run / "config.json", to_json(self.config.model_dump())))
         work: dict[str, Callable[[], dict[str, Any]]] = {
             "train-base": self.train_base, "invert": self.invert, "fit-corrector": self.fit, "evaluate": self.evaluate,
         }  # fmt: skip
@@ -122,12 +122,6 @@ class _Correct:
                 self.seconds[stage] = round(time.perf_counter() - began, 3)
                 self.terminal.line(f"{stage}: {duration(self.seconds[stage])}")
         return {"run": str(self.run), **result}
-
-    def _write(self, write: Callable[[], object]) -> None:
-        """Once, for all ranks, which see it then: they share the folder."""
-        with self.ranks.together():
-            if self.ranks.first:
-                write()
 
     def train_base(self) -> dict[str, Any]:
         """Nothing to do for digits, whose base is shipped."""
@@ -143,7 +137,7 @@ class _Correct:
                 log=self.terminal.line, check=self.stop.check, ranks=self.ranks,
             ).network  # fmt: skip
         data = tensor_bytes(base.state_dict(), json.dumps({"identity": self._base_identity()}))
-        self._write(lambda: write_file(path, data))
+        self.ranks.once(lambda: write_file(path, data))
         count = sum(weight.numel() for weight in base.parameters())
         return {"base": str(path), "weights": count}
 
@@ -187,7 +181,7 @@ class _Correct:
                 log=self.terminal.line, check=self.stop.check, ranks=self.ranks,
             )  # fmt: skip
             corrector.told["identity"] = self._corrector_identity(inverse)
-            self._write(partial(corrector.save, self.run / f"corrector-{kind}"))
+            self.ranks.once(partial(corrector.save, self.run / f"corrector-{kind}"))
         return {"correctors": [str(self.run / f"corrector-{kind}") for kind in settings.interpolants]}
 
     def evaluate(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Candidates:
         if self.ranks.size == 1:
             return self
         n = self.rewards.shape[1]
-        counts = [high - low for low, high in self.ranks.bounds(self.sample_id.numel(), n)]
+        counts = self.ranks.counts(self.sample_id.numel(), n)
         drawn = self.rollout
         samples = replace(
             drawn, final=self.ranks.rows(drawn.final, counts), sample_id=self.sample_id,

@@ -41,7 +41,6 @@ def draw_and_score(
     memory = BatchSize(sample.batch_size, "sampling") if memory is None else memory
     parts: list[Drawn] = []
     rewards, n, spent = torch.empty(0), prompt_batch.sample_id.numel(), 0
-
     scoring = Scoring(reward, sample.batch_size, check, sample.overlap)
 
     def count(calls: int) -> None:
@@ -71,5 +70,5 @@ def draw_and_score(
             with ledger.phase(phases[1]):
                 rewards = scoring.rewards()
     ledger.add_calls(sum(ranks.gather(spent)) - spent)
-    rewards = ranks.rows(rewards, [high - low for low, high in ranks.bounds(n, unit)])
+    rewards = ranks.rows(rewards, ranks.counts(n, unit))
     return parts, finished(reward, rewards, prompt_batch.sample_id)

@@ -52,19 +52,13 @@ class Gradients:
     def of(self, total: int, losses: Losses, values: int = 1) -> Tensor:
         """(values,) sums over a batch of `total` rows; the learner has its gradients."""
         if self._ranks.size == 1:
-            self._check()
-            sums = self._memory.run(partial(self._added, losses, 0, total))
-            self.enough = self._enough()
-        elif self._learner.sharded:
-            sums = self._in_step(total, losses)
-        elif self._ordered:
-            sums = self._in_order(total, losses, values)
-        else:
-            sums = self._dealt(total, losses, values)
-        return sums
+            return self.instead(lambda: self._memory.run(partial(self._added, losses, 0, total)))
+        if self._learner.sharded:
+            return self._in_step(total, losses)
+        return self._in_order(total, losses, values) if self._ordered else self._dealt(total, losses, values)
 
     def instead(self, step: Callable[[], T]) -> T:
-        """A step that is made in another way, by one rank alone."""
+        """A step by one rank alone, however it is made."""
         self._check()
         done = step()
         self.enough = self._enough()
@@ -85,7 +79,7 @@ class Gradients:
         weights, ranks = self._learner.trained, self._ranks
         low, high = ranks.part(total)
         sums, error = self._tried(losses, low, high, values)
-        told = torch.tensor([error is not None, self._enough(), *(w.grad is not None for w in weights)]).to(sums)
+        told = self._told(error).to(sums)
         for weight in weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
@@ -116,7 +110,7 @@ class Gradients:
         for turn in range(-(-total // (size * ranks.size))):
             low = (turn * ranks.size + ranks.rank) * size
             sums, error = self._tried(losses, low, min(low + size, total), values)
-            told = torch.tensor([error is not None, self._enough(), *(w.grad is not None for w in weights)]).to(sums)
+            told = self._told(error).to(sums)
             flat = [torch.zeros(w.numel()).to(sums) if w.grad is None else w.grad.reshape(-1).to(sums) for w in weights]
             parts = ranks.all_of(torch.cat([sums, told, *flat]))
             self._hear(torch.stack([part[values : values + 2] for part in parts]).sum(dim=0).tolist(), error)
@@ -148,6 +142,10 @@ class Gradients:
             error = caught
         self._learner.begin()
         return torch.zeros(values, device=weights[0].device), error
+
+    def _told(self, error: Exception | None) -> Tensor:
+        """Of this rank: whether it has met an error, whether it has enough, and which weights have gradients."""
+        return torch.tensor([error is not None, self._enough(), *(w.grad is not None for w in self._learner.trained)])
 
     def _hear(self, told: list[float], error: Exception | None) -> None:
         """told: how many ranks have met an error, and how many have enough."""

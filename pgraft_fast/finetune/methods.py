@@ -192,8 +192,7 @@ class _AllSamples:
     def _of_all(self, own: Tensor) -> Tensor:
         """(n, ...) rows of all ranks, of those that this one drew."""
         ranks, sample = self._work.ranks, self._work.settings.sample
-        bounds = ranks.bounds(sample.prompts * sample.candidates, sample.candidates)
-        return ranks.rows(own, [high - low for low, high in bounds])
+        return ranks.rows(own, ranks.counts(sample.prompts * sample.candidates, sample.candidates))
 
 
 class Ddpo(_AllSamples):

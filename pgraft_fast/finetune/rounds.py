@@ -80,7 +80,7 @@ def collect(
                 low, high = ranks.part(sample_id.numel(), n)
                 copies = copies_of(settings, prompts, samples.x_0, None if condition is None else condition[low:high])
             assert copies is not None
-            copies = ranks.rows(copies, [high - low for low, high in ranks.bounds(sample_id.numel(), n)])
+            copies = ranks.rows(copies, ranks.counts(sample_id.numel(), n))
         acceptance = choose(settings, rewards, sample_id, copies, taken, draw=round_)
     return Candidates(
         samples, rewards, acceptance, condition, sample_id, prompts.elements_of(condition),

@@ -94,9 +94,7 @@ class Trainer:
             raise InputError("deterministic = true: gradients of a sharded network are added up by rank; leave it out")
         for name in ("run", "frozen", "averaged", "sampled"):
             setattr(self._learner, name, self.execution.of(getattr(self._learner, name), trained=True))
-        with ranks.together():
-            if ranks.first:
-                self.run.mkdir(parents=True, exist_ok=True)
+        ranks.once(lambda: self.run.mkdir(parents=True, exist_ok=True))
         if ledger is None:
             ledger = Ledger(self.run / "ledger.jsonl" if ranks.first else None, ranks=ranks.size)
         self.ledger = ledger
@@ -194,9 +192,7 @@ class Trainer:
             self._save()
         self.budget.round_took(self.ledger.elapsed - began, self.ledger.joules_now() - joules)
         entry = self.history[-1]
-        with ranks.together():
-            if ranks.first:
-                self._on_round(self.rounds_done, entry)
+        ranks.once(lambda: self._on_round(self.rounds_done, entry))
         self._log(
             f"round {number + 1}/{self.settings.train.rounds}: reward {entry['reward']:.4f}, "
             f"accepted {entry['accepted']} at {entry['reward_accepted']:.4f}, loss {entry['loss']:.4f}, "

@@ -292,9 +292,7 @@ class _Fit:
         if self._best is not None:
             tensors["best"] = self._best
         state = {"fit": self._state, "identity": self._identity, "versions": versions()}
-        with self._ranks.together():
-            if self._ranks.first:
-                save_checkpoint(folder, Checkpoint(self._state["step"], state, tensors))
+        self._ranks.once(lambda: save_checkpoint(folder, Checkpoint(self._state["step"], state, tensors)))
 
     def resume(self, folder: Path) -> None:
         checkpoint = newest_for_all(self._ranks, folder, self._log)

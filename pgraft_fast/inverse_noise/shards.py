@@ -118,9 +118,7 @@ def invert_shards(
     """
     if total < 1 or shard < 1:
         raise InputError(f"total={total}, shard={shard}: both must be at least 1")
-    with ranks.together():
-        if ranks.first:
-            _begin(model, data, total, folder, shard, how, identity or {})
+    ranks.once(lambda: _begin(model, data, total, folder, shard, how, identity or {}))
     with ranks.together():
         first, last = ranks.part(-(-total // shard))
         for number in range(first, last):

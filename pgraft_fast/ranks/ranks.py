@@ -21,7 +21,7 @@ _BUCKET = 1 << 24
 
 
 class Ranks:
-    """One process of several; every method but `part`, `bounds` and `check` is called by all of them in the same order.
+    """One process of several; every method but `part`, `bounds`, `counts` and `check` is called by all in one order.
 
     rank, size: which of how many. waited: seconds that this one has waited for others. lifeline: tells of failures
     while others are at work; None for a process alone, for which all of this does nothing. turns: of networks that the
@@ -47,6 +47,10 @@ class Ranks:
     def part(self, total: int, unit: int = 1) -> tuple[int, int]:
         """This rank's of `bounds`."""
         return self.bounds(total, unit)[self.rank]
+
+    def counts(self, total: int, unit: int = 1) -> list[int]:
+        """Rows of each rank's share, see `bounds`."""
+        return [high - low for low, high in self.bounds(total, unit)]
 
     def check(self) -> None:
         """Raise RankError where another rank has failed; called between batches."""
@@ -90,6 +94,12 @@ class Ranks:
             raise error
         known = _kinds(PgraftError).get(kind, RankError)
         raise known(text if kind in (StoppedError.__name__, RankError.__name__) else f"rank {rank}: {text}") from error
+
+    def once(self, work: Callable[[], object]) -> None:
+        """work() on the first rank, for all of them; where it raises, it does so on all."""
+        with self.together():
+            if self.first:
+                work()
 
     def from_first(self, work: Callable[[], T]) -> T:
         """What work() makes on the first rank, JSON, on all; where it raises, it does so on all."""
@@ -220,13 +230,13 @@ def _speaks(device: torch.device) -> bool:
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
+    size = 0
     for value in tensors:
-        if bucket and (
-            sum(one.numel() for one in bucket) + value.numel() > _BUCKET or value.device != bucket[0].device
-        ):
+        if bucket and (size + value.numel() > _BUCKET or value.device != bucket[0].device):
             yield bucket
-            bucket = []
+            bucket, size = [], 0
         bucket.append(value)
+        size += value.numel()
     if bucket:
         yield bucket
 

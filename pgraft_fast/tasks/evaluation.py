@@ -70,8 +70,7 @@ def evaluate(
     condition = None if batch.condition is None else batch.condition.cpu()
     # A rank may have had no group.
     own = torch.cat([part.x_0.cpu() for part in parts]) if parts else torch.empty(0, *task.shape)
-    counts = [high - low for low, high in ranks.bounds(prompt.numel(), n)]
-    return Evaluation(ranks.rows(own, counts), rewards.cpu(), condition)
+    return Evaluation(ranks.rows(own, ranks.counts(prompt.numel(), n)), rewards.cpu(), condition)
 
 
 def features_of(task: Task, evaluation: Evaluation, rows: Tensor | None = None) -> Tensor:
