@@ -59,9 +59,11 @@ def providers(steps: int, settings: Settings, **smaller: Any) -> Sequence[Provid
         # As after a step: a new LoRA is 0.
         for weight in learner.weights()["ema"].values():
             weight.add_(1e-3 * torch.randn_like(weight))
-    ways = ["eager", *(["graph"] if settings.device.type == "cuda" else []), *(f"{mode}_sampling" for mode in modes)]
+    graphs = settings.device.type == "cuda"
+    ways = ["eager", *(["graph"] * graphs), *(f"{mode}_sampling" for mode in modes)]
+    ways += [f"{mode}_graph" for mode in modes] * graphs
     ours = {
-        "ours" if way == "eager" else f"ours {way.removesuffix('_sampling')}": OurRound(
+        "ours" if way == "eager" else f"ours {way.removesuffix('_sampling').replace('_', ' ')}": OurRound(
             task, config, settings.device, way, _score, learner
         )
         for way in ways

@@ -29,7 +29,7 @@ def _answers(model, x, t, condition):
 
 def one(name):
     def check(mesh, ranks):
-        pipe = build(name)
+        pipe = build(name).to(mesh.device_type)
         model = Driven.of(facts_of(Calls(pipe, prompts_of(name), call_of(name))))
         try:
             check_shardable(model)
@@ -37,8 +37,8 @@ def one(name):
             return {"refused": str(error)}
         facts = model.facts
         model.prepare([0, 1])
-        x = torch.randn(2, *facts.shape, generator=torch.Generator().manual_seed(0))
-        t, condition = torch.tensor([0.9, 0.7]) * facts.begin, torch.tensor([0, 1])
+        x = torch.randn(2, *facts.shape, generator=torch.Generator().manual_seed(0)).to(mesh.device_type)
+        t, condition = torch.tensor([0.9, 0.7]).to(x) * facts.begin, torch.tensor([0, 1]).to(x.device)
         model.net.requires_grad_(True)
         before = _answers(model, x, t, condition)
         blocks = blocks_of(model.net, call=trial_of(model))

@@ -77,8 +77,10 @@ def loss_of(learner, low, high, step=0, shape=(8,), condition=None, schedule=Non
     """The share of these rows in the loss of all."""
     generator = torch.Generator().manual_seed(step)
     x, t = torch.randn(rows, *shape, generator=generator), torch.linspace(0.95, 0.4, rows)
+    device = next(iter(learner._masters.by_name.values())).device
+    x, t = x.to(device), t.to(device)
     row = slice(low, high)
-    key = torch.arange(rows)[row]
+    key = torch.arange(rows, device=device)[row]
     loss = pgraft_loss(
         learner.run, schedule or Schedule.linear_flow(), x[row], t_cut=0.3, parameterization=parameterization, t=t[row],
         condition=None if condition is None else condition[row],

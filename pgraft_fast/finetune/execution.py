@@ -23,12 +23,12 @@ class Execution:
     """
 
     def __init__(self, mode: str, device: torch.device) -> None:
-        if mode.startswith("graph") and device.type != "cuda":
+        if "graph" in mode and device.type != "cuda":
             raise InputError(f"mode={mode!r} needs CUDA, the model is on {device}; set mode='eager'")
         captures = mode.startswith("graph") or (mode == "auto" and device.type == "cuda")
         self.graphs = GraphCache() if captures else None
-        self.training_graphs = self.graphs if mode == "graph" else None
-        self._compiles = {False: mode in ("compile", "compile_sampling"), True: mode == "compile"}
+        self.training_graphs = self.graphs if mode == "graph" else GraphCache() if mode == "compile_graph" else None
+        self._compiles = {False: mode.startswith("compile"), True: mode == "compile"}
         self._twins = device.type == "cpu" and onednn_pays()
         self._models: dict[tuple[int, bool], tuple[nn.Module, Model]] = {}
         self._copies: dict[int, Any] = {}

@@ -26,7 +26,7 @@ from pgraft_fast.selection.rules import check_options
 
 # Of a round, all of which are in memory at once; of a run, whose samples are numbered below those of evaluations.
 _MOST_IN_A_ROUND, _MOST_IN_A_RUN = 2**24, 2**40
-Mode = Literal["auto", "eager", "compile", "compile_sampling", "graph", "graph_sampling"]
+Mode = Literal["auto", "eager", "compile", "compile_sampling", "compile_graph", "graph", "graph_sampling"]
 Advantage = Literal["acceptance", "reward"]
 # One forward pass, and a backward pass that counts as two.
 CALLS_OF_A_TRAINED_SAMPLE = 3
@@ -141,8 +141,9 @@ class FinetuneSettings(Settings):
     `finetune.nft`.
     mode: "eager"; "compile", the models through torch.compile, which takes a minute and more at the start;
     "compile_sampling", those that draw samples alone; "graph", the trajectories and the optimiser steps as CUDA graphs;
-    "graph_sampling", the trajectories alone; "auto", on CUDA what a trial finds the fastest over the run that is
-    planned, see `runs.mode`, elsewhere "eager".
+    "graph_sampling", the trajectories alone; "compile_graph", compiled models draw samples, the optimiser steps are
+    CUDA graphs; "auto", on CUDA what a trial finds the fastest over the run that is planned, see `runs.mode`, elsewhere
+    "eager".
     deterministic: on several ranks, the weights are the same bits on any number of them: samples are drawn and rows
     trained on in batches that do not depend on the ranks, and gradients added up in the order of the rows; slower.
     """

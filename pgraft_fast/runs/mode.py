@@ -3,9 +3,9 @@
 On a CPU, and where a pipeline runs in its own loop, as they are. On CUDA a call of the reference at the batch of
 sampling is timed as it is and in a CUDA graph; and compiled, where the run that is planned is so long that a tenth of
 it would pay for the compiler. Networks of sets that can do without padding (`attention`) are called so, too. What does
-not answer alike is left out. A run calls what was the fastest. Where that is graphs, a few steps of training are timed
-as they are and as graphs, too. Channels-last weights are not tried: a UNet of Stable Diffusion 2's size took 1.15 times
-as long with them on an H200, and compiled the same.
+not answer alike is left out. A run calls what was the fastest. Where that is graphs or compiled, a few steps of
+training are timed as they are and as graphs, too. Channels-last weights are not tried: a UNet of Stable Diffusion 2's
+size took 1.15 times as long with them on an H200, and compiled the same.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,6 +31,8 @@ from pgraft_fast.sampling.timing import timed
 # Of a network of real size; and what it saves at the least, where it is worth the wait.
 _COMPILE_SECONDS, _LEAST_SAVED = 120.0, 0.1
 _TRIED_STEPS = 4
+# By the mode of sampling: the one that trains by graphs, too.
+_WITH_TRAINING = {"graph_sampling": "graph", "compile_sampling": "compile_graph"}
 
 
 def with_mode(subject: Subject, log: Callable[[str], None]) -> Subject:
@@ -67,8 +69,8 @@ def fastest(subject: Subject, device: torch.device, log: Callable[[str], None]) 
         f"sampling, of {', '.join(ways)}, torch {torch.__version__}"
     )
     mode = choose(what, ways, device, allowed=allowed_for(next(task.model.parameters()).dtype, device))
-    if mode == "graph_sampling" and _trains_as_graphs(subject):
-        with _training_of(subject, device) as steps:
+    if mode in _WITH_TRAINING and _trains_as_graphs(subject):
+        with _training_of(subject, device, (mode, _WITH_TRAINING[mode])) as steps:
             mode = choose(f"{what}; training {subject.config.train.batch_size} rows", steps, device)
             ways |= steps
     log(f"mode = {mode!r}, the fastest of {', '.join(ways)}")
@@ -95,7 +97,9 @@ def _trains_as_graphs(subject: Subject) -> bool:
 
 
 @contextmanager
-def _training_of(subject: Subject, device: torch.device) -> Iterator[dict[str, Callable[[], object]]]:
+def _training_of(
+    subject: Subject, device: torch.device, modes: tuple[str, ...]
+) -> Iterator[dict[str, Callable[[], object]]]:
     """A few steps, by mode."""
     task, train = subject.task, subject.config.train
     learner = Learner(task.model, train) if subject.learner is None else subject.learner
@@ -109,7 +113,7 @@ def _training_of(subject: Subject, device: torch.device) -> Iterator[dict[str, C
                     run=Execution(mode, device), learner=learner,
                 )
             )
-            for mode in ("graph_sampling", "graph")
+            for mode in modes
         }  # fmt: skip
 
 

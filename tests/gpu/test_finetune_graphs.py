@@ -45,7 +45,7 @@ def test_rounds_read_their_own_prompts(tmp_path, shipped):
     assert len(cache_of_all) in (2, 4)
 
 
-@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("mode", ["eager", "graph", "compile_graph"])
 def test_a_run(tmp_path, mode):
     run_subject = subject(tmp_path, mode=mode)
     trainer = trainer_of(run_subject, tmp_path, Ledger())

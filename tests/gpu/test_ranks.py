@@ -15,9 +15,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 import ranked  # noqa: E402
 import safetensors.torch  # noqa: E402
+import sharded_everywhere  # noqa: E402
+import sharded_nets  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from pgraft_fast.ranks.ranks import Ranks  # noqa: E402
+from pgraft_fast.ranks.sharded import mesh_of  # noqa: E402
 
 SHAPES = """
 run = "{run}"
@@ -49,21 +52,37 @@ samples = 8
 """
 
 
-def test_nccl_on_one_rank(monkeypatch):
-    """What several would send: sums of gradients, rows, and what stays on the CPU."""
+@pytest.fixture
+def one_rank(monkeypatch):
+    """That speaks NCCL with itself."""
     for name, value in ranked.environment(0, 1, ranked.free_port()).items():
         monkeypatch.setenv(name, value)
     dist.init_process_group("cpu:gloo,cuda:nccl")
-    try:
-        ranks = Ranks(0, 1)
-        gradients = torch.randn(1000, device="cuda")
-        assert torch.equal(ranks._summed(gradients.clone()), gradients)
-        (rows,) = ranks._gathered(gradients.view(torch.uint8))
-        assert rows.is_cuda and torch.equal(rows.view(torch.float32), gradients)
-        (told,) = ranks._gathered(torch.tensor([3]))
-        assert not told.is_cuda and told.tolist() == [3]
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(0, 1)
+    dist.destroy_process_group()
+
+
+def test_nccl_on_one_rank(one_rank):
+    """What several would send: sums of gradients, rows, and what stays on the CPU."""
+    gradients = torch.randn(1000, device="cuda")
+    assert torch.equal(one_rank._summed(gradients.clone()), gradients)
+    (rows,) = one_rank._gathered(gradients.view(torch.uint8))
+    assert rows.is_cuda and torch.equal(rows.view(torch.float32), gradients)
+    (told,) = one_rank._gathered(torch.tensor([3]))
+    assert not told.is_cuda and told.tolist() == [3]
+
+
+def test_shares_by_nccl_are_trained(one_rank):
+    one, two = sharded_nets.pair(mesh_of(torch.device("cuda")), sharded_nets.blocks().cuda(), recompute=True)
+    found = {**sharded_nets.gradients_off(one, two, None), **sharded_nets.train_both(one, two, None, 3)}
+    found["state"] = sharded_nets.off(two.gathered(), one.tensors())
+    assert max(found.values()) < 1e-5, found
+
+
+@pytest.mark.parametrize("name", ["sd", "flux", "wan", "qwen_image"])
+def test_shares_by_nccl_answer(one_rank, name):
+    told = sharded_everywhere.one(name)(mesh_of(torch.device("cuda")), one_rank)
+    assert told["blocks"] > 0 and told["same gradients"] and told["off"] < 1e-4, told
 
 
 def newest(run):

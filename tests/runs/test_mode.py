@@ -1,6 +1,7 @@
 """How the models of a run are called: by a trial on CUDA, which is played on the CPU here."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import pgraft_fast as pf
 from pgraft_fast.finetune import Learner, Prompts
 from pgraft_fast.finetune.execution import Execution
+from pgraft_fast.finetune.settings import Mode
 from pgraft_fast.pipelines.calls import Calls
 from pgraft_fast.pipelines.facts import facts_of
 from pgraft_fast.runs import mode as modes
@@ -67,9 +69,10 @@ class Taped(Execution):
     captures = True
 
     def __init__(self, mode, device):
-        super().__init__("eager" if mode.startswith("graph") else mode, device)
-        self.graphs = OtherCache(taped) if mode.startswith("graph") and self.captures else None
-        self.training_graphs = self.graphs if mode == "graph" else None
+        super().__init__("eager" if "graph" in mode else mode, device)
+        cache = OtherCache(taped) if "graph" in mode and self.captures else None
+        self.graphs = cache if mode.startswith("graph") else None
+        self.training_graphs = cache if mode in ("graph", "compile_graph") else None
         self._compiles, self._twins = {False: False, True: False}, False
 
 
@@ -78,7 +81,7 @@ def test_on_a_cpu_nothing_is_tried():
     assert with_mode(subject, print).config.mode == "eager" and subject.task.model.rows == []
 
 
-@pytest.mark.parametrize("mode", ["eager", "compile", "graph", "compile_sampling", "graph_sampling"])
+@pytest.mark.parametrize("mode", get_args(Mode)[1:])
 def test_what_is_asked_for_is_not_changed(mode):
     subject = subject_of(mode=mode)
     assert with_mode(subject, print) is subject
@@ -92,8 +95,11 @@ def test_a_short_run_is_not_compiled(tried_ways, condition):
     assert lines == ["mode = 'eager', the fastest of eager, graph_sampling"]
 
 
-@pytest.mark.parametrize("best", ["graph_sampling", "graph"])
-def test_where_samples_are_graphs_training_is_tried(tried_ways, monkeypatch, best):
+@pytest.mark.parametrize(
+    "sampling, best",
+    [("graph_sampling", "graph_sampling"), ("graph_sampling", "graph"), ("compile_sampling", "compile_graph")],
+)
+def test_training_is_tried_as_graphs(tried_ways, monkeypatch, sampling, best):
     """On the learner that will be trained, which is as it was then."""
     questions = []
 
@@ -102,16 +108,18 @@ def test_where_samples_are_graphs_training_is_tried(tried_ways, monkeypatch, bes
             run()
             run()
         questions.append((what, list(ways)))
-        return best if best in ways else "graph_sampling"
+        return best if best in ways else sampling
 
     monkeypatch.setattr(modes, "choose", choose)
-    subject, lines = subject_of(batch_size=6), []
+    subject, lines = subject_of(batch_size=6, budget=pf.Budget(gpu_hours=1.0)), []
     subject = replace(subject, learner=Learner(subject.task.model, subject.config.train))
     before = subject.learner.tensors()
     assert fastest(subject, CPU, lines.append) == best
-    assert [ways for _, ways in questions] == [["eager", "graph_sampling"], ["graph_sampling", "graph"]]
+    trained = {"graph_sampling": "graph", "compile_sampling": "compile_graph"}[sampling]
+    tried = ["eager", "graph_sampling", "compile_sampling"]
+    assert [ways for _, ways in questions] == [tried, [sampling, trained]]
     assert questions[1][0].endswith("training 6 rows")
-    assert lines == [f"mode = '{best}', the fastest of eager, graph_sampling, graph"]
+    assert lines == [f"mode = '{best}', the fastest of {', '.join([*tried, trained])}"]
     after = subject.learner.tensors()
     for part in ("model", "ema"):
         assert all(torch.equal(after[part][name], value) for name, value in before[part].items())
@@ -220,10 +228,13 @@ def test_execution_in_auto():
     auto, whole = Execution("auto", CUDA), Execution("graph", CUDA)
     assert auto.graphs is not None and auto.training_graphs is None
     assert whole.training_graphs is whole.graphs is not None
+    compiled = Execution("compile_graph", CUDA)
+    assert compiled.graphs is None and compiled.training_graphs is not None
 
 
-def test_only_what_samples_is_compiled():
-    run, net = Execution("compile_sampling", CPU), Net()
+@pytest.mark.parametrize("mode, device", [("compile_sampling", CPU), ("compile_graph", CUDA)])
+def test_only_what_samples_is_compiled(mode, device):
+    run, net = Execution(mode, device), Net()
     assert hasattr(run.of(net), "_orig_mod") and not hasattr(run.of(net, trained=True), "_orig_mod")
     both = Execution("compile", CPU)
     assert hasattr(both.of(net), "_orig_mod") and hasattr(both.of(net, trained=True), "_orig_mod")
