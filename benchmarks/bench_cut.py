@@ -185,6 +185,7 @@ def _rows(world: _World) -> list[Row]:
     candidates = collect(
         execution.of(task.model), task.schedule, world.reward, task.prompts, settings, shape=task.shape,
         parameterization=task.parameterization, cuts=(0.0, *world.cuts), memory=work.sampling, ledger=ledger,
+        device=device,
     )  # fmt: skip
     plan = plan_from(work, candidates, cuts=world.cuts)
     before, law = _evaluated(world, execution), _evaluated(world, execution, law=True)
@@ -201,7 +202,7 @@ def _rows(world: _World) -> list[Row]:
             of_round = candidates if round_ == 0 else collect(
                 execution.of(task.model), task.schedule, world.reward, task.prompts, settings.with_cut(cut),
                 shape=task.shape, parameterization=task.parameterization, round_=round_, cuts=(cut,),
-                tuned=learner.ema.eval(), memory=work.sampling, ledger=ledger,
+                tuned=learner.ema.eval(), memory=work.sampling, ledger=ledger, device=device,
             )  # fmt: skip
             train(
                 learner, of_round.kept_for(cut, settings.train), task.schedule, seed=settings.seed,

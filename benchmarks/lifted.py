@@ -8,6 +8,7 @@ model of x is then one of y, without a training and as good:
     E[y_0 | y_t] = E[x_0 | x_t' = alpha(t') m / alpha], repeated,   logsnr(t') = logsnr(t) + 2 log side.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -44,7 +45,7 @@ class Lifted(nn.Module):
         return int(getattr(self.model, "calls_a_sample", 1))
 
     def forward(self, y: Tensor, t: Tensor, *condition: Tensor) -> Tensor | Guided:
-        at = self.schedule.logsnr(t.double()) + 2.0 * torch.log(torch.tensor(float(self.side)))
+        at = self.schedule.logsnr(t.double()) + 2.0 * math.log(self.side)
         t_in = self.inner.t_of_logsnr(at).clamp(1e-3, 1.0).to(t.dtype)
         (alpha, sigma), (alpha_in, sigma_in) = self.schedule.alpha_sigma(t), self.inner.alpha_sigma(t_in)
         # Equal but where the model's range ends.

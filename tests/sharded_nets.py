@@ -145,5 +145,6 @@ def off(groups, others):
         for name, value in tensors.items():
             other = others[group][name]
             assert (value.shape, value.dtype) == (other.shape, other.dtype), name
-            worst = max([worst, *(value.detach().double() - other.detach().double()).abs().flatten().tolist()])
+            far = (value.detach().cpu().double() - other.detach().cpu().double()).abs()
+            worst = max([worst, *far.flatten().tolist()])
     return worst

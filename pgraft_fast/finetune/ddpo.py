@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
 from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
@@ -23,6 +22,7 @@ from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.training import TrainReport
+from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.answers import answer_of
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob
@@ -143,7 +143,7 @@ def train_ddpo(
     made, sums = OptimizerSteps(learner), None
     rows = -(-n // max(1, settings.optimizer_steps_of(n))) if memory is None else memory.value
     team = team_of(learner.sampled, rows, recorded.x_0.shape[1:], recorded.x_0.device)
-    with ledger.phase("train"), team, trusted_attention():
+    with ledger.phase("train"), team, training_kernels(recorded.x_0.device, ordered):
         for sample, step in _batches(recorded, advantage, settings, seed):
             if sums is None:
                 memory = BatchSize(sample.unique().numel(), "training") if memory is None else memory

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule, Stream, convert, normal
 from pgraft_fast.errors import InputError
-from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
@@ -22,6 +21,7 @@ from pgraft_fast.finetune.nft_settings import NftSettings
 from pgraft_fast.finetune.objectives import answer_above, rows_an_element, within
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.training import TrainReport
+from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.ops.checks import over_samples
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.rollout import rows_of
@@ -96,7 +96,7 @@ def train_nft(
     sums = Gradients(learner, memory, check, enough, ranks, ordered)
     team = team_of(learner.run, memory.value, x_0.shape[1:], x_0.device)
     steps = torch.arange(times.numel(), device=x_0.device)
-    with ledger.phase("train"), team, trusted_attention():
+    with ledger.phase("train"), team, training_kernels(x_0.device, ordered):
         for rows, step in sample_step_batches(
             sample_id, steps, count=settings.steps_of(times.numel()), parts=-(-n // size), epochs=settings.inner_epochs,
             seed=seed, most_steps=times.numel(),

@@ -144,8 +144,9 @@ class FinetuneSettings(Settings):
     "graph_sampling", the trajectories alone; "compile_graph", compiled models draw samples, the optimiser steps are
     CUDA graphs; "auto", on CUDA what a trial finds the fastest over the run that is planned, see `runs.mode`, elsewhere
     "eager".
-    deterministic: on several ranks, the weights are the same bits on any number of them: samples are drawn and rows
-    trained on in batches that do not depend on the ranks, and gradients added up in the order of the rows; slower.
+    deterministic: the weights are the same bits in every run and on any number of ranks: samples are drawn and rows
+    trained on in batches that do not depend on the ranks, gradients are added up in the order of the rows, and on CUDA
+    made by kernels that have an order, too; slower.
     """
 
     seed: Seed = 0

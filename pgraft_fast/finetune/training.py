@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
-from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.captured_steps import CapturedSteps
 from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.kept import Kept
@@ -17,6 +16,7 @@ from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
+from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.graphs import GraphCache, weights_key
 from pgraft_fast.threads import team_of
@@ -76,7 +76,7 @@ def train(
     made, sums = OptimizerSteps(learner), Gradients(learner, memory, check, enough, ranks, ordered)
     steps, values = settings.steps_of(kept.rows) if kept.rows else 0, 1 if kept.advantage is None else 4
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
-    with ledger.phase("train"), team, trusted_attention():
+    with ledger.phase("train"), team, training_kernels(kept.x.device, ordered):
         for rows, key, epoch in _batches(kept, seed, settings.batch_size, steps):
             if sums.enough:
                 break

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from pgraft_fast.diffusion import Stream, normal, uniform
 from pgraft_fast.errors import InputError, PgraftError
-from pgraft_fast.finetune.attention import trusted_attention
 from pgraft_fast.finetune.checkpoint import Checkpoint, newest_for_all, save_checkpoint
 from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.identity import (
@@ -30,6 +29,7 @@ from pgraft_fast.finetune.identity import (
 )
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, warmed_up
+from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.inverse_noise.interpolants import Interpolant
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.threads import team_of
@@ -191,7 +191,7 @@ class _Fit:
     def run(self, folder: Path | None, check: Callable[[], None]) -> Fitted:
         shape = self._source.rows(torch.arange(1), 0).shape[1:]
         try:
-            with team_of(self._model, self._settings.batch_size, shape, self._device), trusted_attention():
+            with team_of(self._model, self._settings.batch_size, shape, self._device), training_kernels(self._device):
                 self._run(folder, check)
         finally:
             if self._reader is not None:

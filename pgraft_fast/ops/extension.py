@@ -6,6 +6,7 @@ $XDG_CACHE_HOME or ~/.cache. Its name holds version, architecture and a hash of 
 The stable ABI of torch makes one library serve every torch from 2.10 on and any Python.
 """
 
+import functools
 import hashlib
 import os
 import platform
@@ -37,12 +38,19 @@ _X86 = {
 
 def load() -> Any:
     """torch.ops.pgraft_fast_cpp, built first where needed. Raises BackendError with one line."""
+    loaded()
+    return torch.ops.pgraft_fast_cpp
+
+
+@functools.cache
+def loaded() -> Path:
+    """The library that this process has loaded, once: a second copy, of another cache, would end the process."""
     path = find()
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
         raise BackendError(f"{_USER}: {path} cannot be loaded: {first_line(str(error))}") from error
-    return torch.ops.pgraft_fast_cpp
+    return path
 
 
 def find() -> Path:

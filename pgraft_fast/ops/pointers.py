@@ -65,9 +65,9 @@ class _Library(NamedTuple):
 @functools.cache
 def library() -> _Library:
     """The functions of csrc, loaded once; their block of arguments must be laid out as this one."""
-    from pgraft_fast.ops.extension import find, load
+    from pgraft_fast.ops.extension import load, loaded
 
-    op, cdll = load().solver_step, ctypes.CDLL(str(find()))
+    op, cdll = load().solver_step, ctypes.CDLL(str(loaded()))
     size = cdll.pgraft_solver_step_bytes
     size.restype = ctypes.c_int64
     if size() != ctypes.sizeof(SolverStepArguments):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import pgraft_fast as pf
 from pgraft_fast.errors import BackendError, InputError
 from pgraft_fast.ops import philox_normal, solver_step, use_backend
-from pgraft_fast.ops.extension import cache_folder, library_name, load
+from pgraft_fast.ops.extension import cache_folder, library_name, load, loaded
 
 NORMALS = "import torch, pgraft_fast.ops as o; print(o.philox_normal(1, torch.arange(3), torch.tensor([0]), 2).sum())"
 
@@ -88,6 +89,20 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     done = python(NORMALS, PGRAFT_FAST_CACHE=str(tmp_path / "file" / "cache"))
     assert done.returncode == 0
     assert "cannot be built in" in done.stderr and "set PGRAFT_FAST_CACHE" in done.stderr
+
+
+def test_a_process_loads_one_library(tmp_path):
+    """Whatever becomes of its cache: a second copy would register its operations again, and end the process."""
+    built = loaded()
+    for path in built.parent.glob(f"{built.name}*"):
+        shutil.copy(path, tmp_path)
+    code = (
+        "import os; from pgraft_fast.ops.extension import find, load, loaded; load(); "
+        f"os.environ['PGRAFT_FAST_CACHE'] = {str(tmp_path)!r}; load(); print(find(), loaded())"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(built if built.parent == _shipped() else tmp_path / built.name), str(built)]
 
 
 def test_one_build_serves_processes_that_start_together(tmp_path):
