@@ -51,3 +51,12 @@ def test_a_run(tmp_path, mode):
     trainer = trainer_of(run_subject, tmp_path, Ledger())
     trainer.run_rounds()
     assert trainer.rounds_done == 1 and not graphs._failed
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_a_cut_is_chosen(tmp_path, mode):
+    more = {"train.cut": "auto", "sample.candidates": 4, "budget.model_calls": 20_000}
+    run_subject = subject(tmp_path, mode=mode, **more)
+    trainer = trainer_of(run_subject, tmp_path, Ledger())
+    trainer.run_rounds()
+    assert trainer.rounds_done == 1 and isinstance(trainer.chosen.cut, float) and not graphs._failed

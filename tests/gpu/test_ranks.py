@@ -101,8 +101,9 @@ def test_two_ranks_on_one_gpu(tmp_path, deterministic):
         assert [status for status, _, _ in ended] == [0] * size, ended
         runs[size] = folder / "run"
     weights = {size: safetensors.torch.load_file(newest(run) / "ema.safetensors") for size, run in runs.items()}
+    # Kernels without an order give other bits in each run, which AdamW turns into whole steps.
     for name, value in weights[1].items():
-        torch.testing.assert_close(weights[2][name], value, rtol=0, atol=0 if deterministic else 1e-5)
+        torch.testing.assert_close(weights[2][name], value, rtol=0, atol=0 if deterministic else 5e-5)
     for number in (2, 3):
         kept = [
             safetensors.torch.load_file(run / f"checkpoints/round-{number:06d}/candidates.safetensors")["accepted"]
