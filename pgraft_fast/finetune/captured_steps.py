@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pgraft_fast.finetune.learner import Learner
+from pgraft_fast.finetune.optimizing import tell_written
 from pgraft_fast.sampling.graphs import GraphCache
 
 
@@ -80,6 +81,5 @@ class CapturedSteps:
             self._refused = True
             learner.move()
             return
-        for value in written:
-            # A replay runs none of torch's code: what is made of the weights must see that they are others.
-            torch.autograd.graph.increment_version(value)
+        # A replay runs none of torch's code.
+        tell_written(written)

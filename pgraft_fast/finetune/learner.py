@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pgraft_fast.errors import PgraftError
 from pgraft_fast.finetune.masters import Masters
-from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of
+from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, tell_written
 from pgraft_fast.finetune.settings import TrainSettings
 from pgraft_fast.sampling import Model
 
@@ -112,6 +112,7 @@ class Learner:
     def move(self, follow: bool = True) -> None:
         """The second half: the optimiser's step."""
         self.optimizer.step()
+        tell_written(self._masters.by_name.values())
         self._masters.write()
         if follow:
             self.follow(self.settings.ema)

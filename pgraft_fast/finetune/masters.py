@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pgraft_fast.finetune.optimizing import tell_written
+
 
 class Masters:
     """float32 copies of those of some named weights that have 16 bits; the others are their own.
@@ -39,6 +41,7 @@ class Masters:
         if self._pairs:
             weights, masters = zip(*self._pairs.values(), strict=True)
             torch._foreach_copy_(list(weights), list(masters))
+            tell_written(weights)
 
     def written(self) -> list[nn.Parameter]:
         """Masters and weights."""

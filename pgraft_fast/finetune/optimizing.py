@@ -12,7 +12,17 @@ _WARM_UP = 10
 
 def follow(averages: Iterable[Tensor], values: Iterable[Tensor], decay: float) -> None:
     """average <- decay average + (1 - decay) value, in place."""
-    get_ema_multi_avg_fn(decay)(list(averages), list(values), None)
+    written = list(averages)
+    get_ema_multi_avg_fn(decay)(written, list(values), None)
+    tell_written(written)
+
+
+def tell_written(weights: Iterable[Tensor]) -> None:
+    """Raise the versions of weights, by which what was made of them is known to be old.
+
+    On CUDA torch's operations on lists, those of optimisers among them, write without that; on a CPU they do not.
+    """
+    torch.autograd.graph.increment_version(list(weights))
 
 
 def warmed_up(decay: float, step: int) -> float:

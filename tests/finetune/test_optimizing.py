@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
+from fake_cuda import write_unseen
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import pgraft_fast
+from pgraft_fast.finetune import Learner, TrainSettings
 from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, warmed_up
 from pgraft_fast.sampling.timing import median_time, timed
 
@@ -22,6 +26,30 @@ def test_averages_follow():
     assert not any(average.requires_grad for average in averages)
     follow(averages, values, 0.0)
     assert all(torch.equal(average, other) for average, other in zip(averages, values, strict=True))
+
+
+def test_torch_does_not_tell_what_it_writes_on_cuda():
+    with FakeTensorMode():
+        weights = [torch.empty(3, device="cuda")]
+        before = weights[0]._version
+        torch._foreach_lerp_(weights, [torch.empty(3, device="cuda")], 0.5)
+        assert weights[0]._version == before
+        follow(weights, [torch.empty(3, device="cuda")], 0.5)
+        assert weights[0]._version > before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_made_of_weights_sees_that_they_were_written(monkeypatch, dtype):
+    write_unseen(monkeypatch)
+    learner = Learner(nn.Linear(3, 2).to(dtype), TrainSettings())
+
+    def versions():
+        return [weight._version for part in (learner._masters, learner._averages) for weight in part.written()]
+
+    before = versions()
+    learner.update(learner.model(torch.ones(2, 3, dtype=dtype)).float().square().mean())
+    assert len(before) == (4 if dtype is torch.float32 else 8)
+    assert all(new > old for new, old in zip(versions(), before, strict=True))
 
 
 def test_warm_up():
