@@ -18,10 +18,10 @@ from pgraft_fast.sampling import GraphCache, graphs  # noqa: E402
 CALLS = 6_000
 
 
-def subject(folder, **more):
+def subject(folder, method="pgraft", calls=CALLS, **more):
     lora = {"lora.targets": ["to_q", "to_k", "to_v", "to_out.0"]}
     options = tuple({"model.device": "cuda", "sample.batch_size": 16, **lora, **more}.items())
-    return subject_of(ComparisonSettings(steps=6, more=options).of("pgraft", CALLS, 0, folder), print)
+    return subject_of(ComparisonSettings(steps=6, more=options).of(method, calls, 0, folder), print)
 
 
 @pytest.mark.parametrize("shipped", ["sd", "sd3"])
@@ -60,3 +60,19 @@ def test_a_cut_is_chosen(tmp_path, mode):
     trainer = trainer_of(run_subject, tmp_path, Ledger())
     trainer.run_rounds()
     assert trainer.rounds_done == 1 and isinstance(trainer.chosen.cut, float) and not graphs._failed
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph_sampling"])
+def test_samples_are_those_of_the_newest_weights(tmp_path, mode):
+    """After several rounds, each of which sampled and trained."""
+    run_subject = subject(tmp_path, "nft", 3 * CALLS, mode=mode)
+    trainer = trainer_of(run_subject, tmp_path, Ledger())
+    trainer.run_rounds()
+    assert trainer.rounds_done >= 3 and not graphs._failed
+    tuned, x = trainer.tuned, torch.randn(2, *run_subject.task.shape, device="cuda")
+    t, condition = torch.tensor([0.9, 0.5], device="cuda"), torch.tensor([0, 1], device="cuda")
+    run_subject.task.prompts.prepare(condition.cpu())
+    with torch.no_grad():
+        merged, beside = tuned(x, t, condition), tuned.like(samples=False)(x, t, condition)
+        base = run_subject.task.model(x, t, condition)
+    assert float((merged - beside).norm()) < 0.05 * float((base - beside).norm())

@@ -55,8 +55,10 @@ def test_captured_steps_are_the_eager_ones(tmp_path, objective):
 @pytest.mark.parametrize("method", ["ddpo", "nft"])
 def test_rounds_without_a_cut(tmp_path, method):
     made = trainer(tmp_path, method=method, train=TrainSettings(rounds=2), sample={"solver": "ddpm"})
+    before = [weight.clone() for weight in made.tuned.parameters()]
     made.run_rounds()
     assert made.rounds_done == 2
+    assert any(not torch.equal(*pair) for pair in zip(before, made.tuned.parameters(), strict=True))
 
 
 def test_guided_rollouts():
