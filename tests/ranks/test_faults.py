@@ -144,6 +144,7 @@ def stop_and_go_on(folder: Path, straight: bytes, drawn: random.Random) -> None:
     assert (folder / "run/model.safetensors").read_bytes() == straight
 
 
+@pytest.mark.faults
 def test_a_signal_to_the_launcher(tmp_path, straight):
     stop_and_go_on(tmp_path, straight, random.Random(1))
 
@@ -154,6 +155,7 @@ def test_twenty_signals_to_the_launcher(tmp_path, straight):
         stop_and_go_on(tmp_path / str(seed), straight, random.Random(seed))
 
 
+@pytest.mark.faults
 def test_the_second_signal_ends_at_once(tmp_path):
     config = config_in(tmp_path)
     process = start(config)
@@ -169,6 +171,7 @@ def test_the_second_signal_ends_at_once(tmp_path):
     assert status == 128 + signal.SIGTERM and gone(ranks)
 
 
+@pytest.mark.faults
 def test_a_reward_that_fails_on_one_rank(tmp_path, straight):
     config = config_in(tmp_path)
     (tmp_path / "ill").touch()

@@ -1,5 +1,6 @@
 """What a run on the shapes world works with."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ def in_turn(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [group[row] for row in range(longest) for group in groups.values() if row < len(group)]
 
 
+@functools.cache
 def _reference() -> Tensor:
     chosen = in_turn(test_prompts())
     prompts = [chosen[row % len(chosen)] for row in range(_REFERENCE)]
