@@ -16,13 +16,13 @@ from torch import Tensor
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
 from pgraft_fast.finetune.gradients import Gradients
+from pgraft_fast.finetune.kernel_choice import training_kernels
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.settings import CALLS_OF_A_TRAINED_SAMPLE
 from pgraft_fast.finetune.training import TrainReport
-from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.answers import answer_of
 from pgraft_fast.sampling.recorded import Recorded, combined, density_table, step_log_prob

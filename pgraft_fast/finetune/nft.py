@@ -14,6 +14,7 @@ from torch import Tensor
 from pgraft_fast.diffusion import Schedule, Stream, convert, normal
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.gradients import Gradients
+from pgraft_fast.finetune.kernel_choice import training_kernels
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
@@ -21,7 +22,6 @@ from pgraft_fast.finetune.nft_settings import NftSettings
 from pgraft_fast.finetune.objectives import answer_above, rows_an_element, within
 from pgraft_fast.finetune.sample_steps import sample_step_batches
 from pgraft_fast.finetune.training import TrainReport
-from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.ops.checks import over_samples
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.rollout import rows_of

@@ -16,6 +16,7 @@ from pgraft_fast.finetune.checkpoint import KEEP, Checkpoint, History, newest_fo
 from pgraft_fast.finetune.energy import Energy
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.finetune.identity import changed_versions, check_same, sha256_of, sha256_of_module, versions
+from pgraft_fast.finetune.kernel_choice import round_kernels
 from pgraft_fast.finetune.learner import Learner
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
@@ -78,7 +79,7 @@ class Trainer:
         self._log = log
         self._check = check
         self._on_round = on_round
-        device = next(model.parameters()).device
+        self._device = device = next(model.parameters()).device
         self._checkpoints = self.run / "checkpoints"
         prompts = Prompts([""]) if prompts is None else prompts
         self.identity: dict[str, Any] = {
@@ -149,7 +150,8 @@ class Trainer:
                 self._log(why_not)
                 return
             try:
-                self._round()
+                with round_kernels(self._device, self.settings.deterministic):
+                    self._round()
             except OutOfTimeError:
                 self._log(f"budget: the time is up in round {self.rounds_done + 1}, which is dropped")
                 return

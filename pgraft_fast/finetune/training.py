@@ -12,11 +12,11 @@ from pgraft_fast.diffusion import NoiseKey, Schedule, Stream, uniform
 from pgraft_fast.finetune.captured_steps import CapturedSteps
 from pgraft_fast.finetune.gradients import Gradients
 from pgraft_fast.finetune.kept import Kept
+from pgraft_fast.finetune.kernel_choice import training_kernels
 from pgraft_fast.finetune.learner import Learner, OptimizerSteps
 from pgraft_fast.finetune.ledger import Ledger
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.objectives import pgraft_loss
-from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling.graphs import GraphCache, weights_key
 from pgraft_fast.threads import team_of

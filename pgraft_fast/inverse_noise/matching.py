@@ -27,9 +27,9 @@ from pgraft_fast.finetune.identity import (
     sha256_of_tensors,
     versions,
 )
+from pgraft_fast.finetune.kernel_choice import training_kernels
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, warmed_up
-from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.inverse_noise.interpolants import Interpolant
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.threads import team_of

@@ -15,8 +15,8 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune import FinetuneSettings, Prompts, SampleSettings, SelectSettings, Trainer, TrainSettings
 from pgraft_fast.finetune.ddpo_settings import DdpoSettings
+from pgraft_fast.finetune.kernel_choice import round_kernels, training_kernels
 from pgraft_fast.finetune.nft_settings import NftSettings
-from pgraft_fast.finetune.training_kernels import training_kernels
 from pgraft_fast.inverse_noise import FitSettings, Interpolant, Rows, fit_field
 from pgraft_fast.inverse_noise.networks import Perceptron
 
@@ -127,6 +127,17 @@ def test_kernels_with_an_order(monkeypatch):
             pass
         assert determinism() == (True, False, False, False)
     assert determinism() == before
+
+
+def test_convolutions_with_an_order_in_a_whole_round(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for device, deterministic in ((CPU, True), (CUDA, False)):
+        with round_kernels(device, deterministic):
+            assert not torch.backends.cudnn.deterministic and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with round_kernels(CUDA, True):
+        assert torch.backends.cudnn.deterministic and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
 
 
 def test_an_operation_without_an_order():

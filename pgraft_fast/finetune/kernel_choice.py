@@ -1,13 +1,13 @@
-"""Which of torch's kernels make gradients: none that cannot be trusted, and in a deterministic run none that adds up in
-an order of its own.
+"""Which of torch's kernels a run uses: none for gradients that cannot be trusted, and in a deterministic run none that
+adds up in an order of its own.
 
 cuDNN's attention is left out. On Hopper torch takes it for 16 bits. Its backward pass reads memory that nobody has
 written where all scores of a query are far below 0: a tiny Flux in bfloat16 on an H200, torch 2.11, had gradients that
 are not finite in 27 of 27 runs, others in each call, and in none of 672 steps with flash or plain attention
 (https://github.com/pytorch/pytorch/issues/196678). What samples keeps it.
 
-On CUDA the backward passes of convolutions and of attention add up in another order each time, unless torch is told not
-to: two runs of a small UNet on an H200 differed by 5e-7 after nine steps.
+On CUDA convolutions, and the backward passes of attention and others, may add up in another order each time, unless
+torch is told not to: a small UNet's LoRA on an H200 had other last bits after three rounds on two ranks than on one.
 """
 
 import os
@@ -72,6 +72,24 @@ def _set_determinism(values: tuple[bool, bool, bool, bool]) -> None:
 _ATTENTION = _Switches(cuda.cudnn_sdp_enabled, _leave_out_cudnn_attention, cuda.enable_cudnn_sdp)
 # Memory that is written before it is read need not be filled.
 _DETERMINISM = _Switches(_determinism, lambda: _set_determinism((True, False, False, False)), _set_determinism)
+
+
+def _set_convolutions(deterministic: bool) -> None:
+    cudnn.deterministic = deterministic
+
+
+_CONVOLUTIONS = _Switches(lambda: cudnn.deterministic, lambda: _set_convolutions(True), _set_convolutions)
+
+
+@contextmanager
+def round_kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Of all that a round does. Rewards are others' code, and may use what has no deterministic kernel."""
+    if not deterministic or device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault(_CUBLAS, _WORKSPACE)
+    with _CONVOLUTIONS.changed():
+        yield
 
 
 @contextmanager
