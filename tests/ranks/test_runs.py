@@ -164,7 +164,7 @@ def test_any_number_of_ranks(few, size):
     compare_all(*few, size)
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_other_methods_on_two_ranks(tmp_path):
     compare_all(tmp_path, made_on(tmp_path, (1, 2), MORE), 2)
 
@@ -216,7 +216,7 @@ splits = [[3, 2]]
 """
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_a_correction_on_two_ranks(tmp_path):
     """Shards are inverted by either rank, bit for bit; the corrector and the distances agree to rounding."""
     for size in (1, 2):
