@@ -41,7 +41,7 @@ def test_the_plain_iteration_ends_at_the_fixed_point():
     assert torch.allclose(noise, x, atol=1e-5) and 8 < calls < 200
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_quality_rows():
     rows = bench_quality.run(SMOKE, lambda name, part_rows: None)["rows"]
     demo, distance = ([row for row in rows if row["op"] == op] for op in ("demo", "distance"))

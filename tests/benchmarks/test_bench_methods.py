@@ -13,6 +13,7 @@ from pgraft_fast_benchmarks.harness import Settings
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.faults
 def test_rows():
     reported = []
     rows = bench_methods.run(

@@ -232,6 +232,7 @@ def killed(stage: str, config: Path, begun: Path, count: int, seed: int) -> None
     assert process.wait(timeout=60) == -signal.SIGKILL
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("seed", [1])
 def test_killed_inversions_and_fits_end_with_the_same_bytes(tmp_path, undisturbed, seed):
     config, run = long_config(tmp_path), tmp_path / "run"

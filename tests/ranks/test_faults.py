@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.faults
 
 ROUNDS = 5
 TEXT = """
@@ -122,7 +122,6 @@ def test_a_killed_rank(tmp_path, straight):
     assert (tmp_path / "run/model.safetensors").read_bytes() == straight
 
 
-@pytest.mark.faults
 def test_thirty_kills(tmp_path, straight):
     for seed in range(30):
         kill_one(tmp_path / str(seed), straight, random.Random(seed))
@@ -144,18 +143,15 @@ def stop_and_go_on(folder: Path, straight: bytes, drawn: random.Random) -> None:
     assert (folder / "run/model.safetensors").read_bytes() == straight
 
 
-@pytest.mark.faults
 def test_a_signal_to_the_launcher(tmp_path, straight):
     stop_and_go_on(tmp_path, straight, random.Random(1))
 
 
-@pytest.mark.faults
 def test_twenty_signals_to_the_launcher(tmp_path, straight):
     for seed in range(20):
         stop_and_go_on(tmp_path / str(seed), straight, random.Random(seed))
 
 
-@pytest.mark.faults
 def test_the_second_signal_ends_at_once(tmp_path):
     config = config_in(tmp_path)
     process = start(config)
@@ -171,7 +167,6 @@ def test_the_second_signal_ends_at_once(tmp_path):
     assert status == 128 + signal.SIGTERM and gone(ranks)
 
 
-@pytest.mark.faults
 def test_a_reward_that_fails_on_one_rank(tmp_path, straight):
     config = config_in(tmp_path)
     (tmp_path / "ill").touch()
@@ -183,7 +178,6 @@ def test_a_reward_that_fails_on_one_rank(tmp_path, straight):
     assert (tmp_path / "run/model.safetensors").read_bytes() == straight
 
 
-@pytest.mark.faults
 def test_a_budget_that_ends_within_a_round(tmp_path):
     """The round is dropped on all ranks, and what was learned before is evaluated."""
     config = config_in(tmp_path)
@@ -196,7 +190,6 @@ def test_a_budget_that_ends_within_a_round(tmp_path):
     assert "budget: " in errors and "reward" in errors.splitlines()[-1]
 
 
-@pytest.mark.faults
 def test_a_rank_that_does_not_come(tmp_path, straight):
     """Its reward sleeps; what the others wait for has a limit, here five seconds."""
     config = config_in(tmp_path)
@@ -214,7 +207,6 @@ def test_a_rank_that_does_not_come(tmp_path, straight):
     assert (tmp_path / "run/model.safetensors").read_bytes() == straight
 
 
-@pytest.mark.faults
 def test_one_run_folder_for_two_runs(tmp_path):
     config = config_in(tmp_path)
     process = start(config)
@@ -227,7 +219,6 @@ def test_one_run_folder_for_two_runs(tmp_path):
     assert ends(process)[0] == 0
 
 
-@pytest.mark.faults
 def test_fewer_groups_than_ranks(tmp_path):
     config = config_in(tmp_path)
     config.write_text(config.read_text().replace("prompts = 4", "prompts = 1"))

@@ -246,13 +246,8 @@ _METHODS = {
 _COMMANDS = {"lora": (4, "pgraft"), "full": (0, "pgraft"), "ddpo": (4, "ddpo"), "nft": (4, "nft")}
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        pytest.param(["lora"], marks=pytest.mark.slow),
-        pytest.param(["full", "ddpo", "nft"], marks=pytest.mark.faults),
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("names", [["lora"], ["full", "ddpo", "nft"]])
 def test_commands(tmp_path, names):
     """The same results in the same files."""
     commands = {name: _COMMANDS[name] for name in names}
