@@ -10,6 +10,12 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 
 
+def shared_folder(tmp_path_factory) -> Path:
+    """The same for all workers of a parallel run."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if folder.name.startswith("popen-") else folder
+
+
 def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -81,14 +81,18 @@ def _set_convolutions(deterministic: bool) -> None:
 _CONVOLUTIONS = _Switches(lambda: cudnn.deterministic, lambda: _set_convolutions(True), _set_convolutions)
 
 
+def _ordered(device: torch.device, deterministic: bool) -> bool:
+    """Whether kernels must have an order; a CPU's have one."""
+    if not deterministic or device.type != "cuda":
+        return False
+    os.environ.setdefault(_CUBLAS, _WORKSPACE)
+    return True
+
+
 @contextmanager
 def round_kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
     """Of all that a round does. Rewards are others' code, and may use what has no deterministic kernel."""
-    if not deterministic or device.type != "cuda":
-        yield
-        return
-    os.environ.setdefault(_CUBLAS, _WORKSPACE)
-    with _CONVOLUTIONS.changed():
+    with _CONVOLUTIONS.changed() if _ordered(device, deterministic) else nullcontext():
         yield
 
 
@@ -98,14 +102,12 @@ def training_kernels(device: torch.device, deterministic: bool = False) -> Itera
 
     Raises InputError where an operation has no deterministic kernel.
     """
-    told = deterministic and device.type == "cuda"
-    if told:
-        os.environ.setdefault(_CUBLAS, _WORKSPACE)
-    with _ATTENTION.changed(), _DETERMINISM.changed() if told else nullcontext():
+    ordered = _ordered(device, deterministic)
+    with _ATTENTION.changed(), _DETERMINISM.changed() if ordered else nullcontext():
         try:
             yield
         except RuntimeError as error:
-            if not told or _WITHOUT_ONE not in str(error):
+            if not ordered or _WITHOUT_ONE not in str(error):
                 raise
             what = " ".join(str(error).split(_WITHOUT_ONE)[0].split())
             raise InputError(f"deterministic = true: {what} {_WITHOUT_ONE} on CUDA; leave deterministic out") from error

@@ -19,9 +19,7 @@ _TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """found(check, module="sharded_checks"): of both ranks."""
-    # Shared by the workers of a parallel run.
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if folder.name.startswith("popen-") else folder
+    folder = ranked.shared_folder(tmp_path_factory)
 
     def of(check, module="sharded_checks", size=2):
         told = [
