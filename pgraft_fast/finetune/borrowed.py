@@ -21,6 +21,16 @@ class Borrowed:
         for name in ("run", "frozen", "averaged"):
             setattr(learner, name, run.of(getattr(learner, name), trained=True))
 
+    def leave_start(self, factor: float) -> None:
+        """Averaged weights are so many times as far from what they were when they were borrowed."""
+        now, start = self.learner.tensors(), self._tensors["ema"]
+        moved = {
+            name: start[name] + factor * (value.detach() - start[name])
+            for name, value in now["ema"].items()
+            if value.is_floating_point()
+        }
+        self.learner.load({**now, "ema": {**now["ema"], **moved}}, self.learner.steps_done)
+
     def give_back(self) -> None:
         """Undo everything."""
         learner = self.learner

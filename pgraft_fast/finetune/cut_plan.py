@@ -175,7 +175,7 @@ def _outlook(
     outlook = replace(outlook, ceiling=base + share.value * whole.gain)
     if pilot is None:
         return outlook
-    gain = grown_gain(Estimate(pilot.gain, pilot.error), limit, share, pilot.whole / pilot.steps)
+    gain = grown_gain(Estimate(pilot.gain, pilot.error), limit, share, pilot.longer)
     return replace(outlook, predicted=base + gain.mean, low=base + gain.low, high=base + gain.high)
 
 

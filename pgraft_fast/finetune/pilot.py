@@ -21,18 +21,21 @@ _LEVELS = 10
 _HELD_OUT, _LEAST_HELD_OUT, _LEAST_GROUPS = 0.1, 2, 8
 _LEAST_STEPS, _LEAST_SAMPLES, _MOST_SAMPLES = 8, 16, 256
 # Of the pilot's model calls: its samples, its loss on held-out rows; its training takes the rest.
-_FOR_SAMPLES, _FOR_LOSSES = 0.35, 0.15
+_FOR_SAMPLES, _FOR_LOSSES = 0.45, 0.15
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """levels: see `learned_levels`. steps: of its training, whole: of the run's, a round. gain, error: of its samples
-    over the candidates at the same noise.
+    """levels: see `learned_levels`. steps: of its training. longer: how many times as far a round of the run goes.
+    gain, error: of its samples over the candidates at the same noise.
+
+    The gain is that of averaged weights in which the first ones have no part: over so few steps they would have nearly
+    all, and hide it.
     """
 
     levels: LearnedLevels
     steps: int
-    whole: int
+    longer: float
     gain: float
     error: float
 
@@ -68,11 +71,18 @@ def run_pilot(trials: Trials, allowed: float, run: FinetuneSettings) -> Pilot | 
         )  # fmt: skip
         edges = torch.linspace(kept.t_cut, 1.0, _LEVELS + 1).tolist()
         levels = learned_levels(_changes(trials, out, rows, edges), edges)
+        lent.leave_start(1.0 / (1.0 - training.ema**steps))
         change = trials.changes(work.learner.ema, samples)
     finally:
         lent.give_back()
     error = float(change.std() / change.numel() ** 0.5)
-    return Pilot(levels, steps, whole, float(change.mean()), error)
+    longer = reached(training.ema, whole) / (reached(training.ema, steps) / (1.0 - training.ema**steps))
+    return Pilot(levels, steps, longer, float(change.mean()), error)
+
+
+def reached(decay: float, steps: int) -> float:
+    """How far averaged weights are after so many steps of length 1 in one direction."""
+    return steps - decay * (1.0 - decay**steps) / (1.0 - decay)
 
 
 @torch.no_grad()

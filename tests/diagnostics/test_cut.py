@@ -130,21 +130,30 @@ def test_a_longer_training_gains_more_up_to_its_limit():
     def grown(gain, longer, error=0.0, share=share, limit=limit):
         return grown_gain(Estimate(gain, error), limit, share, longer)
 
-    same = grown(0.02, 1.0)
-    assert [same.mean, same.low, same.high] == pytest.approx([0.016] * 3)
-    more = grown(0.02, 10.0)
-    assert more.mean == pytest.approx(0.8 * end * (1 - (1 - 0.02 / end) ** (10**power)))
+    same = grown(0.02, 1.0, share=Estimate(1.0))
+    assert [same.mean, same.low, same.high] == pytest.approx([0.02] * 3)
+    more = grown(0.02, 10.0, share=Estimate(1.0))
+    assert more.mean == pytest.approx(end * (1 - (1 - 0.02 / end) ** (10**power)))
     assert same.mean < more.low < more.mean < more.high
     far = grown(0.02, 1e9)
     assert far.mean == pytest.approx(0.8 * end, rel=1e-3)
     assert far.high == pytest.approx(0.08 * (factor + 1.96 * cut.BEYOND.error), rel=0.05)
-    assert grown(-0.02, 10.0).mean == pytest.approx(-more.mean)
-    wide = grown(0.02, 1.0, error=0.01, share=Estimate(0.8, 0.1))
-    assert wide.high - wide.low == pytest.approx(2 * 1.96 * math.hypot(0.8 * 0.01, 0.02 * 0.1), rel=0.1)
+    assert grown(-0.02, 10.0).mean == pytest.approx(-grown(0.02, 10.0).mean)
+    wide = grown(0.02, 1.0, error=0.01, share=Estimate(1.0))
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 * 0.01, rel=0.1)
     # What the accepted gain is known to counts where training ends there.
     loose = grown(0.02, 1e9, limit=Estimate(0.1, 0.03))
     width = 0.8 * 2 * 1.96 * math.hypot(0.03 * factor, 0.1 * cut.BEYOND.error)
     assert loose.high - loose.low == pytest.approx(width, rel=0.2) and width > 1.4 * (far.high - far.low)
+
+
+def test_what_is_learned_first_may_lie_above_the_cut():
+    """Far from its limit a cut gains between its share and all of what cut 0 does; near it, its share."""
+    few = grown_gain(Estimate(0.001), Estimate(10.0), Estimate(0.4), 1.0)
+    assert few.mean == pytest.approx(0.7 * 0.001, rel=1e-3)
+    assert 0.4 * 0.001 < few.low < 0.45 * 0.001 and 0.95 * 0.001 < few.high < 0.001
+    all_of_it = grown_gain(Estimate(0.1), Estimate(0.1), Estimate(0.4), 1e9)
+    assert all_of_it.mean == pytest.approx(0.4 * 0.1 * cut.BEYOND.value, rel=1e-3)
 
 
 def test_a_state_tells_between_nothing_and_all():

@@ -17,8 +17,10 @@ from pgraft_fast.finetune import (
     SelectSettings,
     Trainer,
     TrainSettings,
+    cut_plan,
 )
 from pgraft_fast.finetune.cut_plan import CUTS, FALLBACK, plan_cut, share_of
+from pgraft_fast.finetune.pilot import run_pilot
 from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 
 FLOW = Schedule.linear_flow()
@@ -125,6 +127,21 @@ def test_where_it_cannot_tell_it_says_so(update, reward, why):
     plan = planned(settings(**update), **({} if reward is None else {"reward": reward}))
     assert plan.cut == FALLBACK and plan.told.startswith("The plan cannot tell: ") and why in plan.told
     assert plan.levels is None and all(outlook.kept is None for outlook in plan.outlooks)
+
+
+def test_what_a_pilot_gains_does_not_depend_on_how_slowly_the_average_follows(monkeypatch):
+    pilots = []
+    monkeypatch.setattr(cut_plan, "run_pilot", lambda *given: pilots.append(run_pilot(*given)) or pilots[-1])
+    for decay in (0.0, 0.9, 0.99):
+        train = TrainSettings(steps=600, batch_size=16, learning_rate=1e-3, cut="auto", ema=decay)
+        planned(settings(train=train), share=0.2)
+    raw, fast, slow = pilots
+    assert raw.steps == fast.steps == slow.steps > 30
+    assert raw.gain > 5 * raw.error
+    # Averages of a path lag behind its end by about half of it.
+    assert 0.4 * raw.gain < slow.gain < fast.gain < raw.gain
+    assert raw.longer == pytest.approx(600 / raw.steps)
+    assert raw.longer < fast.longer < 2 * raw.longer and raw.longer < slow.longer < 2 * raw.longer
 
 
 def test_a_cut_without_a_step_below_it_is_left_out():
