@@ -7,10 +7,10 @@ from pgraft_fast.commands.finetune import read_run
 from pgraft_fast.commands.subjects import subject_of
 from pgraft_fast.errors import InputError, told_as_damage
 from pgraft_fast.files import inside
-from pgraft_fast.finetune.checkpoint import load_newest, tensors_from_bytes
+from pgraft_fast.finetune.checkpoint import load_newest
 from pgraft_fast.report import write_run_report
+from pgraft_fast.runs.evaluation_file import read_evaluation
 from pgraft_fast.runs.subject import Subject
-from pgraft_fast.tasks.evaluation import Evaluation
 
 
 def rebuild_report(folder: str) -> dict[str, Any]:
@@ -29,10 +29,9 @@ def _rebuilt(run: Path, result: dict[str, Any], subject: Subject, notes: list[st
     for name in ("before.safetensors", f"after-{len(result['rounds']):06d}.safetensors"):
         path = run / "evaluation" / name
         try:
-            stored = tensors_from_bytes(path.read_bytes(), path)
+            evaluations.append(read_evaluation(path)[0])
         except OSError as error:
             raise InputError(f"{run}: not a finished run ({name}: {error.strerror})") from error
-        evaluations.append(Evaluation(stored["samples"], stored["rewards"], stored.get("condition")))
     checkpoint = load_newest(run / "checkpoints", notes.append)
     candidates = {} if checkpoint is None else checkpoint.tensors["candidates"]
     before, after = evaluations

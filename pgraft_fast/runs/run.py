@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pgraft_fast.amounts import duration
-from pgraft_fast.errors import InputError
+from pgraft_fast.errors import CheckpointError, InputError
 from pgraft_fast.extras import REPORT, need
 from pgraft_fast.files import flush_folder, to_json, write_file
 from pgraft_fast.finetune import Ledger, Trainer
-from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import sha256_of
 from pgraft_fast.finetune.signals import StopRequest
 from pgraft_fast.ranks.ranks import Ranks
 from pgraft_fast.runs.batches import with_batches
+from pgraft_fast.runs.evaluation_file import read_evaluation, write_evaluation
 from pgraft_fast.runs.mode import with_mode
 from pgraft_fast.runs.sizing import SAFETY, evaluation_samples, sized, with_prompts
 from pgraft_fast.runs.subject import Subject
@@ -31,8 +30,6 @@ from pgraft_fast.runs.together import at_work
 from pgraft_fast.tasks.evaluation import Evaluation, accepted_of, evaluate, features_of, quality_of
 
 CONFIG, RESULT = "config.json", "result.json"
-_PARTS = ("samples", "rewards", "condition")
-
 
 OnRound = Callable[[int, dict[str, Any]], None]
 
@@ -175,20 +172,24 @@ class _Run:
         path = (
             self.run / "evaluation" / ("before.safetensors" if name == "before" else f"after-{number:06d}.safetensors")
         )
-        drawn_as = torch.frombuffer(bytearray.fromhex(sha256_of(self.trainer.identity)), dtype=torch.uint8)
-        stored: dict[str, Tensor] = {}
+        drawn_as = sha256_of(self.trainer.identity)
+        stored: list[Evaluation] = []
 
         def known() -> bool:
-            if path.exists():
-                stored.update(tensors_from_bytes(path.read_bytes(), path))
+            if not path.exists():
+                return False
+            try:
+                evaluation, was_drawn_as = read_evaluation(path)
+            except CheckpointError as error:
+                self.terminal.line(f"{error}; drawn again")
+                return False
+            stored.append(evaluation)
             # One that was drawn before a first round has no checkpoint that tells what of.
-            same = {"drawn_as", "samples", "rewards"} <= set(stored) and torch.equal(stored["drawn_as"], drawn_as)
-            return same and stored["rewards"].numel() == evaluation_samples(self.config)
+            return was_drawn_as == drawn_as and evaluation.rewards.numel() == evaluation_samples(self.config)
 
         if self.ranks.from_first(known):
-            found = self.ranks.tensors_from_first({name: {"": value} for name, value in stored.items()})
-            condition = found["condition"][""] if "condition" in found else None
-            return Evaluation(found["samples"][""], found["rewards"][""], condition)
+            known_parts = {part: value for one in stored for part, value in vars(one).items() if value is not None}
+            return Evaluation(**self.ranks.tensors_from_first({"evaluation": known_parts})["evaluation"])
         tuned = None if name == "before" else self.trainer.tuned.eval()
         evaluation = evaluate(
             self.task,
@@ -204,9 +205,7 @@ class _Run:
         )
         with self.ranks.together():
             if self.ranks.first:
-                path.parent.mkdir(exist_ok=True)
-                drawn = {part: getattr(evaluation, part) for part in _PARTS if getattr(evaluation, part) is not None}
-                write_file(path, tensor_bytes({**drawn, "drawn_as": drawn_as}))
+                write_evaluation(path, evaluation, drawn_as)
                 if name == "before":
                     self.ledger.commit(number)
         return evaluation

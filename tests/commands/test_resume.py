@@ -10,6 +10,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import torch
 from hostile import manifest
 from PIL import Image
 from pipeline_runs import config_file
@@ -276,6 +277,27 @@ def test_an_evaluation_before_the_first_round_is_not_taken_for_another(copied, b
     assert main(["finetune", str(path)]) == 0
     actual, wanted = (json.loads((folder / "run/result.json").read_text()) for folder in (copied, begun))
     assert actual["before"] == wanted["before"] and actual["after"] == wanted["after"]
+
+
+def changed_reward(path: Path) -> None:
+    """One bit of a stored reward, with which the file still reads well."""
+    tensors = load_file(path)
+    tensors["rewards"].view(torch.int32)[0] ^= 1
+    save_file(tensors, path)
+
+
+def test_a_changed_evaluation_is_seen_and_drawn_again(copied, begun, capsys):
+    before, after = (copied / f"run/evaluation/{name}.safetensors" for name in ("before", "after-000001"))
+    own = before.read_bytes()
+    changed_reward(after)
+    assert main(["report", str(copied / "run")]) == 2
+    line = f"{after}: damaged, or of another version (its contents do not match their hash)"
+    assert f"pgraft-fast: {line}" in capsys.readouterr().err
+    changed_reward(before)
+    assert f"{before}: damaged, or of another version" in goes_on(copied, capsys)
+    assert before.read_bytes() == own
+    actual, wanted = (json.loads((folder / "run/result.json").read_text()) for folder in (copied, begun))
+    assert actual["before"] == wanted["before"]
 
 
 def test_evaluate_refuses_another_pipeline(copied, capsys):
