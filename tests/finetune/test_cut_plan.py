@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from small_nets import Mlp
 
 import pgraft_fast as pf
 from pgraft_fast.diffusion import Schedule
@@ -26,16 +26,6 @@ from pgraft_fast.tasks.digits import DigitsSettings, digits_task
 FLOW = Schedule.linear_flow()
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4))
-
-    def forward(self, x, t):
-        return self.layers(torch.cat((x, t[:, None]), dim=1))
-
-
 def settings(objective="state", **update):
     values = {
         "sample": SampleSettings(prompts=24, candidates=4, steps=8),
@@ -47,7 +37,7 @@ def settings(objective="state", **update):
 
 def planned(config=None, reward=lambda x: x.sum(1), **update):
     arguments = {"shape": (4,), "parameterization": "velocity", "share": 1.0} | update
-    return plan_cut(Net(), FLOW, reward, settings() if config is None else config, **arguments)
+    return plan_cut(Mlp(), FLOW, reward, settings() if config is None else config, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +73,7 @@ def test_on_digits(digits):
 
 @pytest.mark.parametrize("objective", ["state", "clean", "contrast"])
 def test_all_is_left_as_it_was_and_the_same_again(objective):
-    learner = Learner(Net(), settings().train)
+    learner = Learner(Mlp(), settings().train)
     before = {name: value.clone() for name, value in learner.model.state_dict().items()}
     first = planned(settings(objective), learner=learner)
     assert first == planned(settings(objective))
@@ -95,7 +85,7 @@ def test_all_is_left_as_it_was_and_the_same_again(objective):
 def test_calls_are_counted():
     seen = 0
 
-    class Counting(Net):
+    class Counting(Mlp):
         def forward(self, x, t):
             nonlocal seen
             # A backward pass counts as two.
@@ -172,7 +162,7 @@ def trainer(run, rounds=2, **update):
         steps=60, batch_size=16, learning_rate=1e-2, cut="auto", rounds=rounds, objective="contrast",
     ))  # fmt: skip
     lines = []
-    made = Trainer(Net(), FLOW, lambda x: x.sum(1), config, shape=(4,), parameterization="velocity", run=run,
+    made = Trainer(Mlp(), FLOW, lambda x: x.sum(1), config, shape=(4,), parameterization="velocity", run=run,
                    prompts=Prompts(["a", "b"]), log=lines.append, **update)  # fmt: skip
     return made, lines
 

@@ -7,25 +7,15 @@ import shutil
 import pytest
 import torch
 from disks import fill, small_disk
-from torch import nn
+from small_nets import Mlp
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import StorageError
 from pgraft_fast.finetune import FinetuneSettings, SampleSettings, SelectSettings, Trainer, TrainSettings
 
 ROUNDS = 3
-
-
-class Net(nn.Module):
-    """About 20,000 weights, so that a save takes many blocks of a disk."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(5, 2000), nn.Tanh(), nn.Linear(2000, 4))
-
-    def forward(self, x, t):
-        return self.layers(torch.cat((x, t[:, None]), dim=1))
+# About 20,000 weights, so that a save takes many blocks of a disk.
+WIDTH = 2000
 
 
 def trainer(run, log=lambda text: None, rounds=ROUNDS, reward=lambda x: x.sum(1)):
@@ -34,7 +24,7 @@ def trainer(run, log=lambda text: None, rounds=ROUNDS, reward=lambda x: x.sum(1)
         train=TrainSettings(steps=2, batch_size=4, learning_rate=1e-2, cut=0.4, rounds=rounds),
     )  # fmt: skip
     return Trainer(
-        Net(), Schedule.linear_flow(), reward, settings, shape=(4,), parameterization="velocity", run=run, log=log
+        Mlp(WIDTH), Schedule.linear_flow(), reward, settings, shape=(4,), parameterization="velocity", run=run, log=log
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from small_nets import Mlp
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.finetune import FinetuneSettings, SampleSettings, SelectSettings, Trainer, TrainSettings
@@ -18,23 +18,13 @@ GROWTH, SETTLED = 0.05, 500
 FAILING = 0.05
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4))
-
-    def forward(self, x, t):
-        return self.layers(torch.cat((x, t[:, None]), dim=1))
-
-
 def trainer(run, rounds, reward, candidates=2, **callbacks):
     settings = FinetuneSettings(
         sample=SampleSettings(prompts=1, candidates=candidates, steps=2), select=SelectSettings(k=1),
         train=TrainSettings(steps=1, batch_size=1, learning_rate=1e-3, cut=0.4, rounds=rounds),
     )  # fmt: skip
     return Trainer(
-        Net(), Schedule.linear_flow(), reward, settings, shape=(4,), parameterization="velocity", run=run,
+        Mlp(), Schedule.linear_flow(), reward, settings, shape=(4,), parameterization="velocity", run=run,
         **{"log": lambda text: None, **callbacks},
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from small_nets import Mlp
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
@@ -23,18 +23,8 @@ from pgraft_fast.finetune.nft_settings import NftSettings
 FLOW = Schedule.linear_flow()
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4))
-
-    def forward(self, x, t):
-        return self.layers(torch.cat((x, t[:, None]), dim=1))
-
-
 def learned(settings, advantage=None, memory=None, steps=5, **more):
-    learner, ledger = Learner(Net(), TrainSettings(learning_rate=1e-2)), Ledger()
+    learner, ledger = Learner(Mlp(), TrainSettings(learning_rate=1e-2)), Ledger()
     torch.manual_seed(1)
     x_0, ids = torch.randn(6, 4), torch.arange(6) + 10
     advantage = torch.tensor([1.0, -1.0, 0.5, 0.0, -2.0, 9.0]) if advantage is None else advantage
@@ -80,7 +70,7 @@ def test_every_sample_trains_its_steps_and_calls_are_counted():
 
 
 def test_the_old_policy_follows_after_the_round():
-    before = Net().state_dict()
+    before = Mlp().state_dict()
     learner, _, _ = learned(NftSettings(decay_rate=0.1, batch_size=3))
     # After two steps it keeps a fifth of itself.
     for name, raw in learner.model.state_dict().items():
@@ -91,7 +81,7 @@ def test_the_old_policy_follows_after_the_round():
 def test_no_difference_teaches_nothing():
     learner, ledger, report = learned(NftSettings(), advantage=torch.zeros(6))
     assert report.steps == ledger.model_calls == 0
-    assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), Net().parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(learner.model.parameters(), Mlp().parameters(), strict=True))
 
 
 def test_parts_of_a_batch_add_up():
@@ -116,7 +106,7 @@ def run_of(folder, rounds=12, reward=lambda x: x.sum(1)):
         method="nft", sample=SampleSettings(prompts=4, candidates=8, steps=5), select=SelectSettings(k=2),
         train=TrainSettings(rounds=rounds, learning_rate=1e-2), nft=NftSettings(batch_size=8, beta=0.5),
     )  # fmt: skip
-    run = Trainer(Net(), FLOW, reward, settings, shape=(4,), parameterization="velocity", prompts=Prompts(["a", "b"]),
+    run = Trainer(Mlp(), FLOW, reward, settings, shape=(4,), parameterization="velocity", prompts=Prompts(["a", "b"]),
                   run=folder, log=lambda text: None)  # fmt: skip
     run.run_rounds()
     return run
@@ -128,7 +118,7 @@ def test_rounds_raise_the_reward_and_a_reward_without_meaning_does_not(tmp_path)
     assert rewards[-1] > rewards[0] + 0.5
     assert run.ledger.model_calls == 12 * run.calls_of_a_round() == 12 * (32 * 5 + 32 * 4 * 5)
     same = run_of(tmp_path / "b", rounds=3, reward=lambda x: torch.ones(x.shape[0]))
-    assert all(torch.equal(a, b) for a, b in zip(same.tuned.parameters(), Net().parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(same.tuned.parameters(), Mlp().parameters(), strict=True))
 
 
 def test_resumed_run_is_bit_identical(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from clock import Clock
-from torch import nn
+from small_nets import Mlp
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import CheckpointError, InputError, RewardError, StoppedError, StorageError
@@ -22,16 +22,6 @@ FLOW = Schedule.linear_flow()
 CALLS = 8 * 5 + 3 * 6 * 4
 
 
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4))
-
-    def forward(self, x, t):
-        return self.layers(torch.cat((x, t[:, None]), dim=1))
-
-
 def settings(rounds=3, **update):
     values = {
         "sample": SampleSettings(prompts=2, candidates=4, steps=5),
@@ -44,7 +34,7 @@ def settings(rounds=3, **update):
 def trainer(run, config=None, reward=lambda x: x.sum(1), **update):
     config = settings() if config is None else config
     arguments = {"shape": (4,), "parameterization": "velocity", "log": lambda text: None} | update
-    return Trainer(Net(), FLOW, reward, config, run=run, **arguments)
+    return Trainer(Mlp(), FLOW, reward, config, run=run, **arguments)
 
 
 def weights(a):
@@ -115,11 +105,11 @@ def test_contrast_learns_nothing_where_all_are_accepted(tmp_path):
     run.run_rounds()
     assert run.history[0]["steps"] == 0 and run.ledger.model_calls == 8 * 5
     assert any("no group has accepted and rejected candidates: nothing is learned" in line for line in lines)
-    assert all(torch.equal(a, b) for a, b in zip(run.tuned.parameters(), Net().parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run.tuned.parameters(), Mlp().parameters(), strict=True))
     # The ordinary loss learns, whatever the reward.
     run = trainer(tmp_path / "state", settings(1, **everything))
     run.run_rounds()
-    assert not all(torch.equal(a, b) for a, b in zip(run.tuned.parameters(), Net().parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(run.tuned.parameters(), Mlp().parameters(), strict=True))
 
 
 @pytest.mark.parametrize("calls", [5, 60, 150, 200, 290])
@@ -291,9 +281,9 @@ def test_the_result_is_named_as_the_model_however_it_is_called(tmp_path, monkeyp
     sample = SampleSettings(prompts=2, candidates=4, steps=5, solver="euler_sde")
     made = trainer(tmp_path, settings(method=method, mode=mode, train=train, sample=sample))
     made.run_rounds()
-    other = Net()
+    other = Mlp()
     other.load_state_dict(made.tuned.state_dict())
-    assert any(not torch.equal(*pair) for pair in zip(other.parameters(), Net().parameters(), strict=True))
+    assert any(not torch.equal(*pair) for pair in zip(other.parameters(), Mlp().parameters(), strict=True))
 
 
 @pytest.mark.parametrize("twins", [False, True])
