@@ -61,7 +61,7 @@ def test_a_small_demo(name, tmp_path):
         train=training,
         samples=64,
         reference_samples=256,
-    )
+    )  # fmt: skip
     result = run_demo(small, tmp_path, Terminal())
     assert result == json.loads((tmp_path / "demo.json").read_text())
     names = ["base", "best of N", "graft", "p-graft 0.5", "graft, copies kept", "p-graft 0.5, copies kept"]

@@ -119,12 +119,12 @@ def test_large_batches_are_computed_in_parts_of_like_sizes(name):
     model, (x, t, condition) = denoiser(name), inputs()
     rows = torch.arange(140) % len(TEXTS)
     seen = []
-    model.network.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[:2]))
+    model.network.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
     many = x[rows].requires_grad_()
     out = model(many, t[rows], condition[rows])
-    assert [tuple(shape)[0] for shape in seen] == [32, 32, 32, 32, 12]
-    widths = [shape[1] for shape in seen]
-    assert widths == sorted(widths) and widths[0] < widths[-1] == N
+    sizes, widths, _ = zip(*seen, strict=True)
+    assert sizes == (32, 32, 32, 32, 12)
+    assert list(widths) == sorted(widths) and widths[0] < widths[-1] == N
     expected = model(x, t, condition)
     assert (out - expected[rows]).abs().max() <= 1e-5 * expected.abs().max()
     out.square().sum().backward()
