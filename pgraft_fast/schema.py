@@ -32,6 +32,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # Any number that float32 holds with room to spare, and those above 0.
 Real = Annotated[float, Field(ge=-1e30, le=1e30)]
 Positive = Annotated[float, Field(gt=0, le=1e30)]
+Power = Annotated[float, Field(ge=0.01, le=100)]
 Rate = Annotated[float, Field(gt=0, le=1e3)]
 Decay = Annotated[float, Field(ge=0, le=1e3)]
 # Scale of guidance.

@@ -3,7 +3,7 @@
 For each seed one set of rollouts, scored once, is given to GRAFT (cut 0) and to P-GRAFT at several cuts; each trains a
 copy of the reference for the same number of steps on the same accepted trajectories. All samples are drawn at the same
 seeds; the accepted law is represented by separate rollouts that no method was trained on. Where the rule drops copies,
-each method also trains on all that was accepted, and the best of each group stands beside; where there are no copies,
+a method can also train on all that was accepted, and the best of each group stands beside; where there are no copies,
 that is the same training, and is done once.
 """
 
@@ -46,14 +46,18 @@ _REFERENCE_IDS = EVALUATION_IDS << 1
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo. task: of a config, by name, with options. cuts: 0 is GRAFT. samples: drawn from each model.
-    reference_samples: drawn for the law.
+    """Sizes of the demo. task: of a config, by name, with options. cuts: 0 is GRAFT. copies_cuts: of them, those that
+    are also trained with copies kept, where the rule drops copies. graft_strength: at cut 0 in place of train.strength:
+    there training reaches the lowest noise, where a great strength of contrast diverges. samples: drawn from each
+    model. reference_samples: drawn for the law.
     """
 
     task: tuple[tuple[str, Any], ...] = (("name", "digits"),)
     title: str = "handwritten digits"
     seeds: int = 3
     cuts: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
+    copies_cuts: tuple[float, ...] = ()
+    graft_strength: float | None = None
     reward: str = "symmetry"
     sample: SampleSettings = SampleSettings(prompts=100, candidates=16, steps=25, solver="ddpm")
     select: SelectSettings = SelectSettings(rule="top_k", k=4)
@@ -63,8 +67,13 @@ class DemoSettings:
 
     def of(self, seed: int, cut: float = 0.0, select: SelectSettings | None = None) -> FinetuneSettings:
         """The settings of one seed and cut."""
-        training, chosen = self.train.model_copy(update={"cut": cut}), self.select if select is None else select
-        return FinetuneSettings(seed=seed, sample=self.sample, select=chosen, train=training)
+        update: dict[str, float] = {"cut": cut}
+        if cut == 0.0 and self.graft_strength is not None:
+            update["strength"] = self.graft_strength
+        chosen = self.select if select is None else select
+        return FinetuneSettings(
+            seed=seed, sample=self.sample, select=chosen, train=self.train.model_copy(update=update)
+        )
 
     @property
     def drops_copies(self) -> bool:
@@ -72,18 +81,20 @@ class DemoSettings:
         return self.select.rule == "binary"
 
     @property
-    def selections(self) -> dict[str, SelectSettings]:
-        """Of what is trained on, by what rows of the table add to their name."""
-        if not self.drops_copies:
-            return {"": self.select}
-        return {"": self.select, "kept": SelectSettings(rule="threshold", threshold=self.select.threshold)}
+    def trainings(self) -> list[tuple[str, float, SelectSettings]]:
+        """What rows of the table add to their name, the cut, and the rule of what is trained on."""
+        trainings = [("", cut, self.select) for cut in self.cuts]
+        if self.drops_copies:
+            every = SelectSettings(rule="threshold", threshold=self.select.threshold)
+            trainings += [("kept", cut, every) for cut in self.copies_cuts]
+        return trainings
 
 
 def run_demo(settings: DemoSettings, out: Path, terminal: Terminal) -> dict[str, Any]:
     """Run, print the table, write out/report and out/demo.json. Returns the JSON's content."""
     began = time.perf_counter()
     task = task_of({**dict(settings.task), "reward": settings.reward})
-    each = 1 + settings.drops_copies + len(settings.cuts) * len(settings.selections)
+    each = 1 + settings.drops_copies + len(settings.trainings)
     demo, total = _Demo(settings, task), settings.seeds * each
     with stop_on_signals() as stop, terminal.progress(total):
         try:
@@ -148,27 +159,26 @@ class _Demo:
             best = _best_of_groups(candidates)
             yield self._row("best of N", 0.0, seed, best, accepted, shared_calls, shared_seconds)
         done: dict[float, tuple[Tensor, dict[str, Any]]] = {}
-        for copies, select in settings.selections.items():
-            for cut in settings.cuts:
-                began, calls_before = time.perf_counter(), ledger.model_calls
-                own = settings.of(seed, cut, select)
-                chosen = _chosen(candidates, own)
-                if cut in done and torch.equal(done[cut][0], chosen.acceptance.index):
-                    yield self._again(done[cut][1], copies)
-                    continue
-                learner = Learner(task.model, own.train)
-                learner.run, learner.frozen = run.of(learner.model), run.of(task.model)
-                train(
-                    learner, chosen.kept_for(cut, learner.settings), task.schedule,
-                    parameterization=task.parameterization, seed=seed, ledger=ledger, check=check,
-                )  # fmt: skip
-                seconds = shared_seconds + time.perf_counter() - began
-                calls = shared_calls + ledger.model_calls - calls_before
-                drawn = self._evaluate(seed, settings.samples, check, tuned=learner.ema.eval(), cut=cut)
-                method = "p-graft" if cut else "graft"
-                row = self._row(method, cut, seed, drawn, accepted, calls, seconds, copies)
-                done[cut] = chosen.acceptance.index, row
-                yield row
+        for copies, cut, select in settings.trainings:
+            began, calls_before = time.perf_counter(), ledger.model_calls
+            own = settings.of(seed, cut, select)
+            chosen = _chosen(candidates, own)
+            if cut in done and torch.equal(done[cut][0], chosen.acceptance.index):
+                yield self._again(done[cut][1], copies)
+                continue
+            learner = Learner(task.model, own.train)
+            learner.run, learner.frozen = run.of(learner.model), run.of(task.model)
+            train(
+                learner, chosen.kept_for(cut, learner.settings), task.schedule,
+                parameterization=task.parameterization, seed=seed, ledger=ledger, check=check,
+            )  # fmt: skip
+            seconds = shared_seconds + time.perf_counter() - began
+            calls = shared_calls + ledger.model_calls - calls_before
+            drawn = self._evaluate(seed, settings.samples, check, tuned=learner.ema.eval(), cut=cut)
+            method = "p-graft" if cut else "graft"
+            row = self._row(method, cut, seed, drawn, accepted, calls, seconds, copies)
+            done[cut] = chosen.acceptance.index, row
+            yield row
 
     def _again(self, row: dict[str, Any], copies: str) -> dict[str, Any]:
         """The row of a training on the same samples, under another name."""

@@ -6,12 +6,15 @@ from pgraft_fast.finetune import SampleSettings, SelectSettings, TrainSettings
 LAYOUTS = DemoSettings(
     task=(("name", "layouts"), ("variant", "flow")),
     title="page layouts",
-    cuts=(0.0, 0.25, 0.5),
+    cuts=(0.0, 0.125, 0.25),
+    copies_cuts=(0.0, 0.125, 0.25),
     reward="tidy",
     sample=SampleSettings(prompts=128, candidates=16, steps=25, solver="ddpm"),
     # A sixth of the base's samples.
     select=SelectSettings(rule="binary", threshold=-0.8),
-    train=TrainSettings(steps=120, batch_size=64, learning_rate=5e-5, ema=0.98),
+    train=TrainSettings(
+        objective="contrast", strength=3.0, low_noise=3.0, steps=120, batch_size=64, learning_rate=1e-4, ema=0.98
+    ),
     samples=512,
     reference_samples=1024,
 )
@@ -19,13 +22,19 @@ LAYOUTS = DemoSettings(
 MOLECULES = DemoSettings(
     task=(("name", "molecules"),),
     title="small molecules",
-    cuts=(0.0, 0.125, 0.25),
+    # Two of the 40 steps.
+    cuts=(0.0, 0.05),
+    copies_cuts=(0.05,),
+    graft_strength=1.0,
     reward="stable",
-    sample=SampleSettings(prompts=64, candidates=8, steps=40, solver="ddpm"),
+    sample=SampleSettings(prompts=128, candidates=8, steps=40, solver="ddpm"),
     select=SelectSettings(rule="binary", threshold=0.5),
-    train=TrainSettings(objective="contrast", strength=4.0, steps=50, batch_size=64, learning_rate=1e-4, ema=0.97),
+    # What is stable is decided in the last eighth of the steps.
+    train=TrainSettings(
+        objective="contrast", strength=4.0, low_noise=8.0, steps=150, batch_size=64, learning_rate=3e-4, ema=0.97
+    ),
     samples=192,
-    reference_samples=512,
+    reference_samples=256,
 )
 
 

@@ -15,6 +15,7 @@ from pgraft_fast.schema import (
     Decay,
     Part,
     Positive,
+    Power,
     Rate,
     Real,
     Seed,
@@ -79,11 +80,13 @@ class TrainSettings(Settings):
     cut: share of the steps left to the reference model, 0 is GRAFT; or "auto", see `finetune.cut_plan`. objective: see
     `pgraft_loss`. Of "contrast", which trains on groups with accepted and rejected candidates: strength, 1 aims at the
     accepted law and more goes beyond; advantage, whether the rows of such a group count by "acceptance" or by "reward";
-    frozen, whether a round starts from the "reference" or from the averaged weights, "ema". steps: optimiser steps a
-    round of batch_size rows; or epochs: passes over the kept rows, instead of steps. micro_batch: rows at once, whose
-    gradients are added up; halved when memory is full. ema: decay of the averaged weights, which are the result; 0 is
-    off. clip: limit of the gradient's norm. null_prompt: share of rows that are trained without their prompt, for
-    guidance; DDPO trains what it sampled, on both sides of the guidance.
+    frozen, whether a round starts from the "reference" or from the averaged weights, "ema". low_noise: times are drawn
+    above the cut with a density proportional to (t_begin - t)^(low_noise - 1): 1 is all alike, more is low ones more
+    often, for a reward that is decided late. steps: optimiser steps a round of batch_size rows; or epochs: passes over
+    the kept rows, instead of steps. micro_batch: rows at once, whose gradients are added up; halved when memory is
+    full. ema: decay of the averaged weights, which are the result; 0 is off. clip: limit of the gradient's norm.
+    null_prompt: share of rows that are trained without their prompt, for guidance; DDPO trains what it sampled, on both
+    sides of the guidance.
     """
 
     cut: Cut = 0.25
@@ -91,6 +94,7 @@ class TrainSettings(Settings):
     strength: Positive = 1.0
     advantage: Advantage = "acceptance"
     frozen: Literal["reference", "ema"] = "reference"
+    low_noise: Power = 1.0
     rounds: Times = 1
     steps: Times = 200
     epochs: Times | None = None

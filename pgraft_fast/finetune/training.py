@@ -129,8 +129,8 @@ class _Losses:
         another = (key[1:] != key[:-1]) | (epoch[1:] != epoch[:-1])
         number = torch.cat((another.new_zeros(1), another)).cumsum(0)
         share = (offset + number / (number[-1] + 1)) % 1.0
-        begin = self.schedule.t_begin
-        return _Batch(rows, key, epoch, begin - share * (begin - self.kept.t_cut))
+        begin, power = self.schedule.t_begin, 1.0 / self.learner.settings.low_noise
+        return _Batch(rows, key, epoch, begin - share**power * (begin - self.kept.t_cut))
 
     def share(self, batch: _Batch, low: int, high: int) -> Tensor:
         """What some rows add to the mean loss of a batch."""

@@ -21,16 +21,28 @@ def test_the_command_knows_them_all():
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_settings_fit_the_task(name):
-    """Three seeds, two cuts beside GRAFT, with and without copies."""
+    """Three seeds, P-GRAFT beside GRAFT, with and without copies."""
     settings = WORLDS[name]
-    assert (settings.seeds, len(settings.cuts), settings.cuts[0]) == (3, 3, 0.0)
-    assert list(settings.selections) == ["", "kept"]
+    assert settings.seeds == 3 and settings.cuts[0] == 0.0 and len(settings.cuts) > 1
+    assert set(settings.copies_cuts) <= set(settings.cuts) and any(settings.copies_cuts)
+    rules = [(copies, cut, select.rule) for copies, cut, select in settings.trainings]
+    assert rules == [
+        *(("", cut, "binary") for cut in settings.cuts), *(("kept", cut, "threshold") for cut in settings.copies_cuts)
+    ]  # fmt: skip
     task = task_of({**dict(settings.task), "reward": settings.reward})
     assert task.name == name and settings.reward in task.rewards and task.prompts.same is not None
 
 
+def test_graft_has_a_strength_of_its_own():
+    """Where training reaches the lowest noise."""
+    settings = WORLDS["molecules"]
+    assert [settings.of(0, cut).train.strength for cut in settings.cuts] == [1.0, 4.0]
+    assert settings.of(0, 0.05).train.model_copy(update={"strength": 1.0, "cut": 0.0}) == settings.of(0).train
+    assert {WORLDS["layouts"].of(0, cut).train.strength for cut in WORLDS["layouts"].cuts} == {3.0}
+
+
 def test_what_stands_above_the_table():
-    assert "8 candidates a seed, those of at least 0.5 kept, 50 training steps" in _lead(WORLDS["molecules"])
+    assert "8 candidates a seed, those of at least 0.5 kept, 150 training steps" in _lead(WORLDS["molecules"])
     assert "16 candidates a seed, the best 4 of each kept, 200 training steps" in _lead(DemoSettings())
 
 
@@ -41,8 +53,15 @@ def test_a_small_demo(name, tmp_path):
     sample = settings.sample.model_copy(update={"prompts": 24, "steps": 12})
     training = settings.train.model_copy(update={"steps": 4, "batch_size": 16})
     small = replace(
-        settings, seeds=1, cuts=(0.0, 0.5), sample=sample, train=training, samples=64, reference_samples=256
-    )
+        settings,
+        seeds=1,
+        cuts=(0.0, 0.5),
+        copies_cuts=(0.0, 0.5),
+        sample=sample,
+        train=training,
+        samples=64,
+        reference_samples=256,
+    )  # fmt: skip
     result = run_demo(small, tmp_path, Terminal())
     assert result == json.loads((tmp_path / "demo.json").read_text())
     names = ["base", "best of N", "graft", "p-graft 0.5", "graft, copies kept", "p-graft 0.5, copies kept"]

@@ -51,9 +51,9 @@ def test_a_run_and_its_samples(tmp_path, capsys):
         ("prompts = 128", "prompts = 8"),
         ("candidates = 16", "candidates = 4"),
         ("steps = 25", "steps = 4"),
-        ("steps = 200", "steps = 3"),
+        ("steps = 120", "steps = 3"),
         ("batch_size = 64", "batch_size = 8"),
-        ("threshold = -0.9", "threshold = 1.0"),
+        ("threshold = -0.8", "threshold = 1.0"),
         ("samples = 512", "samples = 64"),
     ):
         assert text.count(old) == 1

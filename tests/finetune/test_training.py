@@ -142,6 +142,26 @@ def test_batches_read_all_rows_before_any_again():
     assert epochs.tolist() == [0, 0, 1, 1, 2]
 
 
+@pytest.mark.parametrize(("low_noise", "cut"), [(1.0, 0.4), (3.0, 0.4), (3.0, 0.0), (100.0, 0.4), (0.01, 0.0)])
+def test_low_noise_is_read_more_often(low_noise, cut):
+    """Times of a density ~ (1 - t)^(low_noise - 1) above the cut: a share (1 - u)^low_noise of them lies above u."""
+    times = []
+
+    class Watched(Net):
+        def forward(self, x, t, condition=None):
+            times.append(t)
+            return super().forward(x, t, condition)
+
+    config = settings(train=TrainSettings(steps=400, batch_size=4, learning_rate=1e-9, cut=cut, low_noise=low_noise))
+    collected = gather(config)
+    train(Learner(Watched(), config.train), collected.kept(cut, "state"), FLOW, parameterization="velocity", seed=0)
+    t = torch.cat(times).double()
+    assert t.numel() == 1600 and float(t.min()) >= cut and float(t.max()) <= 1.0 and bool(t.isfinite().all())
+    for u in (0.1, 0.3, 0.7):
+        above = float((t > cut + (1.0 - cut) * u).double().mean())
+        assert above == pytest.approx((1.0 - u) ** low_noise, abs=0.03)
+
+
 def test_only_kept_rows_reach_the_model():
     learner, kept, ledger = Learner(Net(), settings().train), gather(settings()).kept(0.4, "state"), Ledger()
     seen = []

@@ -113,6 +113,26 @@ def test_neighbours_and_width_change_nothing(name):
     assert (model(wide, t, slots)[:, :N] - out).abs().max() <= 1e-5 * out.abs().max()
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_large_batches_are_computed_in_parts_of_like_sizes(name):
+    """Rows come back in their order, with their gradients; few slots without an atom reach the network."""
+    model, (x, t, condition) = denoiser(name), inputs()
+    rows = torch.arange(140) % len(TEXTS)
+    seen = []
+    model.network.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    many = x[rows].requires_grad_()
+    out = model(many, t[rows], condition[rows])
+    sizes, widths, _ = zip(*seen, strict=True)
+    assert sizes == (32, 32, 32, 32, 12)
+    assert list(widths) == sorted(widths) and widths[0] < widths[-1] == N
+    expected = model(x, t, condition)
+    assert (out - expected[rows]).abs().max() <= 1e-5 * expected.abs().max()
+    out.square().sum().backward()
+    few = x.clone().requires_grad_()
+    model(few, t, condition).square().sum().backward()
+    assert (many.grad - few.grad[rows]).abs().max() <= 1e-4 * few.grad.abs().max()
+
+
 @pytest.mark.parametrize("parameterization", LAWS)
 @pytest.mark.parametrize("name", SMALL)
 def test_exact_answers(name, parameterization):
