@@ -176,7 +176,11 @@ def _outlook(
     if pilot is None:
         return outlook
     gain = grown_gain(Estimate(pilot.gain, pilot.error), limit, share, pilot.longer)
-    return replace(outlook, predicted=base + gain.mean, low=base + gain.low, high=base + gain.high)
+    # A mean lies among its rewards.
+    known = candidates.rewards[candidates.rewards.isfinite()]
+    least, most = float(known.min()), float(known.max())
+    predicted, low, high = (min(max(base + change, least), most) for change in (gain.mean, gain.low, gain.high))
+    return replace(outlook, predicted=predicted, low=low, high=high)
 
 
 def _normal(error: float, kept: KeptGain) -> float:

@@ -134,6 +134,22 @@ def test_what_a_pilot_gains_does_not_depend_on_how_slowly_the_average_follows(mo
     assert raw.longer < fast.longer < 2 * raw.longer and raw.longer < slow.longer < 2 * raw.longer
 
 
+def test_a_prediction_lies_among_the_rewards():
+    """A contrast of great strength aims far beyond what any candidate has."""
+    train = TrainSettings(steps=60, batch_size=16, learning_rate=1e-2, cut="auto", objective="contrast", strength=1e3)
+    rewards = []
+
+    def reward(x):
+        rewards.append((x.sum(1) > 0.0).float())
+        return rewards[-1]
+
+    plan = planned(settings(train=train), reward)
+    assert {float(value) for value in torch.cat(rewards)} == {0.0, 1.0}
+    for outlook in plan.outlooks:
+        assert 0.0 <= outlook.low <= outlook.predicted <= outlook.high <= 1.0
+    assert plan.outlooks[0].high == 1.0
+
+
 def test_a_cut_without_a_step_below_it_is_left_out():
     assert [outlook.cut for outlook in planned().outlooks] == [0.0, 0.25, 0.5]
     assert [outlook.cut for outlook in planned(cuts=(0.01,)).outlooks] == [0.0]
