@@ -31,7 +31,7 @@ from pgraft_fast.finetune import (
 )
 from pgraft_fast.finetune.candidates import Candidates
 from pgraft_fast.finetune.execution import Execution
-from pgraft_fast.finetune.rounds import choose
+from pgraft_fast.finetune.rounds import choose, dropped_by
 from pgraft_fast.finetune.signals import stop_on_signals
 from pgraft_fast.report.demo_report import DemoData, write_demo_report
 from pgraft_fast.report.demo_table import demo_table, row_name, summarise
@@ -216,7 +216,8 @@ def _chosen(candidates: Candidates, settings: FinetuneSettings) -> Candidates:
     """As these settings accept them."""
     copies = candidates.copies if settings.select.rule == "binary" else None
     numbers = None if copies is None else copies.flatten()
-    return replace(candidates, acceptance=choose(settings, candidates.rewards, candidates.rollout.sample_id, numbers))
+    acceptance = choose(settings, candidates.rewards, candidates.rollout.sample_id, numbers)
+    return replace(candidates, acceptance=acceptance, dropped=dropped_by(settings, candidates.rewards, acceptance))
 
 
 def _best_of_groups(candidates: Candidates) -> Evaluation:

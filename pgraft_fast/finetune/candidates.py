@@ -16,7 +16,8 @@ from pgraft_fast.selection import Acceptance
 @dataclass(frozen=True)
 class Candidates:
     """All samples of a round, in groups. rewards: (P, N). condition: (P N, ...) or None. elements: (P N, M) bool, which
-    rows of a sample are some, or None. copies: (P, N) int64, see `copies_of`, or None.
+    rows of a sample are some, or None. copies: (P, N) int64, see `copies_of`, or None. dropped: (P, N) bool, see
+    `dropped_by`, or None.
 
     sample_id: (P N,). rollout: of the rows that this rank has drawn, all of them where there is one rank or after
     `whole`. The methods are called by all ranks.
@@ -29,6 +30,7 @@ class Candidates:
     sample_id: Tensor
     elements: Tensor | None = None
     copies: Tensor | None = None
+    dropped: Tensor | None = None
     ranks: Ranks = ALONE
 
     def kept(self, cut: float, objective: str, *, strength: float = 1.0, advantage: Advantage = "acceptance") -> Kept:
@@ -80,6 +82,9 @@ class Candidates:
 
     def _contrast(self, cut: float, strength: float, kind: Advantage) -> Kept:
         mask, rewards = self.acceptance.mask, self.rewards
+        if self.dropped is not None:
+            # As good as the accepted ones: on neither side.
+            rewards = rewards.masked_fill(self.dropped, torch.nan)
         by_side = kind == "acceptance"
         of_all = acceptance_advantages(mask, rewards, strength) if by_side else reward_advantages(rewards, strength)
         # Of a group that is all accepted or all rejected the rule has nothing to say.

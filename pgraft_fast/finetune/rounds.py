@@ -84,7 +84,7 @@ def collect(
         acceptance = choose(settings, rewards, sample_id, copies, taken, draw=round_)
     return Candidates(
         samples, rewards, acceptance, condition, sample_id, prompts.elements_of(condition),
-        None if copies is None else copies.view_as(rewards), ranks,
+        None if copies is None else copies.view_as(rewards), dropped_by(settings, rewards, acceptance), ranks,
     )  # fmt: skip
 
 
@@ -127,6 +127,13 @@ def choose(
         draw=draw,
         empty=select.empty,
     )
+
+
+def dropped_by(settings: FinetuneSettings, rewards: Tensor, acceptance: Acceptance) -> Tensor | None:
+    """(P, N) bool: what the rule did not accept only because it is a copy; None of rules that know no copies."""
+    if settings.select.rule != "binary":
+        return None
+    return (rewards >= settings.select.limit) & ~acceptance.mask
 
 
 def copies_of(settings: FinetuneSettings, prompts: Prompts, samples: Tensor, condition: Tensor | None) -> Tensor | None:

@@ -153,6 +153,30 @@ def test_copies_of_other_groups():
     assert best.acceptance.group_count.tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("advantage", ["acceptance", "reward"])
+def test_contrast_takes_copies_for_neither_side(advantage):
+    """All as good as the accepted ones: nothing is taught. Beside worse ones, as if the copies had not been drawn."""
+    everything = drawn(settings(copies="group"), prompts(same=same))
+    assert int(everything.dropped.sum()) == 9
+    assert everything.kept(0.25, "contrast", advantage=advantage).rows == 0
+    rewards = everything.rewards
+    limit = float(rewards.sort(dim=1).values[:, 1:3].mean())
+    some = settings(copies="group").model_copy(
+        update={"select": SelectSettings(rule="binary", threshold=limit, copies="group")}
+    )
+    candidates = drawn(some, prompts(same=same))
+    good = candidates.rewards >= limit
+    assert torch.equal(candidates.dropped, good & ~candidates.acceptance.mask) and int(candidates.dropped.sum()) > 0
+    kept = candidates.kept(0.25, "contrast", advantage=advantage)
+    dropped = candidates.sample_id.view_as(good)[candidates.dropped]
+    assert kept.rows > 0 and not torch.isin(kept.sample_id, dropped).any()
+    if advantage == "acceptance":
+        rejected = (~good).sum(dim=1)
+        share = rejected / (rejected + candidates.acceptance.group_count)
+        group = torch.searchsorted(candidates.sample_id, kept.sample_id) // 4
+        assert torch.allclose(kept.advantage.abs(), 2.0 * share[group])
+
+
 def test_without_a_sense_of_the_same_bits_decide():
     got = drawn(settings(), prompts())
     assert got.acceptance.group_count.tolist() == [4, 4, 4]
