@@ -60,7 +60,9 @@ def test_demo_is_reproducible(demo, tmp_path):
 def test_a_rule_that_drops_copies(tmp_path):
     """The best of each group, and each method with the copies kept: all of the same candidates."""
     select = SelectSettings(rule="binary", threshold=0.8)
-    result = run_demo(replace(SMALL, seeds=1, cuts=(0.0, 0.5), select=select), tmp_path, Terminal())
+    result = run_demo(
+        replace(SMALL, seeds=1, cuts=(0.0, 0.5), copies_cuts=(0.0, 0.5), select=select), tmp_path, Terminal()
+    )
     names = ["base", "best of N", "graft", "p-graft 0.5", "graft, copies kept", "p-graft 0.5, copies kept"]
     assert [row_name(row) for row in result["rows"]] == names
     best, *trained = result["rows"][1:]
