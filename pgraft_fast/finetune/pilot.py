@@ -62,6 +62,8 @@ def run_pilot(trials: Trials, allowed: float, run: FinetuneSettings) -> Pilot | 
     samples = min(_MOST_SAMPLES, int(_FOR_SAMPLES * allowed / trials.trajectory_calls()))
     if rows < 2 or rest.rows < 2 or samples < _LEAST_SAMPLES or steps < min(whole, _LEAST_STEPS):
         return None
+    # What the first weights have no part of.
+    moved = 1.0 - training.ema**steps
     lent = Borrowed(work.learner, training.model_copy(update={"steps": steps, "epochs": None}), work.execution)
     try:
         train(
@@ -71,12 +73,12 @@ def run_pilot(trials: Trials, allowed: float, run: FinetuneSettings) -> Pilot | 
         )  # fmt: skip
         edges = torch.linspace(kept.t_cut, 1.0, _LEVELS + 1).tolist()
         levels = learned_levels(_changes(trials, out, rows, edges), edges)
-        lent.leave_start(1.0 / (1.0 - training.ema**steps))
+        lent.leave_start(1.0 / moved)
         change = trials.changes(work.learner.ema, samples)
     finally:
         lent.give_back()
     error = float(change.std() / change.numel() ** 0.5)
-    longer = reached(training.ema, whole) / (reached(training.ema, steps) / (1.0 - training.ema**steps))
+    longer = moved * reached(training.ema, whole) / reached(training.ema, steps)
     return Pilot(levels, steps, longer, float(change.mean()), error)
 
 

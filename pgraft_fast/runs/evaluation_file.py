@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgraft_fast.errors import CheckpointError
+from pgraft_fast.errors import CheckpointError, told_as_damage
 from pgraft_fast.files import write_file
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import sha256_of_tensors
@@ -29,8 +29,9 @@ def read_evaluation(path: Path) -> tuple[Evaluation, str]:
     known = tensors.pop(_HASH, torch.empty(0, dtype=torch.uint8))
     if not torch.equal(known, _digest(sha256_of_tensors(tensors))):
         raise CheckpointError(f"{path}: damaged, or of another version (its contents do not match their hash)")
-    evaluation = Evaluation(tensors["samples"], tensors["rewards"], tensors.get("condition"))
-    return evaluation, bytes(tensors[_DRAWN_AS].tolist()).hex()
+    with told_as_damage(path):
+        evaluation = Evaluation(tensors["samples"], tensors["rewards"], tensors.get("condition"))
+        return evaluation, bytes(tensors[_DRAWN_AS].tolist()).hex()
 
 
 def _digest(text: str) -> Tensor:

@@ -88,8 +88,8 @@ class MoleculeDenoiser(nn.Module):
 
 
 def _parts_by_size(condition: Tensor) -> tuple[Tensor, ...]:
-    """Rows of a batch, those of like numbers of atoms together, so that few slots without an atom are computed. One
-    part of a small batch, and where numbers could not be known without waiting for a device.
+    """Rows of a batch, those of like numbers of atoms together, so that few slots without an atom are computed. None
+    of a small batch, and where numbers could not be known without waiting for a device.
     """
     if condition.device.type != "cpu" or torch.compiler.is_compiling() or len(condition) < 4 * _LEAST_PART:
         return ()
