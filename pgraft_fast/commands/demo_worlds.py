@@ -31,7 +31,7 @@ MOLECULES = DemoSettings(
     select=SelectSettings(rule="binary", threshold=0.5),
     # What is stable is decided in the last eighth of the steps.
     train=TrainSettings(
-        objective="contrast", strength=4.0, low_noise=8.0, steps=150, batch_size=64, learning_rate=3e-4, ema=0.97
+        objective="contrast", strength=8.0, low_noise=6.0, steps=100, batch_size=64, learning_rate=2e-4, ema=0.97
     ),
     samples=192,
     reference_samples=256,

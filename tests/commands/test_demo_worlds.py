@@ -36,13 +36,13 @@ def test_settings_fit_the_task(name):
 def test_graft_has_a_strength_of_its_own():
     """Where training reaches the lowest noise."""
     settings = WORLDS["molecules"]
-    assert [settings.of(0, cut).train.strength for cut in settings.cuts] == [1.0, 4.0]
+    assert [settings.of(0, cut).train.strength for cut in settings.cuts] == [1.0, 8.0]
     assert settings.of(0, 0.05).train.model_copy(update={"strength": 1.0, "cut": 0.0}) == settings.of(0).train
     assert {WORLDS["layouts"].of(0, cut).train.strength for cut in WORLDS["layouts"].cuts} == {3.0}
 
 
 def test_what_stands_above_the_table():
-    assert "8 candidates a seed, those of at least 0.5 kept, 150 training steps" in _lead(WORLDS["molecules"])
+    assert "8 candidates a seed, those of at least 0.5 kept, 100 training steps" in _lead(WORLDS["molecules"])
     assert "16 candidates a seed, the best 4 of each kept, 200 training steps" in _lead(DemoSettings())
 
 

@@ -23,7 +23,7 @@ KINDS = len(SYMBOLS) + 2
 # Below, t = 0 is data and no noise can be told.
 _LEAST_SIGMA = 1e-6
 # Rows: of fewer, calls cost more than slots.
-_LEAST_PART = 32
+_LEAST_PART = 64
 # Of a logit that is not.
 _NEVER = -1e9
 
@@ -91,7 +91,7 @@ def _parts_by_size(condition: Tensor) -> tuple[Tensor, ...]:
     """Rows of a batch, those of like numbers of atoms together, so that few slots without an atom are computed. None
     of a small batch, and where numbers could not be known without waiting for a device.
     """
-    if condition.device.type != "cpu" or torch.compiler.is_compiling() or len(condition) < 4 * _LEAST_PART:
+    if condition.device.type != "cpu" or torch.compiler.is_compiling() or len(condition) < 2 * _LEAST_PART:
         return ()
     count = (condition != NO_ATOM).sum(dim=1)
     return count.argsort(stable=True).split(_LEAST_PART)

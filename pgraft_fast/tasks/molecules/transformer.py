@@ -108,9 +108,11 @@ class _Stage(nn.Module):
         """(B, radial, N N)."""
         columns = points.transpose(1, 2)
         square = (columns[:, :, :, None] - columns[:, :, None, :]).square().sum(dim=1)
-        distance = (square + _SOFT).sqrt().flatten(1)[:, None, :]
-        gap = _REACH / (self.centres.numel() - 1)
-        return ((distance - self.centres[:, None]) / gap).square().mul(-0.5).exp()
+        # exp(-u^2 / 2) of u = (distance - centre) / gap, as a power of 2: torch's exp takes ten times as long on a CPU
+        # where it comes to 0.
+        scale = math.sqrt(0.5 / math.log(2.0)) * (self.centres.numel() - 1) / _REACH
+        distance = (square + _SOFT).sqrt().flatten(1)[:, None, :] * scale
+        return (distance - self.centres[:, None] * scale).square().neg().exp2()
 
     def _pairs(self, hidden: Tensor, by_distance: Tensor, points: Tensor, atom: Tensor) -> Tensor:
         """sum_j w_ij (x_i - x_j), (B, N, 3)."""

@@ -113,6 +113,20 @@ def test_neighbours_and_width_change_nothing(name):
     assert (model(wide, t, slots)[:, :N] - out).abs().max() <= 1e-5 * out.abs().max()
 
 
+def test_radial_functions_are_gaussians_of_the_distance():
+    """exp(-u^2 / 2) in float64, from the centre to where it comes to 0 in float32."""
+    stage = DistanceTransformer(width=24, depth=1, heads=3).stages[0]
+    points = (
+        torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(3)) * torch.tensor([0.1, 1.0, 8.0])[:, None, None]
+    )
+    apart = points[:, :, None].double() - points[:, None].double()
+    distance = (apart.square().sum(dim=3) + 1e-4).sqrt().flatten(1)
+    centres = torch.linspace(0.0, 6.0, 32, dtype=torch.float64)
+    expected = (-0.5 * ((distance[:, None] - centres[:, None]) / (6.0 / 31.0)).square()).exp()
+    assert (stage._radial(points) - expected).abs().max() < 1e-5
+    assert expected.max() > 0.9 and expected.min() < 1e-45
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_large_batches_are_computed_in_parts_of_like_sizes(name):
     """Rows come back in their order, with their gradients; few slots without an atom reach the network."""
@@ -123,7 +137,7 @@ def test_large_batches_are_computed_in_parts_of_like_sizes(name):
     many = x[rows].requires_grad_()
     out = model(many, t[rows], condition[rows])
     sizes, widths, _ = zip(*seen, strict=True)
-    assert sizes == (32, 32, 32, 32, 12)
+    assert sizes == (64, 64, 12)
     assert list(widths) == sorted(widths) and widths[0] < widths[-1] == N
     expected = model(x, t, condition)
     assert (out - expected[rows]).abs().max() <= 1e-5 * expected.abs().max()
