@@ -5,43 +5,20 @@ with a wrong result, 2 wrong input in one line, 70 what nobody expected, in one 
 instead with PGRAFT_FAST_TRACEBACK=1), 130 stopped by the user, 141 nobody reads the output any more.
 """
 
-import functools
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from tyro.conf import Positional, arg
 
+from pgraft_fast.commands.app import app, command
 from pgraft_fast.commands.exits import status_of
-from pgraft_fast.commands.options import F, check_writable, checked
+from pgraft_fast.commands.options import check_writable
 from pgraft_fast.commands.output import Json, check_json, emit
 from pgraft_fast.errors import InputError, StoppedError, in_a_line
-from pgraft_fast.ranks.environment import of_ranks
 from pgraft_fast.schema import Count, Repetitions, Scale, Seed, Steps, Threads
 from pgraft_fast.waiting import wait_passively
-
-app = tyro.extras.SubcommandApp()
-
-
-def command(name: str | None = None, on_ranks: bool = False) -> Callable[[F], F]:
-    """A subcommand; its options are checked first. on_ranks: whether several processes make it together."""
-    add = app.command(name=name)
-    return lambda function: add(checked(function if on_ranks else _alone(function)))
-
-
-def _alone(function: F) -> F:
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if of_ranks():
-            name = function.__name__.replace("_", "-")
-            raise InputError(f"{name}: one process makes it; start it without torchrun, accelerate launch or srun")
-        return function(*args, **kwargs)
-
-    return run  # type: ignore[return-value]
 
 
 @command()
@@ -61,22 +38,11 @@ def demo(
     json: Json = None,
 ) -> None:
     """Methods side by side at equal compute: GRAFT and P-GRAFT on small worlds; with DDPO on text to image."""
+    from pgraft_fast.commands.demo_worlds import run_world
     from pgraft_fast.runs.terminal import Terminal
 
     check_json(json)
-    if what == "shapes":
-        from pgraft_fast.commands.comparison import ComparisonSettings
-        from pgraft_fast.commands.demo_shapes import run_shapes_demo
-
-        shapes = ComparisonSettings(seeds=tuple(range(seeds or 1)))
-        emit(run_shapes_demo(shapes, out or Path("runs/demo-shapes"), Terminal()), json)
-        return
-    from pgraft_fast.commands.demo import DemoSettings, run_demo
-    from pgraft_fast.commands.demo_worlds import WORLDS
-
-    settings = replace(WORLDS.get(what, DemoSettings()), seeds=seeds or 3)
-    folder = Path("runs/demo" if what == "digits" else f"runs/demo-{what}")
-    emit(run_demo(settings, out or folder, Terminal()), json)
+    emit(run_world(what, out, seeds, Terminal()), json)
 
 
 @command(on_ranks=True)
@@ -207,13 +173,6 @@ def train_base(
     from pgraft_fast.commands.train_base import train_base as train
 
     check_json(json)
-    if task.endswith(".toml"):
-        if data is not None:
-            raise InputError(f"--data {data}: the data of {task} is in the file")
-        emit(_correct(Path(task), None, "train-base"), json)
-        return
-    if of_ranks():
-        raise InputError(f"train-base {task}: one process makes it; start it without torchrun")
     emit(train(task, out, seed, data), json)
 
 
@@ -258,18 +217,11 @@ def evaluate(
     json: Json = None,
 ) -> None:
     """Base and tuned side by side on held-out or other prompts; or the last stage of `correct`."""
-    check_json(json)
-    if source.suffix == ".toml":
-        if prompts is not None or samples is not None:
-            raise InputError("--prompts and --samples belong to a run on a pipeline: give its folder")
-        emit(_correct(source, run, "evaluate"), json)
-        return
-    from pgraft_fast.commands.evaluate_pipeline import evaluate_run
+    from pgraft_fast.commands.evaluate_pipeline import evaluate_source
     from pgraft_fast.runs.terminal import Terminal
 
-    if run is not None:
-        raise InputError(f"--run {run}: belongs to a config; the run is {source}")
-    emit(evaluate_run(str(source), prompts, samples, Terminal(), trust=trust), json)
+    check_json(json)
+    emit(evaluate_source(source, run, prompts, samples, Terminal(), trust=trust), json)
 
 
 @command()

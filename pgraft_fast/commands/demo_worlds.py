@@ -1,7 +1,12 @@
-"""The demos of tasks other than the digits: what is tuned towards what, and at which size."""
+"""The demos by name, and of tasks other than the digits what is tuned towards what, and at which size."""
 
-from pgraft_fast.commands.demo import DemoSettings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pgraft_fast.commands.demo import DemoSettings, run_demo
 from pgraft_fast.finetune import SampleSettings, SelectSettings, TrainSettings
+from pgraft_fast.runs.terminal import Terminal
 
 LAYOUTS = DemoSettings(
     task=(("name", "layouts"), ("variant", "flow")),
@@ -43,3 +48,17 @@ WORLDS = {
     "layouts": LAYOUTS,
     "molecules": MOLECULES,
 }
+
+
+def run_world(what: str, out: Path | None, seeds: int | None, terminal: Terminal) -> dict[str, Any]:
+    """Run the demo of "digits", of text to image ("shapes"), or of one of `WORLDS`. Returns the JSON's content.
+
+    out: runs/demo or runs/demo-<what> where it is None. seeds: three, of shapes one.
+    """
+    folder = out or Path("runs/demo" if what == "digits" else f"runs/demo-{what}")
+    if what != "shapes":
+        return run_demo(replace(WORLDS.get(what, DemoSettings()), seeds=seeds or 3), folder, terminal)
+    from pgraft_fast.commands.comparison import ComparisonSettings
+    from pgraft_fast.commands.demo_shapes import run_shapes_demo
+
+    return run_shapes_demo(ComparisonSettings(seeds=tuple(range(seeds or 1))), folder, terminal)

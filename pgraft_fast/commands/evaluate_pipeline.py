@@ -29,6 +29,21 @@ from pgraft_fast.tasks.evaluation import Evaluation, evaluate, quality_of
 _LONGEST_NAME = 50
 
 
+def evaluate_source(
+    source: Path, run: str | None, prompts: Path | None, samples: int | None, terminal: Terminal, *, trust: bool
+) -> dict[str, Any]:
+    """`evaluate_run` of a folder, or the last stage of a config of `correct` in the folder `run`. Raises InputError."""
+    if source.suffix == ".toml":
+        if prompts is not None or samples is not None:
+            raise InputError("--prompts and --samples belong to a run on a pipeline: give its folder")
+        from pgraft_fast.commands.correct import correct_file
+
+        return correct_file(source, run, ("evaluate",))
+    if run is not None:
+        raise InputError(f"--run {run}: belongs to a config; the run is {source}")
+    return evaluate_run(str(source), prompts, samples, terminal, trust=trust)
+
+
 def evaluate_run(
     folder: str, prompts: Path | None, samples: int | None, terminal: Terminal, *, trust: bool = False
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`pgraft-fast train-base`: the recipe of a task's shipped weights."""
+"""`pgraft-fast train-base`: the recipe of a task's shipped weights, or the base flow of a config."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +8,7 @@ from typing import Any
 from pgraft_fast.errors import InputError
 from pgraft_fast.finetune.checkpoint import run_lock
 from pgraft_fast.finetune.signals import stop_on_signals
+from pgraft_fast.ranks.environment import of_ranks
 from pgraft_fast.runs.terminal import Terminal
 
 TASKS = ("digits", "layouts", "molecules", "shapes")
@@ -15,8 +16,17 @@ TASKS = ("digits", "layouts", "molecules", "shapes")
 
 def train_base(task: str, out: Path, seed: int, data: Path | None = None) -> dict[str, Any]:
     """Train into `out`; a config's task.weights can point there. data: in place of the shipped one, of layouts and
-    molecules. Raises InputError, StorageError, StoppedError.
+    molecules. task: also a config of `correct`, whose base flow is trained into its run. Raises InputError,
+    StorageError, StoppedError.
     """
+    if task.endswith(".toml"):
+        if data is not None:
+            raise InputError(f"--data {data}: the data of {task} is in the file")
+        from pgraft_fast.commands.correct import correct_file
+
+        return correct_file(Path(task), None, ("train-base",))
+    if of_ranks():
+        raise InputError(f"train-base {task}: one process makes it; start it without torchrun")
     train_all = _recipe(task)
     if data is not None:
         if task not in ("layouts", "molecules"):

@@ -12,8 +12,9 @@ from pgraft_fast.errors import InputError, told_as_damage
 from pgraft_fast.files import json_of, read_folder, to_json, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.inverse_noise.interpolants import INTERPOLANTS, Interpolant
-from pgraft_fast.inverse_noise.matching import FitSettings, Rows, Source, fit_field
+from pgraft_fast.inverse_noise.matching import FitSettings, fit_field
 from pgraft_fast.inverse_noise.networks import default_field, make_field
+from pgraft_fast.inverse_noise.sources import Rows, Source
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 
 KINDS = (*INTERPOLANTS, "affine")

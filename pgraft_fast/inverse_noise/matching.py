@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,58 +24,17 @@ from pgraft_fast.finetune.identity import (
     check_same,
     lasting,
     sha256_of_module,
-    sha256_of_tensors,
     versions,
 )
 from pgraft_fast.finetune.kernel_choice import training_kernels
 from pgraft_fast.finetune.memory import BatchSize
 from pgraft_fast.finetune.optimizing import follow, load_moments, moments_of, warmed_up
 from pgraft_fast.inverse_noise.interpolants import Interpolant
+from pgraft_fast.inverse_noise.sources import Source, contents_of
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.threads import team_of
 
 _HELD_OUT_SEED = 1 << 62
-
-
-class Source(Protocol):
-    """Data to learn: `len(source)` samples; rows(index, step) -> (B, ...) float32, perhaps with fresh noise a step.
-
-    slow: the rows come from files, so those of the next step are read while this one is learned. A source may have
-    identity(): JSON that names its contents; else the first thousand rows stand for all.
-    """
-
-    @property
-    def slow(self) -> bool: ...
-
-    def __len__(self) -> int: ...
-
-    def rows(self, index: Tensor, step: int) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A tensor (n, ...) as a source. sigma: of the noise that is added anew to each row in each step."""
-
-    values: Tensor
-    sigma: float = 0.0
-    seed: int = 0
-    slow: bool = False
-
-    def __len__(self) -> int:
-        return self.values.shape[0]
-
-    def rows(self, index: Tensor, step: int) -> Tensor:
-        """See `Source`."""
-        rows = self.values[index]
-        if self.sigma == 0.0:
-            return rows
-        shape = tuple(rows.shape[1:])
-        place = torch.arange(rows.shape[0], device=rows.device)
-        return rows + self.sigma * normal(self.seed, place, step, shape, Stream.DATA_NOISE)
-
-    def identity(self) -> dict[str, Any]:
-        """By content."""
-        return {"sha256": sha256_of_tensors({"rows": self.values}), "sigma": self.sigma, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -132,13 +91,6 @@ def fit_field(
     return fit.run(folder, check)
 
 
-def _contents(source: Source) -> Any:
-    identity: Callable[[], Any] | None = getattr(source, "identity", None)
-    if identity is not None:
-        return identity()
-    return sha256_of_tensors({"rows": source.rows(torch.arange(min(len(source), 1000)), 0)})
-
-
 class _Weights:
     """What `Gradients` needs of a network in training."""
 
@@ -173,7 +125,7 @@ class _Fit:
         self._source, self._interpolant, self._settings, self._log = source, interpolant, settings, log
         self._ranks = ranks
         self._identity = {
-            **lasting(identity), "interpolant": interpolant.name, "rows": n, "data": _contents(source),
+            **lasting(identity), "interpolant": interpolant.name, "rows": n, "data": contents_of(source),
             "first weights": sha256_of_module(network),
         }  # fmt: skip
         self._model = network.train()

@@ -15,7 +15,7 @@ from pgraft_fast.files import MANIFEST, json_of, read_folder, remove_temporary, 
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
 from pgraft_fast.inverse_noise.invert import invert
-from pgraft_fast.inverse_noise.matching import Rows, Source
+from pgraft_fast.inverse_noise.sources import Rows, Source
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling import Model
 
