@@ -27,8 +27,8 @@ LAYOUTS = DemoSettings(
 MOLECULES = DemoSettings(
     task=(("name", "molecules"),),
     title="small molecules",
-    # Two of the 40 steps.
-    cuts=(0.0, 0.05),
+    # Two and four of the 40 steps.
+    cuts=(0.0, 0.05, 0.1),
     copies_cuts=(0.05,),
     graft_strength=1.0,
     reward="stable",
@@ -36,7 +36,7 @@ MOLECULES = DemoSettings(
     select=SelectSettings(rule="binary", threshold=0.5),
     # What is stable is decided in the last eighth of the steps.
     train=TrainSettings(
-        objective="contrast", strength=8.0, low_noise=6.0, steps=100, batch_size=64, learning_rate=2e-4, ema=0.97
+        objective="contrast", strength=10.0, low_noise=6.0, steps=100, batch_size=48, learning_rate=2e-4, ema=0.97
     ),
     samples=192,
     reference_samples=256,

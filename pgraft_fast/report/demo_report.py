@@ -41,16 +41,19 @@ def write_demo_report(
     data: DemoData,
 ) -> Path:
     """Write out/report/index.html and its pictures. summary: {method: means over seeds}, as in the table."""
-    # The best of a group have noise of their own.
-    drawn = {name: evaluation for name, evaluation in data.evaluations.items() if name != "best of N"}
     sections = [
         Section("Result", table=table),
-        pictures_section({name: _pictures(task, evaluation) for name, evaluation in drawn.items()}),
+        pictures_section({name: _pictures(task, data.evaluations[name]) for name in _drawn(data)}),
         _reward_section(summary, data),
         time_section(data.seconds),
         law_section(settings.select, settings.sample.candidates, data.evaluations["base"].rewards),
     ]
     return write_page(out / "report", title, lead, sections)
+
+
+def _drawn(data: DemoData) -> list[str]:
+    """The methods whose samples are drawn at the same noise; the best of a group have noise of their own."""
+    return [name for name in data.evaluations if name != "best of N"]
 
 
 def _pictures(task: Task, evaluation: Evaluation) -> np.ndarray:
@@ -72,8 +75,8 @@ def _reward_section(summary: Mapping[str, Mapping[str, Any]], data: DemoData) ->
         if name != "base"
     ]
     groups = {"base": data.evaluations["base"].rewards.numpy(), "accepted": data.accepted_rewards.numpy()}
-    # More than these would hide one another.
-    groups |= {name: data.evaluations[name].rewards.numpy() for name in list(data.evaluations)[1:3]}
+    # More than these would hide one another: GRAFT and the first P-GRAFT.
+    groups |= {name: data.evaluations[name].rewards.numpy() for name in _drawn(data)[1:3]}
     pictures = [
         Picture(
             "reward-compute", curves_png(curves, "model calls", "mean reward"), "Mean reward against model calls",

@@ -9,6 +9,7 @@ import pytest
 from pgraft_fast import cli
 from pgraft_fast.commands.demo import DemoSettings, _lead, run_demo
 from pgraft_fast.commands.demo_worlds import WORLDS
+from pgraft_fast.report import demo_report
 from pgraft_fast.report.demo_table import row_name
 from pgraft_fast.runs.terminal import Terminal
 from pgraft_fast.tasks.known import task_of
@@ -21,9 +22,9 @@ def test_the_command_knows_them_all():
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_settings_fit_the_task(name):
-    """Three seeds, P-GRAFT beside GRAFT, with and without copies."""
+    """Three seeds, P-GRAFT at two cuts beside GRAFT, with and without copies."""
     settings = WORLDS[name]
-    assert settings.seeds == 3 and settings.cuts[0] == 0.0 and len(settings.cuts) > 1
+    assert settings.seeds == 3 and settings.cuts[0] == 0.0 and len(set(settings.cuts)) == 3
     assert set(settings.copies_cuts) <= set(settings.cuts) and any(settings.copies_cuts)
     rules = [(copies, cut, select.rule) for copies, cut, select in settings.trainings]
     assert rules == [
@@ -36,7 +37,7 @@ def test_settings_fit_the_task(name):
 def test_graft_has_a_strength_of_its_own():
     """Where training reaches the lowest noise."""
     settings = WORLDS["molecules"]
-    assert [settings.of(0, cut).train.strength for cut in settings.cuts] == [1.0, 8.0]
+    assert [settings.of(0, cut).train.strength for cut in settings.cuts] == [1.0, 10.0, 10.0]
     assert settings.of(0, 0.05).train.model_copy(update={"strength": 1.0, "cut": 0.0}) == settings.of(0).train
     assert {WORLDS["layouts"].of(0, cut).train.strength for cut in WORLDS["layouts"].cuts} == {3.0}
 
@@ -48,8 +49,10 @@ def test_what_stands_above_the_table():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
-def test_a_small_demo(name, tmp_path):
-    settings = WORLDS[name]
+def test_a_small_demo(name, tmp_path, monkeypatch):
+    settings, groups = WORLDS[name], []
+    plot = demo_report.histogram_png
+    monkeypatch.setattr(demo_report, "histogram_png", lambda *given: groups.append(list(given[0])) or plot(*given))
     sample = settings.sample.model_copy(update={"prompts": 24, "steps": 12})
     training = settings.train.model_copy(update={"steps": 4, "batch_size": 16})
     small = replace(
@@ -68,4 +71,5 @@ def test_a_small_demo(name, tmp_path):
     rows = {row_name(row): row for row in result["rows"]}
     assert list(rows) == names and rows["best of N"]["reward"] > rows["base"]["reward"]
     assert all(set(row["measures"]) == set(rows["base"]["measures"]) for row in rows.values())
+    assert groups == [["base", "accepted", "graft", "p-graft 0.5"]]
     assert (tmp_path / "report" / "samples-graft.png").exists()
