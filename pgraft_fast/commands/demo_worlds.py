@@ -38,7 +38,7 @@ MOLECULES = DemoSettings(
     train=TrainSettings(
         objective="contrast", strength=10.0, low_noise=6.0, steps=100, batch_size=48, learning_rate=2e-4, ema=0.97
     ),
-    samples=192,
+    samples=160,
     reference_samples=256,
 )
 
