@@ -12,7 +12,7 @@ noise left out (see `sampling.solvers`, euler_sde), which also shrinks the state
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from torch import Tensor
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.sampling import Model, make_steps
+from pgraft_fast.sampling.answers import answer_of
+from pgraft_fast.sampling.loop import Loop
+from pgraft_fast.sampling.recorded import combined
+from pgraft_fast.sampling.solvers import Table
 from pgraft_fast.threads import team_of
 
 SOLVERS = ("euler", "heun", "midpoint", "flow_sde")
@@ -66,11 +70,31 @@ def flow_steps(
     return plan
 
 
+def table_of(plan: list[FlowStep]) -> Table:
+    """The rows of these steps, with the velocity in the place of x_0."""
+    rows: list[list[float]] = []
+    times, of_step = [], []
+    for number, (t, s, a, h, kind) in enumerate(plan, start=1):
+        # Of two evaluations the second counts with the state that it is asked at and with the first one.
+        first, second = {
+            "euler": ((a, -h, 0.0), None),
+            "heun": ((1.0, -h, 0.0), (s, 0.5, -0.5 * h, 0.5)),
+            "midpoint": ((1.0, -0.5 * h, 0.0), (0.5 * (t + s), 0.0, -h, 1.0)),
+        }[kind]
+        begin = len(rows)
+        for time, *row in [(t, *first)] if second is None else [(t, *first), second]:
+            rows.append([0.0, 1.0, *row, 0.0, number, 0.0])
+            times.append(time)
+        of_step.append(range(begin, len(rows)))
+    double = torch.float64
+    return Table(torch.tensor(rows, dtype=double), torch.tensor(times, dtype=double), of_step, multistep=False)
+
+
 @dataclass
 class Velocity:
-    """The network's velocity in float32 at a time, counted. model(x, t[, condition]); dtype: of its input.
+    """The network's velocity in the dtype of the state, counted. model(x, t[, condition]); dtype: of its input.
 
-    calls: of one sample.
+    calls: of one sample. check(): before each call.
     """
 
     model: Model
@@ -78,26 +102,27 @@ class Velocity:
     calls: int = 0
     check: Callable[[], None] = field(default=lambda: None)
 
-    def __call__(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, times: Tensor, condition: Tensor | None = None) -> Tensor:
+        """times: (B,)."""
         self.calls += x.shape[0]
         self.check()
-        model_input = x if self.dtype is None else x.to(self.dtype)
-        times = torch.full((x.shape[0],), t, dtype=model_input.dtype, device=x.device)
-        out: Any = self.model(model_input, times) if condition is None else self.model(model_input, times, condition)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(f"the model returned {got} for a state of shape {tuple(x.shape)}")
-        return out.to(x.dtype)
+        dtype = self.dtype or x.dtype
+        answer = answer_of(self.model, x.to(dtype), times.to(dtype), condition)
+        return combined(*answer).to(x.dtype)
+
+    def at(self, x: Tensor, t: float, condition: Tensor | None) -> Tensor:
+        """At one time."""
+        return self(x, torch.full((x.shape[0],), t, dtype=self.dtype or x.dtype, device=x.device), condition)
 
 
 def psi(step: FlowStep, velocity: Velocity, x: Tensor, condition: Tensor | None) -> Tensor:
     """See the module. x: (B, ...)."""
-    first = velocity(x, step.t, condition)
+    first = velocity.at(x, step.t, condition)
     if step.kind == "euler":
         return first
     if step.kind == "midpoint":
-        return velocity(torch.add(x, first, alpha=-0.5 * step.h), 0.5 * (step.t + step.s), condition)
-    return 0.5 * (first + velocity(torch.add(x, first, alpha=-step.h), step.s, condition))
+        return velocity.at(torch.add(x, first, alpha=-0.5 * step.h), 0.5 * (step.t + step.s), condition)
+    return 0.5 * (first + velocity.at(torch.add(x, first, alpha=-step.h), step.s, condition))
 
 
 @torch.no_grad()
@@ -124,17 +149,14 @@ def generate(
         velocity = Velocity(model, dtype, check=team.check)
         return forward(plan, velocity, as_state(noise[rows]), None if condition is None else condition[rows])
 
-    samples = []
-    for low in range(0, noise.shape[0], batch_size):
-        samples += team.run(slice(low, min(low + batch_size, noise.shape[0])), part)
-    return torch.cat(samples)
+    return torch.cat([x for _, done in team.batches(noise.shape[0], batch_size, part) for x in done])
 
 
 def forward(plan: list[FlowStep], velocity: Velocity, x: Tensor, condition: Tensor | None) -> Tensor:
     """All steps of one batch."""
-    for step in plan:
-        x = torch.add(step.a * x if step.a != 1.0 else x, psi(step, velocity, x, condition), alpha=-step.h)
-    return x
+    loop = Loop(table_of(plan), dtype=x.dtype)
+    inputs = loop.inputs(torch.arange(x.shape[0], device=x.device), condition)
+    return loop.run(velocity, 0, len(plan), x, None, inputs)[0]
 
 
 def as_state(x: Tensor) -> Tensor:

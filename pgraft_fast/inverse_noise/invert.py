@@ -76,8 +76,10 @@ def invert(
     Source: arXiv 2510.02692, inverse noise correction: the exact inverse of the forward Euler step is the solution of
     an implicit one. Raises InputError.
     """
-    if x_0.ndim < 1 or x_0.shape[0] == 0 or not x_0.is_floating_point():
-        raise InputError(f"x_0 is {x_0.dtype} {tuple(x_0.shape)}: (B, ...) floating with B >= 1 is needed")
+    if x_0.ndim < 2 or x_0.shape[0] == 0 or not x_0.is_floating_point():
+        raise InputError(
+            f"x_0 is {x_0.dtype} {tuple(x_0.shape)}: (B, ...) floating with B >= 1 is needed, (B, 1) of single numbers"
+        )
     if condition is not None and condition.shape[0] != x_0.shape[0]:
         raise InputError(f"condition has {condition.shape[0]} rows for {x_0.shape[0]} samples")
     for name, value in (("tolerance", tolerance), ("round_trip_limit", round_trip_limit)):
@@ -110,10 +112,9 @@ def invert(
         return _Part(noise, fine, off, rates, calls)
 
     parts: list[_Part] = []
-    for low in range(0, x_0.shape[0], batch_size):
-        high = min(low + batch_size, x_0.shape[0])
-        parts += team.run(slice(low, high), part)
-        on_batch(high - low)
+    for count, done in team.batches(x_0.shape[0], batch_size, part):
+        parts += done
+        on_batch(count)
     of_step = _largest(torch.cat([done.rates for done in parts], dim=1), dim=1)
     inversion = Inversion(
         torch.cat([done.noise for done in parts]),

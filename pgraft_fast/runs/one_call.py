@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pgraft_fast.finetune.execution import Execution
 from pgraft_fast.runs.subject import Subject
+from pgraft_fast.sampling.answers import answer_of
 from pgraft_fast.sampling.graphs import weights_key
-from pgraft_fast.sampling.rollout import answer_of
 
 # A prompt must be encoded first.
 _PROMPTS = 4

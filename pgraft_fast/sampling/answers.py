@@ -23,7 +23,7 @@ def first_states(
     return states.to(dtype)
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """What `solver_step` takes of a model."""
 
     out: Tensor
@@ -31,10 +31,10 @@ class _Answer(NamedTuple):
     scale: float
 
 
-def answer_of(net: Model, x: Tensor, times: Tensor, condition: Tensor | None) -> _Answer:
+def answer_of(net: Model, x: Tensor, times: Tensor, condition: Tensor | None) -> Answer:
     """The model's answer, with guidance or without. times: (B,). Raises InputError where it has another shape."""
     output = net(x, times) if condition is None else net(x, times, condition)
-    answer = _Answer(*output) if isinstance(output, Guided) else _Answer(output, None, 1.0)
+    answer = Answer(*output) if isinstance(output, Guided) else Answer(output, None, 1.0)
     for out in answer[:1] if answer.out_null is None else answer[:2]:
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
-from pgraft_fast.ops import COLUMNS, solver_step, weighted_mse
+from pgraft_fast.ops import COLUMNS, weighted_mse
 from pgraft_fast.ops.checks import over_samples, wide
-from pgraft_fast.sampling.answers import answer_of, first_states
+from pgraft_fast.sampling.answers import first_states
 from pgraft_fast.sampling.guidance import Guided, Model, calls_of
+from pgraft_fast.sampling.loop import Loop, Seen
 from pgraft_fast.sampling.rollout import rows_of
 from pgraft_fast.sampling.solvers import make_steps, make_table
 from pgraft_fast.threads import team_of
@@ -96,15 +97,16 @@ def record(
     x_0 = torch.empty(kept.shape[1:], dtype=dtype, device=ids.device)
     # As in `rollout`, which gives the same bits.
     team = team_of(model, min(batch_size, ids.numel()), tuple(shape), ids.device)
-    run = _Recording(model, rows.coefficients, rows.time, seed, float(schedule.sigma(grid[0])), dtype, team.check)
+    loop = Loop(rows, seed, dtype, log_prob=True, check=team.check)
+    run = _Recording(model, loop, float(schedule.sigma(grid[0])))
 
     def part(of: slice) -> int:
         x_0[of], calls = run.batch(ids[of], None if condition is None else condition[of], kept[:, of], log_prob[:, of])
         return calls
 
     total = 0
-    for low in range(0, ids.numel(), batch_size):
-        calls = sum(team.run(slice(low, min(low + batch_size, ids.numel())), part))
+    for _, done in team.batches(ids.numel(), batch_size, part):
+        calls = sum(done)
         total += calls
         if on_batch is not None:
             on_batch(calls)
@@ -123,55 +125,42 @@ def record(
 
 @dataclass(frozen=True)
 class _Recording:
-    """The loop over the steps of a batch."""
+    """Batches of trajectories of which all states are kept."""
 
     model: Model
-    coefficients: Tensor
-    times: Tensor
-    seed: int
+    loop: Loop
     initial_scale: float
-    dtype: torch.dtype
-    check: Callable[[], None]
 
     @torch.no_grad()
     def batch(self, ids: Tensor, condition: Tensor | None, kept: Tensor, log_prob: Tensor) -> tuple[Tensor, int]:
         """Fill kept (S + 1, B, *shape) and log_prob (S, B). Returns x_0 and the model calls."""
-        table = self.coefficients.to(ids.device, log_prob.dtype)
-        times = self.times.to(ids.device, self.dtype)
-        counter = torch.arange(len(times), device=ids.device)
-        rounded = not (kept.dtype in _EXACT and self.dtype in _EXACT)
-        density = density_table(self.coefficients, log_prob.dtype, ids.device) if rounded else None
-        first = first_states(self.model, self.seed, ids, condition, kept.shape[2:], self.initial_scale, self.dtype)
-        x = self._keep(kept[0], first)
-        calls = 0
-        for step in range(len(times)):
-            self.check()
-            answer = answer_of(self.model, x, times[step].expand(x.shape[0]), condition)
-            calls += x.shape[0] * (calls_of(self.model) if answer.out_null is None else 2)
-            done = solver_step(
-                x,
-                answer.out,
-                table,
-                counter[step],
-                out_null=answer.out_null,
-                guidance=answer.scale,
-                sample_id=ids,
-                seed=self.seed,
-                return_log_prob=True,
-            )
-            x_s = self._keep(kept[step + 1], done.x_s)
-            value = done.log_prob
-            if density is not None and self.coefficients[step, COLUMNS.index("d")] != 0:
+        loop, table = self.loop, self.loop.rows.coefficients
+        rounded = not (kept.dtype in _EXACT and loop.dtype in _EXACT)
+        density = density_table(table, log_prob.dtype, ids.device) if rounded else None
+        final: list[Tensor] = []
+        calls: list[int] = []
+
+        def keep(step: int, seen: Seen) -> Tensor:
+            x, answer, done = seen
+            x_s, value = _kept(kept[step + 1], done.x_s), done.log_prob
+            if density is not None and table[step, COLUMNS.index("d")] != 0:
                 value = step_log_prob(combined(*answer), x, x_s, density[step].expand(x.shape[0], -1))
             assert value is not None
             log_prob[step] = value
-            x = x_s
-        return done.x_s, calls
+            calls.append(x.shape[0] * (calls_of(self.model) if answer.out_null is None else 2))
+            final[:] = [done.x_s]
+            return x_s
 
-    def _keep(self, place: Tensor, x: Tensor) -> Tensor:
-        """Write a state to its place. Returns it as the trajectory goes on from it."""
-        place.copy_(x)
-        return x if place.dtype in _EXACT or place.dtype is x.dtype else place.to(x.dtype)
+        first = first_states(self.model, loop.seed, ids, condition, kept.shape[2:], self.initial_scale, loop.dtype)
+        inputs = loop.inputs(ids, condition)
+        loop.run(self.model, 0, len(loop.rows.of_step), _kept(kept[0], first), None, inputs, keep)
+        return final[0], sum(calls)
+
+
+def _kept(place: Tensor, x: Tensor) -> Tensor:
+    """Write a state to its place. Returns it as the trajectory goes on from it."""
+    place.copy_(x)
+    return x if place.dtype in _EXACT or place.dtype is x.dtype else place.to(x.dtype)
 
 
 def combined(out: Tensor, out_null: Tensor | None, scale: float) -> Tensor:

@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
-from pgraft_fast.ops import solver_step
-from pgraft_fast.sampling.answers import answer_of, first_states
+from pgraft_fast.sampling.answers import first_states
 from pgraft_fast.sampling.graphs import GraphCache, weights_key
 from pgraft_fast.sampling.guidance import Model, calls_of
+from pgraft_fast.sampling.loop import Loop, Seen, StepInputs
 from pgraft_fast.sampling.plan import Plan, make_plan
-from pgraft_fast.sampling.solvers import Step, Table, make_steps, make_table, model_evaluations
+from pgraft_fast.sampling.solvers import Step, make_steps, make_table, model_evaluations
 from pgraft_fast.threads import team_of
 
 
@@ -107,15 +106,11 @@ def rollout(
     run = _Trajectories(
         above=above,
         below=model,
-        rows=make_table(table),
+        loop=Loop(make_table(table), seed, dtype, clip_x_0, check=team.check),
         plan=plan,
         shape=tuple(shape),
-        seed=seed,
         initial_scale=float(schedule.sigma(table[0].t)),
-        clip=clip_x_0,
-        dtype=dtype,
         graphs=graphs,
-        check=team.check,
     )
     calls = run.calls(table)
 
@@ -123,13 +118,12 @@ def rollout(
         return run.batch(ids[rows], _rows(condition, rows), _rows(x_start, rows))
 
     final, kept = [], []
-    for low in range(0, ids.numel(), batch_size):
-        high = min(low + batch_size, ids.numel())
-        for x, states in team.run(slice(low, high), part):
+    for count, done in team.batches(ids.numel(), batch_size, part):
+        for x, states in done:
             final.append(x)
             kept.append(states)
         if on_batch is not None:
-            on_batch(calls * (high - low))
+            on_batch(calls * count)
     return Rollout(
         final=torch.cat(final),
         t_final=float(grid[plan.last]),
@@ -141,112 +135,81 @@ def rollout(
     )
 
 
-class _StepInputs(NamedTuple):
-    """Tensors that all steps of a batch read."""
-
-    table: Tensor
-    times: Tensor
-    counter: Tensor
-    sample_id: Tensor
-    condition: Tensor | None
-
-
 @dataclass(frozen=True)
 class _Trajectories:
-    """The loop over the steps. above: the model while the state is noisier than the cut; below: from there."""
+    """Batches of trajectories. above: the model while the state is noisier than the cut; below: from there."""
 
     above: Model
     below: Model
-    rows: Table
+    loop: Loop
     plan: Plan
     shape: tuple[int, ...]
-    seed: int
     initial_scale: float
-    clip: float | None
-    dtype: torch.dtype
     graphs: GraphCache | None = None
-    check: Callable[[], None] = lambda: None
 
     @torch.no_grad()
     def batch(
         self, sample_id: Tensor, condition: Tensor | None, x_start: Tensor | None
     ) -> tuple[Tensor, dict[float, Tensor]]:
         """Final states and the kept ones of one batch."""
-        plan, device = self.plan, sample_id.device
-        times = self.rows.time.to(device, self.dtype)
-        table = self.rows.coefficients.to(device, torch.float64 if self.dtype is torch.float64 else torch.float32)
-        step_inputs = _StepInputs(table, times, torch.arange(table.shape[0], device=device), sample_id, condition)
+        plan, dtype = self.plan, self.loop.dtype
+        inputs = self.loop.inputs(sample_id, condition)
         if x_start is None:
-            x = first_states(self.above, self.seed, sample_id, condition, self.shape, self.initial_scale, self.dtype)
+            x = first_states(self.above, self.loop.seed, sample_id, condition, self.shape, self.initial_scale, dtype)
         else:
-            x = x_start.to(self.dtype)
-        kept: dict[float, Tensor] = {}
+            x = x_start.to(dtype)
+        kept: dict[float, Tensor] = dict.fromkeys(plan.keep.get(plan.first, ()), x)
         x_0: Tensor | None = None
         middle = min(max(plan.handover, plan.first), plan.last)
         for net, low, high in ((self.above, plan.first, middle), (self.below, middle, plan.last)):
             if low < high:
-                x, x_0, states = self._side(net, low, high, x, x_0, step_inputs)
-                for index, state in states.items():
-                    kept.update(dict.fromkeys(plan.keep[index], state))
-        kept.update(dict.fromkeys(plan.keep.get(plan.last, ()), x))
+                x, x_0, states = self._side(net, low, high, x, x_0, inputs)
+                for index, state in {**states, high: x}.items():
+                    kept.update(dict.fromkeys(plan.keep.get(index, ()), state))
         return x, kept
 
     def _side(
-        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, step_inputs: "_StepInputs"
+        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, inputs: StepInputs
     ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
-        """The steps low ... high - 1 with one model: state, last x_0 and the states to keep, by their steps."""
-        places = [index for index in range(low, high) if index in self.plan.keep]
+        """The steps low ... high - 1 with one model: state, last x_0 and the states to keep between them."""
+        places = [index for index in range(low + 1, high) if index in self.plan.keep]
         if self.graphs is None or not self.graphs.captures(x.device) or not getattr(net, "can_be_captured", True):
-            return self._steps(net, low, high, x, x_0, step_inputs)
+            return self._steps(net, low, high, x, x_0, inputs)
         if not isinstance(net, torch.nn.Module):
             raise InputError(f"graphs= needs models that are torch modules, got {type(net).__name__}")
-        optional = [x_0, step_inputs.condition]
+        optional = [x_0, inputs.condition]
 
-        def function(inputs: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
-            rest = iter(inputs[2:])
+        def function(given: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
+            rest = iter(given[2:])
             last, condition = (None if value is None else next(rest) for value in optional)
-            copied = step_inputs._replace(sample_id=inputs[1], condition=condition)
-            end, last, states = self._steps(net, low, high, inputs[0], last, copied)
+            copied = inputs._replace(sample_id=given[1], condition=condition)
+            end, last, states = self._steps(net, low, high, given[0], last, copied)
             return [end, *([] if last is None else [last]), *(states[index] for index in places)]
 
+        rows = self.loop.rows
         key = (
-            "rollout", weights_key(net), low, high, tuple(places), self.seed, self.clip, self.rows.multistep,
-            self.rows.coefficients.numpy().tobytes(), self.rows.time.numpy().tobytes(),
+            "rollout", weights_key(net), low, high, tuple(places), self.loop.seed, self.loop.clip, rows.multistep,
+            rows.coefficients.numpy().tobytes(), rows.time.numpy().tobytes(),
             tuple(value is None for value in optional),
         )  # fmt: skip
-        inputs = [x, step_inputs.sample_id, *(value for value in optional if value is not None)]
-        done = self.graphs.run(key, function, inputs, keep=lambda: (step_inputs, net))
+        given = [x, inputs.sample_id, *(value for value in optional if value is not None)]
+        done = self.graphs.run(key, function, given, keep=lambda: (inputs, net))
         if done is None:
-            return self._steps(net, low, high, x, x_0, step_inputs)
+            return self._steps(net, low, high, x, x_0, inputs)
         states = dict(zip(places, done[len(done) - len(places) :], strict=True))
         return done[0], done[1] if len(done) - len(places) > 1 else None, states
 
     def _steps(
-        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, step_inputs: "_StepInputs"
+        self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, inputs: StepInputs
     ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
         states: dict[int, Tensor] = {}
-        for index in range(low, high):
-            if index in self.plan.keep:
-                states[index] = x
-            self.check()
-            x_t = x
-            for stage, row in enumerate(self.rows.of_step[index]):
-                answer = answer_of(net, x, step_inputs.times[row].expand(x.shape[0]), step_inputs.condition)
-                done = solver_step(
-                    x,
-                    answer.out,
-                    step_inputs.table,
-                    step_inputs.counter[row],
-                    out_null=answer.out_null,
-                    guidance=answer.scale,
-                    previous=x_t if stage else x_0,
-                    sample_id=step_inputs.sample_id,
-                    seed=self.seed,
-                    clip=self.clip,
-                    return_x_0=self.rows.multistep,
-                )
-                x, x_0 = done.x_s, done.x_0
-        return x, x_0, states
+
+        def keep(index: int, seen: Seen) -> Tensor:
+            if index + 1 in self.plan.keep:
+                states[index + 1] = seen.done.x_s
+            return seen.done.x_s
+
+        return *self.loop.run(net, low, high, x, x_0, inputs, keep), states
 
     def calls(self, table: list[Step]) -> int:
         """Forward passes of one sample."""

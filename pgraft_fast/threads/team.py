@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import torch
@@ -59,6 +59,12 @@ class Team:
         self._stop.clear()
         with self if threads >= 2 * parts else contextlib.nullcontext():
             return in_parts(batch, parts, threads // parts, function, self._stop)
+
+    def batches(self, count: int, size: int, function: Callable[[slice], T]) -> Iterator[tuple[int, list[T]]]:
+        """`run` of rows 0 ... count - 1, at most `size` at once: how many rows, and what came of them."""
+        for low in range(0, count, size):
+            batch = slice(low, min(low + size, count))
+            yield batch.stop - low, self.run(batch, function)
 
     def check(self) -> None:
         """Raises `PartStoppedError` where another part of the batch has failed."""

@@ -9,7 +9,7 @@ from torch import nn
 import pgraft_fast as pf
 from pgraft_fast.errors import InputError
 from pgraft_fast.inverse_noise import SOLVERS, flow_steps, generate
-from pgraft_fast.sampling import rollout
+from pgraft_fast.sampling import Guided, rollout
 from pgraft_fast.tasks.digits.dequantised import dequantised, load_mlp_flow
 
 
@@ -85,6 +85,41 @@ def test_the_generator_is_that_of_rollouts():
             x_start=noise, start=1.0 - 1e-12, n=6,
         ).x_0  # fmt: skip
         assert torch.allclose(generate(model, noise, 9, solver=solver), drawn, atol=2e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_loop_makes_the_steps_that_are_inverted(solver):
+    """In any layout and dtype, against the steps as the module has them."""
+
+    def model(x, t):
+        return torch.sin(2.0 * x) - x * t.view(-1, 1, 1, 1)
+
+    noise = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    wanted = noise
+    for t, s, a, h, kind in flow_steps(6, solver):
+        first = model(wanted, torch.full((3,), t, dtype=torch.float64))
+        if kind == "heun":
+            first = (first + model(wanted - h * first, torch.full((3,), s, dtype=torch.float64))) / 2
+        elif kind == "midpoint":
+            first = model(wanted - h / 2 * first, torch.full((3,), (t + s) / 2, dtype=torch.float64))
+        wanted = a * wanted - h * first
+    assert torch.allclose(generate(model, noise, 6, solver=solver), wanted, rtol=1e-12, atol=1e-13)
+    for state in (noise.float(), noise.float().to(memory_format=torch.channels_last), noise.float().mT.contiguous().mT):
+        drawn = generate(model, state, 6, solver=solver)
+        assert drawn.dtype is torch.float32
+        assert torch.allclose(drawn.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_guided_velocity_is_put_together():
+    noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(5))
+
+    def guided(x, t):
+        return Guided(torch.sin(x), torch.cos(x), 3.0)
+
+    assert torch.allclose(
+        generate(guided, noise, 4), generate(lambda x, t: torch.cos(x) + 3.0 * (torch.sin(x) - torch.cos(x)), noise, 4),
+        atol=1e-6,
+    )  # fmt: skip
 
 
 def test_digits_come_back(caplog):
@@ -194,6 +229,8 @@ def test_bad_input(arguments, message):
         pf.invert(Steep(0.1), torch.zeros(2, 3), **arguments)
     with pytest.raises(InputError, match=r"x_0 is torch.int64 \(2,\): \(B, ...\) floating"):
         pf.invert(Steep(0.1), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"\(2,\): .*, \(B, 1\) of single numbers"):
+        pf.invert(Steep(0.1), torch.zeros(2))
 
 
 def test_a_model_of_the_wrong_shape():
