@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pgraft_fast.sampling.graphs import Captured, GraphCache
 
@@ -50,6 +50,22 @@ class Tape(TorchDispatchMode):
             for old, new in zip(pytree.tree_leaves(out), pytree.tree_leaves(again), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
+
+    def loop(self, condition, body, limit, *, pool=None):
+        """`device_while` on this tape: what a replay repeats is the body as it was taped, as often as its data ask."""
+        count, part = torch.zeros((), dtype=torch.int32), Tape()
+        # Not by the tape around it.
+        with _disable_current_modes(), part:
+            body()
+
+        def run():
+            count.zero_()
+            while int(condition) != 0 and int(count) < limit:
+                part.replay()
+                count.add_(1)
+
+        self.made.append((run, (), {}, None))
+        return count
 
 
 def taped(function, inputs, generators):

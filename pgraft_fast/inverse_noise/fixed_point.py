@@ -5,18 +5,32 @@ the Lipschitz constant of psi. A sample that has converged leaves the batch. The
 its last iterates; where that does not end either, by shorter steps towards g(y): a half, a quarter, an eighth.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pgraft_fast.inverse_noise.generator import FlowStep, Velocity, psi
+from pgraft_fast.inverse_noise.generator import FlowStep, Forward, Velocity, psi
 from pgraft_fast.ops import anderson_mix, fixed_point_update
 
-_HISTORY = 5
-_DAMPINGS = (1.0, 0.5, 0.25, 0.125)
+HISTORY = 5
+DAMPINGS = (1.0, 0.5, 0.25, 0.125)
 # Below this distance of two iterates, relative to them, the ratio of their images' to it is rounding.
-_FLOOR = 1e-4
+FLOOR = 1e-4
+
+
+class Inverse(NamedTuple):
+    """noise: (B, ...). converged: (B,), in all steps. contraction: (S, B), nan where it did not show. back: (B, ...),
+    what the generator makes of the noise. calls: of the network, of all samples together, without those of `back`.
+    """
+
+    noise: Tensor
+    converged: Tensor
+    contraction: Tensor
+    back: Tensor
+    calls: int | Tensor
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,41 @@ class _Rows:
         self.evaluated = tuple(value[rows] for value in self.evaluated)
 
 
+def start_of(step: FlowStep, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    """Where the steps solved before point: their velocity goes on in a straight line. slopes: the last two."""
+    if not slopes:
+        return x / step.a
+    slope = slopes[0] if len(slopes) == 1 else 2.0 * slopes[0] - slopes[1]
+    return torch.add(x, slope, alpha=step.h) / step.a
+
+
+def inverse(
+    plan: list[FlowStep], velocity: Velocity, x: Tensor, condition: Tensor | None, tolerance: float, most: int
+) -> Inverse:
+    """Of all steps. A sample that failed is not worked on any more. Arguments as in `solve`."""
+    fine = torch.isfinite(x.flatten(1)).all(dim=1)
+    rates = x.new_full((len(plan), x.shape[0]), float("nan"))
+    y = x.clone()
+    slopes: list[Tensor] = []
+    for number, step in reversed(list(enumerate(plan))):
+        at = fine.nonzero().squeeze(1)
+        if at.numel() == 0:
+            break
+        now = y[at]
+        solved = solve(
+            step, velocity, now, start_of(step, now, [slope[at] for slope in slopes]),
+            None if condition is None else condition[at], tolerance=tolerance, max_iterations=most,
+        )  # fmt: skip
+        rates[number, at] = solved.contraction
+        slope = torch.zeros_like(y)
+        slope[at] = (step.a * solved.y - now) / step.h
+        slopes = [slope, *slopes[:1]]
+        y[at] = solved.y
+        fine[at] = solved.converged
+    calls = velocity.calls
+    return Inverse(y, fine, rates, Forward.of(plan, y)(velocity, y, condition), calls)
+
+
 def solve(
     step: FlowStep,
     velocity: Velocity,
@@ -69,7 +118,7 @@ def solve(
     converged = torch.zeros(batch, dtype=torch.bool, device=x.device)
     contraction = torch.full((batch,), float("nan"), dtype=x.dtype, device=x.device)
     scaled = x / step.a
-    for damping in _DAMPINGS:
+    for damping in DAMPINGS:
         left = (~converged).nonzero().squeeze(1)
         if left.numel() == 0:
             break
@@ -118,7 +167,7 @@ def _measure(rows: _Rows, following: Tensor, size: Tensor, contraction: Tensor) 
         return
     before, image = rows.evaluated
     moved, answered = ((rows.y - before).flatten(1).norm(dim=1), (following - image).flatten(1).norm(dim=1))
-    ratio = torch.where(moved > _FLOOR * size, answered / moved, torch.full_like(moved, float("nan")))
+    ratio = torch.where(moved > FLOOR * size, answered / moved, torch.full_like(moved, float("nan")))
     contraction[rows.index] = torch.fmax(contraction[rows.index], ratio)
 
 
@@ -126,7 +175,7 @@ def _remember(rows: _Rows, following: Tensor, damping: float, grown: Tensor | No
     """Take the next iterates, mixed from the last ones; those whose residual grew go on plainly."""
     change, rows.evaluated = following - rows.y, (rows.y, following)
     moved = following if damping == 1.0 else torch.add(rows.y, change, alpha=damping)
-    rows.following, rows.residual = [*rows.following[1 - _HISTORY :], moved], [*rows.residual[1 - _HISTORY :], change]
+    rows.following, rows.residual = [*rows.following[1 - HISTORY :], moved], [*rows.residual[1 - HISTORY :], change]
     if len(rows.following) == 1 or grown is None:
         rows.y = moved
         return

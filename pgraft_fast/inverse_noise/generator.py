@@ -21,7 +21,7 @@ from pgraft_fast.diffusion import Schedule
 from pgraft_fast.errors import InputError
 from pgraft_fast.sampling import Model, make_steps
 from pgraft_fast.sampling.answers import answer_of
-from pgraft_fast.sampling.loop import Loop
+from pgraft_fast.sampling.loop import Loop, StepInputs
 from pgraft_fast.sampling.recorded import combined
 from pgraft_fast.sampling.solvers import Table
 from pgraft_fast.threads import team_of
@@ -146,17 +146,29 @@ def generate(
     team = team_of(model, min(batch_size, noise.shape[0]), noise.shape[1:], noise.device)
 
     def part(rows: slice) -> Tensor:
-        velocity = Velocity(model, dtype, check=team.check)
-        return forward(plan, velocity, as_state(noise[rows]), None if condition is None else condition[rows])
+        velocity, x = Velocity(model, dtype, check=team.check), as_state(noise[rows])
+        return Forward.of(plan, x)(velocity, x, None if condition is None else condition[rows])
 
     return torch.cat([x for _, done in team.batches(noise.shape[0], batch_size, part) for x in done])
 
 
-def forward(plan: list[FlowStep], velocity: Velocity, x: Tensor, condition: Tensor | None) -> Tensor:
-    """All steps of one batch."""
-    loop = Loop(table_of(plan), dtype=x.dtype)
-    inputs = loop.inputs(torch.arange(x.shape[0], device=x.device), condition)
-    return loop.run(velocity, 0, len(plan), x, None, inputs)[0]
+@dataclass(frozen=True)
+class Forward:
+    """All steps of batches of one size. What it reads beside the states is on their device from the start."""
+
+    loop: Loop
+    inputs: StepInputs
+
+    @classmethod
+    def of(cls, plan: list[FlowStep], like: Tensor) -> "Forward":
+        """like: (B, ...) states."""
+        loop = Loop(table_of(plan), dtype=like.dtype)
+        return cls(loop, loop.inputs(torch.arange(like.shape[0], device=like.device), None))
+
+    def __call__(self, velocity: Velocity, x: Tensor, condition: Tensor | None) -> Tensor:
+        """x_0 (B, ...) of x at t = 1."""
+        steps, inputs = len(self.loop.rows.of_step), self.inputs._replace(condition=condition)
+        return self.loop.run(velocity, 0, steps, x, None, inputs)[0]
 
 
 def as_state(x: Tensor) -> Tensor:

@@ -4,15 +4,18 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pgraft_fast.errors import InputError
-from pgraft_fast.inverse_noise.fixed_point import solve
-from pgraft_fast.inverse_noise.generator import FlowStep, Velocity, as_state, flow_steps, forward
-from pgraft_fast.sampling import Model
+from pgraft_fast.inverse_noise.captured import can_capture, inverse_in_graph
+from pgraft_fast.inverse_noise.fixed_point import inverse
+from pgraft_fast.inverse_noise.generator import Velocity, as_state, flow_steps
+from pgraft_fast.sampling import GraphCache, Model
+from pgraft_fast.sampling.choice import choose, model_name
 from pgraft_fast.threads import team_of
 
 _LOG = logging.getLogger(__name__)
@@ -20,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inversion:
-    """What `invert` found for B samples.
+    """What `invert` solution for B samples.
 
     noise: (B, ...) float32 at t = 1; nan for a sample that failed. converged: (B,) bool. round_trip: (B,), how far the
     generator's answer to the noise is from the sample, relative. calls: network calls of one sample, those of the round
@@ -60,6 +63,7 @@ def invert(
     round_trip_limit: float = 1e-5,
     max_iterations: int = 40,
     batch_size: int = 256,
+    graphs: GraphCache | None = None,
     on_batch: Callable[[int], None] = lambda samples: None,
     check: Callable[[], None] = lambda: None,
 ) -> Inversion:
@@ -72,6 +76,9 @@ def invert(
     round_trip_limit: a sample is converged where all steps were and the generator gives it back this closely.
     max_iterations: of a step, before it goes on with damping. on_batch(samples): after each batch; check(): between
     model calls, may raise.
+    graphs: on CUDA, a batch of a module is one graph, kept here for the next call; its weights may change in place. A
+    sample then stays in the batch until the last one is done, which costs a few more calls: worth it where a network's
+    launches take longer than its arithmetic. check() comes between batches.
 
     Source: arXiv 2510.02692, inverse noise correction: the exact inverse of the forward Euler step is the solution of
     an implicit one. Raises InputError.
@@ -101,15 +108,19 @@ def invert(
             check()
 
     def part(rows: slice) -> _Part:
-        velocity = Velocity(model, dtype, check=go_on)
         x, condition_rows = as_state(x_0[rows]), None if condition is None else condition[rows]
-        y, fine, rates = _solved(plan, velocity, x, condition_rows, tolerance, max_iterations)
-        calls = velocity.calls
-        back = forward(plan, velocity, y, condition_rows)
+        solution = None
+        if graphs is not None and can_capture(model, x, graphs):
+            go_on()
+            solution = inverse_in_graph(graphs, model, plan, x, condition_rows, dtype, tolerance, max_iterations)
+        if solution is None:
+            velocity = Velocity(model, dtype, check=go_on)
+            solution = inverse(plan, velocity, x, condition_rows, tolerance, max_iterations)
+        y, fine, rates, back, calls = solution
         off = (back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
         fine = fine & (off <= round_trip_limit)
         noise = torch.where(fine.view(-1, *[1] * (y.ndim - 1)), y, torch.full_like(y, float("nan")))
-        return _Part(noise, fine, off, rates, calls)
+        return _Part(noise, fine, off, rates, int(calls))
 
     parts: list[_Part] = []
     for count, done in team.batches(x_0.shape[0], batch_size, part):
@@ -129,6 +140,18 @@ def invert(
     return inversion
 
 
+def is_faster_in_graphs(model: Model, x_0: Tensor, **how: Any) -> bool:
+    """Whether `invert` of x_0 (B, ...) is faster with `graphs`; False where there are none. how: its other arguments.
+    Both ways run a few times, once for each device, model and shape, see `choose`.
+    """
+    graphs = GraphCache()
+    if not can_capture(model, x_0, graphs):
+        return False
+    what = f"inversion, {model_name(model, x_0.device)}, {tuple(x_0.shape)}, {sorted(how.items(), key=str)}"
+    ways = {"plain": partial(invert, model, x_0, **how), "graph": partial(invert, model, x_0, graphs=graphs, **how)}
+    return choose(what, ways, x_0.device) == "graph"
+
+
 class _Part(NamedTuple):
     """Of some rows, see `Inversion`. rates: (S, B) contraction."""
 
@@ -137,40 +160,6 @@ class _Part(NamedTuple):
     round_trip: Tensor
     rates: Tensor
     calls: int
-
-
-def _solved(
-    plan: list[FlowStep], velocity: Velocity, x: Tensor, condition: Tensor | None, tolerance: float, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise, whether every step converged, (S, B) contraction. A sample that failed is not worked on any more."""
-    fine = torch.isfinite(x.flatten(1)).all(dim=1)
-    rates = x.new_full((len(plan), x.shape[0]), float("nan"))
-    y = x.clone()
-    slopes: list[Tensor] = []
-    for number, step in reversed(list(enumerate(plan))):
-        at = fine.nonzero().squeeze(1)
-        if at.numel() == 0:
-            break
-        now = y[at]
-        solved = solve(
-            step, velocity, now, _guess(step, now, [slope[at] for slope in slopes]),
-            None if condition is None else condition[at], tolerance=tolerance, max_iterations=most,
-        )  # fmt: skip
-        rates[number, at] = solved.contraction
-        slope = torch.zeros_like(y)
-        slope[at] = (step.a * solved.y - now) / step.h
-        slopes = [slope, *slopes[:1]]
-        y[at] = solved.y
-        fine[at] = solved.converged
-    return y, fine, rates
-
-
-def _guess(step: FlowStep, x: Tensor, slopes: list[Tensor]) -> Tensor:
-    """Where the steps solved before point: their velocity goes on in a straight line."""
-    if not slopes:
-        return x / step.a
-    slope = slopes[0] if len(slopes) == 1 else 2.0 * slopes[0] - slopes[1]
-    return torch.add(x, slope, alpha=step.h) / step.a
 
 
 def _largest(values: Tensor, dim: int) -> Tensor:

@@ -14,14 +14,16 @@ from pgraft_fast.errors import CheckpointError, InputError, told_as_damage
 from pgraft_fast.files import MANIFEST, json_of, read_folder, remove_temporary, to_json, write_file, write_folder
 from pgraft_fast.finetune.checkpoint import tensor_bytes, tensors_from_bytes
 from pgraft_fast.finetune.identity import check_same, sha256_of_files, sha256_of_module, sha256_of_tensors
-from pgraft_fast.inverse_noise.invert import invert
+from pgraft_fast.inverse_noise.invert import invert, is_faster_in_graphs
 from pgraft_fast.inverse_noise.sources import Rows, Source
 from pgraft_fast.ranks.ranks import ALONE, Ranks
-from pgraft_fast.sampling import Model
+from pgraft_fast.sampling import GraphCache, Model
 
 _PLAN, _DATA = "plan.json", "shard.safetensors"
 # Samples that are drawn again to tell whether the data are the same.
 _COMPARED = 64
+# Samples of a trial of graphs.
+_TRIED = 256
 
 
 @dataclass(frozen=True)
@@ -112,21 +114,31 @@ def invert_shards(
 ) -> InverseNoise:
     """Invert samples data(index) (B, ...) for index 0 ... total - 1 into `folder`; the same call again goes on.
 
-    how: arguments of `invert`. identity: JSON that names the data; it, `how`, the model's weights and the first samples
-    must be the same for a folder to go on. A damaged shard is made anew. on_shard(done): samples done so far. ranks:
-    each makes its share of the shards, in a folder that all of them see. Raises InputError, StorageError.
+    how: arguments of `invert`, but for graphs, which are taken where they are faster. identity: JSON that names the
+    data; it, `how`, the model's weights and the first samples must be the same for a folder to go on. A damaged shard
+    is made anew. on_shard(done): samples done so far. ranks: each makes its share of the shards, in a folder that all
+    of them see. Raises InputError, StorageError.
     """
     if total < 1 or shard < 1:
         raise InputError(f"total={total}, shard={shard}: both must be at least 1")
-    ranks.once(lambda: _begin(model, data, total, folder, shard, how, identity or {}))
+    paths = [folder / f"shard-{number:06d}" for number in range(-(-total // shard))]
+
+    def begin() -> bool:
+        _begin(model, data, total, folder, shard, how, identity or {})
+        if all(path.exists() for path in paths):
+            return False
+        return is_faster_in_graphs(model, data(torch.arange(min(total, shard, _TRIED))), **how)
+
+    # All ranks alike.
+    graphs = GraphCache() if ranks.from_first(begin) else None
     with ranks.together():
-        first, last = ranks.part(-(-total // shard))
+        first, last = ranks.part(len(paths))
         for number in range(first, last):
-            path, low = folder / f"shard-{number:06d}", number * shard
+            path, low = paths[number], number * shard
             high = min(low + shard, total)
             if not _is_done(path, log):
                 ranks.check()
-                _invert_shard(model, data, torch.arange(low, high), path, check, how)
+                _invert_shard(model, data, torch.arange(low, high), path, check, {**how, "graphs": graphs})
             on_shard(high)
     with ranks.together():
         return open_shards(folder)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgraft_fast.errors import BackendError, InputError
 from pgraft_fast.ops import nvcc
+from pgraft_fast.sampling.host_traffic import is_watched
 
 _MAX_DEPTH = 64
 _streams: dict[int, list[torch.cuda.Stream]] = {}
@@ -20,7 +21,8 @@ def device_while(
     """while condition != 0 and iterations < limit: body().
 
     While the current stream captures a CUDA graph, the loop becomes a conditional node of it: `body` runs once, to be
-    captured, and each replay repeats it as often as its own data ask. Else the host loops and reads the condition.
+    captured, and each replay repeats it as often as its own data ask. Else the host loops and reads the condition; in a
+    run that is watched before a capture (`host_traffic`) the body runs once, as in the capture.
 
     condition: one int32; on the GPU for a loop in a graph. It is read anew at each replay, so set it in the graph.
     body: updates tensors in place, `condition` among them. What it allocates lasts until the iteration ends. In a graph
@@ -37,6 +39,9 @@ def device_while(
         with torch.cuda.device(condition.device):
             if torch.cuda.is_current_stream_capturing():
                 return _capture(condition, body, limit, pool)
+    if is_watched():
+        body()
+        return torch.ones((), dtype=torch.int32, device=condition.device)
     done = 0
     while done < limit and int(condition) != 0:
         body()

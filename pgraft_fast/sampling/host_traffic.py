@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 _ATEN = torch.ops.aten
@@ -85,6 +85,11 @@ class HostTraffic:
         if source.dtype is not brought.source.dtype or not torch.equal(source, brought.source):
             raise HostTrafficError(_told(_CHANGES))
         return brought.made
+
+
+def is_watched() -> bool:
+    """Whether what runs here is watched as one that a graph shall repeat."""
+    return any(isinstance(mode, _Seen) for mode in _get_current_dispatch_mode_stack())
 
 
 class _Seen(TorchDispatchMode):

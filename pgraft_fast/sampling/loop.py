@@ -74,12 +74,12 @@ class Loop:
             self.check()
             x_t = x
             for stage, row in enumerate(self.rows.of_step[index]):
-                answer = answer_of(net, x, inputs.times[row].expand(x.shape[0]), inputs.condition)
+                answer = answer_of(net, x, inputs.times.select(0, row).expand(x.shape[0]), inputs.condition)
                 done = solver_step(
                     x,
                     answer.out,
                     inputs.table,
-                    inputs.counter[row],
+                    inputs.counter.select(0, row),
                     out_null=answer.out_null,
                     guidance=answer.scale,
                     previous=x_t if stage else x_0,
