@@ -40,14 +40,14 @@ _FOR_BRANCHES = 0.45
 
 @dataclass(frozen=True)
 class CutPlan:
-    """cut: the one to take. told: one sentence that says why. outlooks: of cut 0 and those that were tried. levels: of
+    """cut: the one to take. reason: a sentence that says why. outlooks: of cut 0 and those that were tried. levels: of
     the pilot, or None. lowest: its t* as a share of the steps. base: mean reward of the candidates. within: share of
     the reward's variance within prompts. accepted: how many. pilot_steps: of its training. model_calls: spent, share:
     of a run's.
     """
 
     cut: float
-    told: str
+    reason: str
     outlooks: tuple[CutOutlook, ...]
     levels: LearnedLevels | None
     lowest: float | None
@@ -100,7 +100,7 @@ def plan_from(
     if why_not:
         cut, reason = FALLBACK, f"The plan cannot tell: {why_not}; the cut is the paper's, {FALLBACK}."
     return CutPlan(
-        cut=cut, told=reason, outlooks=outlooks, levels=None if pilot is None else pilot.levels, lowest=lowest,
+        cut=cut, reason=reason, outlooks=outlooks, levels=None if pilot is None else pilot.levels, lowest=lowest,
         base=float(candidates.rewards.nanmean()), within=within_share(candidates.rewards), accepted=accepted,
         pilot_steps=0 if pilot is None else pilot.steps, model_calls=spent + calls,
         share=(spent + calls) / of_run,
@@ -116,7 +116,7 @@ def plan_cut(
     """Choose the cut of a run before it is made, for at most a `share` of its model calls.
 
         plan = pgraft_fast.plan_cut(model, schedule, reward, settings, shape=(1, 8, 8), parameterization="v")
-        print(plan.told)
+        print(plan.reason)
         settings = settings.with_cut(plan.cut)
 
     As many prompts as half of these calls allow are sampled, with the states at `cuts` (rising shares in (0, 1)) kept;
