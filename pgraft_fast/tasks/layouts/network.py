@@ -55,7 +55,7 @@ class LayoutsDiT(nn.Module):
         self.register_buffer("frequency", 1000.0 * frequency, persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        x_0, known = told(condition, self.n_labels)
+        x_0, known = known_values(condition, self.n_labels)
         phase = t[:, None].to(x.dtype) * self.frequency
         element = element_mask(condition)
         count = element.sum(dim=1).clamp(max=MAX_ELEMENTS)
@@ -108,16 +108,16 @@ class _Block(nn.Module):
         return x + gate_2 * self.down(F.gelu(self.up(hidden), approximate="tanh"))
 
 
-def told(condition: Tensor, n_labels: int) -> tuple[Tensor, Tensor]:
+def known_values(condition: Tensor, n_labels: int) -> tuple[Tensor, Tensor]:
     """What a condition tells of x_0, (B, N, 4 + L) float32, 0 where it tells nothing, and where it does, bool.
 
     All columns of a slot that is no element (they are 0), those of a known label, those of a given box.
     """
     element = element_mask(condition)
     kind = condition[..., 0].round().to(torch.int64)
-    labelled = (kind < n_labels) | ~element
-    given = (condition[..., 1] > 0.5) | ~element
-    known = torch.cat([given[..., None].expand(-1, -1, 4), labelled[..., None].expand(-1, -1, n_labels)], dim=-1)
+    label_known = (kind < n_labels) | ~element
+    box_known = (condition[..., 1] > 0.5) | ~element
+    known = torch.cat([box_known[..., None].expand(-1, -1, 4), label_known[..., None].expand(-1, -1, n_labels)], dim=-1)
     values = packed(kind.where(element, NO_ELEMENT), condition[..., 2:], n_labels)
     return values.where(known, 0.0), known
 

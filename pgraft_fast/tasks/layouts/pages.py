@@ -117,8 +117,8 @@ def page_elements(page: Any) -> list[tuple[str, Edges]] | None:
 
     text = page.get_textpage()
     lines = _lines(text, moved)
-    found = elements(lines, _marks(page, moved), width, height) if lines is not None else []
-    shares = [(label, _shares(edges, width, height)) for label, edges in found]
+    parts = elements(lines, _marks(page, moved), width, height) if lines is not None else []
+    shares = [(label, _shares(edges, width, height)) for label, edges in parts]
     area = sum((edges[2] - edges[0]) * (edges[3] - edges[1]) for _, edges in shares)
     flat = any(edges[2] <= edges[0] or edges[3] <= edges[1] for _, edges in shares)
     return shares if 1 <= len(shares) <= MAX_ELEMENTS and area >= _LEAST_AREA and not flat else None
