@@ -46,8 +46,8 @@ def kept_gain(reward: Tensor, fresh: Tensor, base: Tensor, group: Tensor) -> Kep
     are fewer than two groups or the accepted rows gain nothing.
     """
     r, fresh, base = (value.to("cpu", torch.float64) for value in (reward, fresh, base))
-    known = r.isfinite() & fresh.isfinite() & base.isfinite()
-    r, fresh, base, group = r[known], fresh[known], base[known], group.cpu()[known]
+    finite = r.isfinite() & fresh.isfinite() & base.isfinite()
+    r, fresh, base, group = r[finite], fresh[finite], base[finite], group.cpu()[finite]
     _, number = group.unique(return_inverse=True)
     groups = int(number.max()) + 1 if number.numel() else 0
     if groups < 2:

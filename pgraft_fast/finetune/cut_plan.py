@@ -177,8 +177,8 @@ def _outlook(
         return outlook
     gain = grown_gain(Estimate(pilot.gain, pilot.error), limit, share, pilot.longer)
     # A mean lies among its rewards.
-    known = candidates.rewards[candidates.rewards.isfinite()]
-    least, most = float(known.min()), float(known.max())
+    finite = candidates.rewards[candidates.rewards.isfinite()]
+    least, most = float(finite.min()), float(finite.max())
     predicted, low, high = (min(max(base + change, least), most) for change in (gain.mean, gain.low, gain.high))
     return replace(outlook, predicted=predicted, low=low, high=high)
 
@@ -194,8 +194,8 @@ def _why_not(work: Work, candidates: Candidates, accepted: int) -> str:
     grid = work.schedule.grid(sample.steps, work.parameterization)
     if not any(step.d for step in make_steps(work.schedule, grid, sample.solver, work.parameterization, sample.eta)):
         return f"the solver ({sample.solver}) draws no noise, so that s is 1 at every cut"
-    known = candidates.rewards[candidates.rewards.isfinite()]
-    if known.numel() == 0 or bool(known.min() == known.max()):
+    finite = candidates.rewards[candidates.rewards.isfinite()]
+    if finite.numel() == 0 or bool(finite.min() == finite.max()):
         return "the rewards are all the same"
     if accepted < LEAST_ACCEPTED:
         return f"only {accepted} candidates were accepted, {LEAST_ACCEPTED} are needed"

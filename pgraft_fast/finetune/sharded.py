@@ -183,8 +183,8 @@ class Sharded(AmongRanks):
             self._bones, self._dtype = skeleton(model), called_in(source)
             self._blocks = blocks_of(source, call=self._trial(model))
             shard(source.requires_grad_(False), self.mesh, blocks=self._blocks)
-        made = copy.deepcopy(self._bones)
-        net = self._network(made)
+        copied = copy.deepcopy(self._bones)
+        net = self._network(copied)
         if trained:
             whole = kept_whole(net)
             for weight in net.parameters():
@@ -194,7 +194,7 @@ class Sharded(AmongRanks):
         else:
             shard(net.requires_grad_(False), self.mesh, blocks=self._blocks)
         fill(net, source, self.mesh)
-        return made
+        return copied
 
     def _copy_weights(self, source: Any, target: Any) -> None:
         copy_weights(self._network(target), self._network(source))

@@ -57,13 +57,13 @@ def layouts_of(folder: Path, pages: int = PAGES, seed: int = 0, log: Callable[[s
     need("reading PDFs", "pypdfium2", extra="layouts")
     paths = sorted(folder.rglob("*.pdf"), key=lambda path: path.relative_to(folder).as_posix())
     random.Random(seed).shuffle(paths)
-    known: set[str] = set()
+    places: set[str] = set()
     chosen: list[list[tuple[str, Edges]]] = []
     for number, path in enumerate(paths, 1):
         for page in _pages_of(path, seed):
             place = str([(label, [round(64 * edge) for edge in edges]) for label, edges in page])
-            if place not in known:
-                known.add(place)
+            if place not in places:
+                places.add(place)
                 chosen.append(page)
         if number % 100 == 0:
             log(f"{number} documents, {len(chosen)} pages")

@@ -101,8 +101,8 @@ def train_molecules(
     began, progress, step = time.perf_counter(), 0.0, 0
     while progress < 1.0:
         rows = torch.randint(len(molecules), (sizes.batch,), device=device)
-        done = graphs.run("gradients", gradients, [rows]) if graphs.captures(device) else None
-        (loss,) = gradients([rows], []) if done is None else done
+        outputs = graphs.run("gradients", gradients, [rows]) if graphs.captures(device) else None
+        (loss,) = gradients([rows], []) if outputs is None else outputs
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = sizes.rate * _rate(progress)
