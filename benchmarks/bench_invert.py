@@ -67,11 +67,11 @@ def _providers(n: int, settings: Settings) -> Sequence[Provider]:
         columns["plain"] = {"calls_per_sample": calls, "inverted": 1.0}
         return noise
 
-    wanted = lru_cache(plain)
+    expected = lru_cache(plain)
 
     def gate(run: Callable[[], Tensor]) -> str | None:
         noise = run()
-        off = float((noise - wanted()).norm() / wanted().norm())
+        off = float((noise - expected()).norm() / expected().norm())
         back = float((generate(model, noise, _STEPS) - x).norm() / x.norm())
         if off <= 1e-4 and back <= 1e-5:
             return None

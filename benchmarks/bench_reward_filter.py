@@ -98,8 +98,8 @@ def _filter_gather(shape: tuple[int, int], settings: Settings) -> Sequence[Provi
 
     def torch_gate() -> str | None:
         """Sums over a group, which do not depend on the order in it."""
-        theirs, wanted = (x.view(shape[0], _KEPT, _FLOATS).double().sum(dim=1) for x in (by_torch()[0], kept))
-        return gates.near([theirs], [wanted], 1e-12)
+        sums, expected = (x.view(shape[0], _KEPT, _FLOATS).double().sum(dim=1) for x in (by_torch()[0], kept))
+        return gates.near([sums], [expected], 1e-12)
 
     kept = gates.reference(work, {})[0]
     return [

@@ -204,13 +204,13 @@ def _same_work(task: Task, plain: PlainRound, variant: str, device: torch.device
     labels, start = plain.labels[:1].expand(32), plain.t_cut()
     t = torch.linspace(start + 0.01, 1.0, 32, device=device)
     with torch.no_grad():
-        wanted = plain.losses(x, labels, t, noise, start)
+        expected = plain.losses(x, labels, t, noise, start)
         mine = pgraft_loss(
             plain._tuned, task.schedule, x, t_cut=start, parameterization=task.parameterization, condition=labels,
             t=t.double(), noise=noise, reduction="none",
         )  # fmt: skip
-    if not torch.allclose(mine, wanted, rtol=1e-3, atol=1e-4):
-        return f"the losses differ by {float((mine - wanted).abs().max()):.1e}"
+    if not torch.allclose(mine, expected, rtol=1e-3, atol=1e-4):
+        return f"the losses differ by {float((mine - expected).abs().max()):.1e}"
     return None if variant == "vp" else _same_samples(task, plain, device)
 
 

@@ -89,13 +89,13 @@ def _providers(
         name: PipelineCall(way, arguments, settings.device, batch, arguments["num_inference_steps"])
         for name, way in ways.items()
     }
-    wanted = cache(lambda: calls["diffusers"].pictures("np"))
+    expected = cache(lambda: calls["diffusers"].pictures("np"))
     errors: dict[str, float] = {}
 
     def gate(name: str) -> str | None:
         """The first call and a later one draw what diffusers does."""
         pictures = calls[name].twice("np")
-        errors[name] = float(np.abs(np.stack(pictures) - wanted()).max())
+        errors[name] = float(np.abs(np.stack(pictures) - expected()).max())
         return None if errors[name] <= _LEVEL else f"pictures differ by {errors[name]:.2e}, allowed is 1/255"
 
     def columns(name: str) -> dict[str, Any]:

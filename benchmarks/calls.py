@@ -39,13 +39,13 @@ class ModelClock:
                 began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 self._events.append((began, ended))
                 began.record()
-                done = function(*args, **kwargs)
+                result = function(*args, **kwargs)
                 ended.record()
-                return done
+                return result
             start = time.perf_counter()
-            done = function(*args, **kwargs)
+            result = function(*args, **kwargs)
             self._seconds += time.perf_counter() - start
-            return done
+            return result
 
         return timed
 
@@ -194,8 +194,8 @@ class PipelineCall:
 
     def _joules_per_image(self) -> float | None:
         """None without a meter, and for less than a second in all: the meter moves in steps of some 0.1 s."""
-        known = sum(reading.seconds for reading in self._readings) >= 1.0 and not math.isnan(self._joules)
-        return _rounded(self._joules / (self._batch * len(self._readings))) if known else None
+        is_enough = sum(reading.seconds for reading in self._readings) >= 1.0 and not math.isnan(self._joules)
+        return _rounded(self._joules / (self._batch * len(self._readings))) if is_enough else None
 
     def _mode(self) -> str | None:
         """How an accelerated pipeline runs its steps; None for another one."""
@@ -208,14 +208,14 @@ class PipelineCall:
 
 def _shares(readings: Sequence[Reading]) -> Row:
     """Milliseconds inside and outside of the models, and the second of these over the first."""
-    known = [(call.models, call.seconds - call.models, call.model_calls) for call in readings if call.models]
-    if not known:
+    times = [(call.models, call.seconds - call.models, call.model_calls) for call in readings if call.models]
+    if not times:
         return {}
     return {
-        "model_ms": _rounded(1e3 * percentile([inside for inside, _, _ in known], 0.5)),
-        "non_model_ms": _rounded(1e3 * percentile([outside for _, outside, _ in known], 0.5)),
-        "non_model_share": _rounded(percentile([outside / inside for inside, outside, _ in known], 0.5)),
-        "model_calls": known[-1][2],
+        "model_ms": _rounded(1e3 * percentile([inside for inside, _, _ in times], 0.5)),
+        "non_model_ms": _rounded(1e3 * percentile([outside for _, outside, _ in times], 0.5)),
+        "non_model_share": _rounded(percentile([outside / inside for inside, outside, _ in times], 0.5)),
+        "model_calls": times[-1][2],
     }
 
 

@@ -79,19 +79,20 @@ def _measure(trees: dict[str, Path], folder: Path, args: argparse.Namespace) -> 
                 sys.executable, "-m", "pgraft_fast_benchmarks.run", args.what, "--size", args.size,
                 "--only", args.only, "--csv", str(folder / f"{name}.csv"),
             ]  # fmt: skip
-            done = subprocess.run(
+            process = subprocess.run(
                 command, env={**passive_environment(), "PYTHONPATH": str(code[name])}, cwd=folder, capture_output=True,
                 text=True, check=False,
             )  # fmt: skip
-            if done.returncode not in (0, 1):
-                raise SystemExit(f"{name}: the benchmark ended with status {done.returncode}: {done.stderr[-500:]}")
+            if process.returncode not in (0, 1):
+                status, end = process.returncode, process.stderr[-500:]
+                raise SystemExit(f"{name}: the benchmark ended with status {status}: {end}")
     return {name: read(folder / f"{name}.csv") for name in trees}
 
 
 def _checkout(commit: str, folder: Path) -> Path:
-    done = _git("worktree", "add", "--detach", str(folder), commit)
-    if done.returncode:
-        raise SystemExit(f"BASE={commit}: {done.stderr.strip().splitlines()[-1]}")
+    process = _git("worktree", "add", "--detach", str(folder), commit)
+    if process.returncode:
+        raise SystemExit(f"BASE={commit}: {process.stderr.strip().splitlines()[-1]}")
     if not (folder / "benchmarks" / "run.py").exists():
         _git("worktree", "remove", "--force", str(folder))
         raise SystemExit(f"BASE={commit}: this commit is older than benchmarks/run.py, which it would be measured with")

@@ -53,9 +53,9 @@ def _version(name: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", *arguments], cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True, check=False
         )  # fmt: skip
     except OSError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return process.stdout.strip() if process.returncode == 0 else None

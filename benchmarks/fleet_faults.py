@@ -33,17 +33,17 @@ def simulated_round_seconds(
 ) -> tuple[float, float]:
     """Mean and its standard error over rounds that are played, failure by failure."""
     generator = torch.Generator().manual_seed(seed)
-    taken = torch.zeros(rounds, dtype=torch.float64)
+    seconds = torch.zeros(rounds, dtype=torch.float64)
     done, working = torch.zeros(rounds, dtype=torch.bool), torch.ones(rounds, dtype=torch.bool)
     while not bool(done.all()):
         needs = torch.where(working, length, restart).to(torch.float64)
         fails_after = torch.empty(rounds, dtype=torch.float64).exponential_(rate, generator=generator)
         through = fails_after >= needs
-        taken += torch.where(done, 0.0, torch.minimum(fails_after, needs))
+        seconds += torch.where(done, 0.0, torch.minimum(fails_after, needs))
         # After a failure comes a restart, after a whole restart the round again.
         done |= working & through
         working = through
-    return float(taken.mean()), float(taken.std() / math.sqrt(rounds))
+    return float(seconds.mean()), float(seconds.std() / math.sqrt(rounds))
 
 
 def slowest(gpus: int, spread: float) -> float:

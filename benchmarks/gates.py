@@ -46,9 +46,9 @@ def near(got: Sequence[Tensor], exact: Sequence[Tensor], tolerance: float | None
     return None
 
 
-def same(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> str | None:
+def same(got: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
     """Equal, bit for bit."""
-    for index, (value, other) in enumerate(zip(got, wanted, strict=True)):
+    for index, (value, other) in enumerate(zip(got, expected, strict=True)):
         if value.dtype is not other.dtype or not torch.equal(value, other):
             return f"output {index} differs"
     return None

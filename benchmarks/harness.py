@@ -115,10 +115,10 @@ def run_cases(cases: Iterable[Case], settings: Settings, each: Each, bandwidth: 
 
     Raises InputError where none is left.
     """
-    known = list(cases)
-    chosen = [case for case in known if settings.only in case.label]
+    all_cases = list(cases)
+    chosen = [case for case in all_cases if settings.only in case.label]
     if not chosen:
-        raise InputError(f"--only {settings.only!r}: in no label; known: {'; '.join(case.label for case in known)}")
+        raise InputError(f"--only {settings.only!r}: in no label; known: {'; '.join(case.label for case in all_cases)}")
     return run_parts([(case.label, partial(measure, case, settings, bandwidth)) for case in chosen], settings, each)
 
 
@@ -130,10 +130,10 @@ def run_parts(
     there are none.
     """
     rows: list[Row] = []
-    known = list(parts)
-    chosen = [(name, part) for name, part in known if settings.only in name]
+    all_parts = list(parts)
+    chosen = [(name, part) for name, part in all_parts if settings.only in name]
     if not chosen:
-        raise InputError(f"--only {settings.only!r}: in no part; known: {'; '.join(name for name, _ in known)}")
+        raise InputError(f"--only {settings.only!r}: in no part; known: {'; '.join(name for name, _ in all_parts)}")
     for name, part in chosen:
         measured = part()
         for batch in [measured] if isinstance(measured, list) else ([row] for row in measured):

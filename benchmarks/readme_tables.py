@@ -142,10 +142,10 @@ def updated_scale(text: str) -> str:
 
 def main() -> int:
     """Exit status 1 where --check finds a difference."""
-    made = {README: updated(README.read_text(), all_rows()), SCALE: updated_scale(SCALE.read_text())}
+    texts = {README: updated(README.read_text(), all_rows()), SCALE: updated_scale(SCALE.read_text())}
     if "--check" in sys.argv:
-        return int(any(path.read_text() != text for path, text in made.items()))
-    for path, text in made.items():
+        return int(any(path.read_text() != text for path, text in texts.items()))
+    for path, text in texts.items():
         path.write_text(text)
     return 0
 

@@ -76,8 +76,8 @@ def finetune(
         from pgraft_fast.ranks.launch import launch
 
         options = (("--run", run), ("--reward", reward), ("--json", json))
-        given = [word for name, value in options if value is not None for word in (name, value)]
-        return launch(gpus, ["finetune", str(config), *given])
+        arguments = [word for name, value in options if value is not None for word in (name, value)]
+        return launch(gpus, ["finetune", str(config), *arguments])
     try:
         result = run_finetune(settings, Terminal())
     except StoppedError as error:

@@ -60,7 +60,7 @@ _UNSEEN = re.compile(
 
 def printable(text: str) -> str:
     """The text with what a terminal would obey instead of show, such as an escape sequence, written out: "\\x1b[2J"."""
-    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _UNSEEN.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def in_a_line(text: str) -> str:

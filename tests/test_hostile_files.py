@@ -73,7 +73,7 @@ def shard(folder, inner):
     return open_shards(folder)
 
 
-CORRECTOR = b'{"kind": "linear", "shape": [4], "network": {"kind": "mlp"}, "told": {}, "steps": 2, "base_steps": 1}'
+CORRECTOR = b'{"kind": "linear", "shape": [4], "network": {"kind": "mlp"}, "summary": {}, "steps": 2, "base_steps": 1}'
 READERS = {
     "weights of a task": plain("w.safetensors", lambda path: load_weights(nn.Linear(2, 2), path)),
     "tensors": plain("w.safetensors", lambda path: tensors_from_bytes(path.read_bytes(), path)),
@@ -87,8 +87,8 @@ READERS = {
     "weights of a corrector": proven(
         "corrector.safetensors", {"corrector.json": CORRECTOR}, lambda _, inner: NoiseCorrector.load(inner)
     ),
-    "shard": proven("shard.safetensors", {"told.json": b"{}"}, shard),
-    "told of a shard": proven("told.json", {"shard.safetensors": tensors()}, shard),
+    "shard": proven("shard.safetensors", {"summary.json": b"{}"}, shard),
+    "summary of a shard": proven("summary.json", {"shard.safetensors": tensors()}, shard),
     "plan of an inversion": plain("plan.json", lambda path: open_shards(path.parent)),
     "manifest": plain("round-000001/manifest.json", lambda path: load_newest(path.parent.parent, check_line)),
     "ledger": plain("ledger.jsonl", lambda path: Ledger(path).close(finished=True)),

@@ -180,7 +180,7 @@ class _Correct:
                 folder=self.run / f"fit-{kind}", identity={"base_sha256": self._hash()},
                 log=self.terminal.line, check=self.stop.check, ranks=self.ranks,
             )  # fmt: skip
-            corrector.told["identity"] = self._corrector_identity(inverse)
+            corrector.summary["identity"] = self._corrector_identity(inverse)
             self.ranks.once(partial(corrector.save, self.run / f"corrector-{kind}"))
         return {"correctors": [str(self.run / f"corrector-{kind}") for kind in settings.interpolants]}
 
@@ -290,5 +290,5 @@ class _Correct:
         except CheckpointError as error:
             raise InputError(f"{error}; run `pgraft-fast fit-corrector` with this config") from error
         now = json_of(to_json(self._corrector_identity(inverse)))
-        check_same(corrector.told.get("identity", {}), now, f"the corrector in {folder}")
+        check_same(corrector.summary.get("identity", {}), now, f"the corrector in {folder}")
         return corrector

@@ -158,13 +158,13 @@ class _Demo:
         if settings.drops_copies:
             best = _best_of_groups(candidates)
             yield self._row("best of N", 0.0, seed, best, accepted, shared_calls, shared_seconds)
-        done: dict[float, tuple[Tensor, dict[str, Any]]] = {}
+        rows: dict[float, tuple[Tensor, dict[str, Any]]] = {}
         for copies, cut, select in settings.trainings:
             began, calls_before = time.perf_counter(), ledger.model_calls
             own = settings.of(seed, cut, select)
             chosen = _chosen(candidates, own)
-            if cut in done and torch.equal(done[cut][0], chosen.acceptance.index):
-                yield self._again(done[cut][1], copies)
+            if cut in rows and torch.equal(rows[cut][0], chosen.acceptance.index):
+                yield self._again(rows[cut][1], copies)
                 continue
             learner = Learner(task.model, own.train)
             learner.run, learner.frozen = run.of(learner.model), run.of(task.model)
@@ -174,10 +174,10 @@ class _Demo:
             )  # fmt: skip
             seconds = shared_seconds + time.perf_counter() - began
             calls = shared_calls + ledger.model_calls - calls_before
-            drawn = self._evaluate(seed, settings.samples, check, tuned=learner.ema.eval(), cut=cut)
+            evaluation = self._evaluate(seed, settings.samples, check, tuned=learner.ema.eval(), cut=cut)
             method = "p-graft" if cut else "graft"
-            row = self._row(method, cut, seed, drawn, accepted, calls, seconds, copies)
-            done[cut] = chosen.acceptance.index, row
+            row = self._row(method, cut, seed, evaluation, accepted, calls, seconds, copies)
+            rows[cut] = chosen.acceptance.index, row
             yield row
 
     def _again(self, row: dict[str, Any], copies: str) -> dict[str, Any]:

@@ -60,10 +60,10 @@ def sample_pipeline(
     for rows in rows_by(keys).values():
         for low in range(0, len(rows), _AT_ONCE):
             part = rows[low : low + _AT_ONCE]
-            made = pipe(**calls.of(part[0], len(part), [seed + row for row in part], calls.steps), **more)
-            for row, medium in zip(part, media_of(made), strict=True):
+            output = pipe(**calls.of(part[0], len(part), [seed + row for row in part], calls.steps), **more)
+            for row, medium in zip(part, media_of(output), strict=True):
                 media[row] = medium
-            images = getattr(made, "images", None)
+            images = getattr(output, "images", None)
             if isinstance(images, Tensor):
                 for row, picture in zip(part, images.float().cpu() * 2.0 - 1.0, strict=True):
                     pixels[row] = picture

@@ -46,8 +46,8 @@ def kept_gain(reward: Tensor, fresh: Tensor, base: Tensor, group: Tensor) -> Kep
     are fewer than two groups or the accepted rows gain nothing.
     """
     r, fresh, base = (value.to("cpu", torch.float64) for value in (reward, fresh, base))
-    known = r.isfinite() & fresh.isfinite() & base.isfinite()
-    r, fresh, base, group = r[known], fresh[known], base[known], group.cpu()[known]
+    finite = r.isfinite() & fresh.isfinite() & base.isfinite()
+    r, fresh, base, group = r[finite], fresh[finite], base[finite], group.cpu()[finite]
     _, number = group.unique(return_inverse=True)
     groups = int(number.max()) + 1 if number.numel() else 0
     if groups < 2:
@@ -165,10 +165,10 @@ def grown_gain(gain: Estimate, limit: Estimate, share: Estimate, longer: float) 
     estimates, random = (gain, limit, share, GROWTH, BEYOND), torch.Generator().manual_seed(0)
     means = [torch.tensor(estimate.value, dtype=torch.float64) for estimate in estimates]
     draws = torch.randn(5, _DRAWS_OF_A_GAIN, generator=random, dtype=torch.float64)
-    varied = [mean + one.error * draw for mean, one, draw in zip(means, estimates, draws, strict=True)]
+    varied = [mean + estimate.error * draw for mean, estimate, draw in zip(means, estimates, draws, strict=True)]
     middle = grown(torch.tensor(0.5), *means)
-    drawn = grown(torch.rand(_DRAWS_OF_A_GAIN, generator=random), *varied)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    gains = grown(torch.rand(_DRAWS_OF_A_GAIN, generator=random), *varied)
+    low, high = gains.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Interval(float(middle), low, high)
 
 

@@ -52,10 +52,10 @@ class Candidates:
             return self
         n = self.rewards.shape[1]
         counts = self.ranks.counts(self.sample_id.numel(), n)
-        drawn = self.rollout
+        rollout = self.rollout
         samples = replace(
-            drawn, final=self.ranks.rows(drawn.final, counts), sample_id=self.sample_id,
-            x_cut={cut: self.ranks.rows(states, counts) for cut, states in drawn.x_cut.items()},
+            rollout, final=self.ranks.rows(rollout.final, counts), sample_id=self.sample_id,
+            x_cut={cut: self.ranks.rows(states, counts) for cut, states in rollout.x_cut.items()},
         )  # fmt: skip
         return replace(self, rollout=samples, ranks=ALONE)
 
@@ -68,10 +68,10 @@ class Candidates:
         owner = torch.bucketize(index.cpu(), torch.tensor([high for _, high in bounds]), right=True)
         own = index[(owner == self.ranks.rank).to(index.device)] - bounds[self.ranks.rank][0]
         counts = torch.bincount(owner, minlength=self.ranks.size).tolist()
-        found = self.ranks.rows(rows[own.to(rows.device)], counts)
+        gathered = self.ranks.rows(rows[own.to(rows.device)], counts)
         # By rank, and in the order of the index within each.
-        place = torch.argsort(torch.argsort(owner, stable=True)).to(found.device)
-        return found[place], None if self.condition is None else self.condition[index]
+        place = torch.argsort(torch.argsort(owner, stable=True)).to(gathered.device)
+        return gathered[place], None if self.condition is None else self.condition[index]
 
     def _elements(self, index: Tensor) -> Tensor | None:
         return None if self.elements is None else self.elements[index]

@@ -39,15 +39,15 @@ class CapturedSteps:
 
         whole = ("gradients", key)
         # Each replay writes the gradients to where the capture did.
-        done = self._graphs.run(whole, gradients, inputs, keep=lambda: [weight.grad for weight in self._weights()])
-        if done is None:
+        outputs = self._graphs.run(whole, gradients, inputs, keep=lambda: [weight.grad for weight in self._weights()])
+        if outputs is None:
             self._refused = True
             return None
-        loss, norm = done
+        loss, norm = outputs
         moves = learner.may_move(norm)
         if moves:
-            held = self._graphs.kept(whole, inputs)
-            for weight, gradient in zip(self._weights(), held, strict=True):
+            written = self._graphs.kept(whole, inputs)
+            for weight, gradient in zip(self._weights(), written, strict=True):
                 weight.grad = gradient
             self._move(norm)
         return loss, moves

@@ -37,13 +37,13 @@ class History(list[dict[str, Any]]):
 
     def __init__(self, entries: Iterable[dict[str, Any]] = ()) -> None:
         super().__init__(entries)
-        self._text, self._told = bytearray(), 0
+        self._text, self._n_lines = bytearray(), 0
 
     def text(self) -> bytes:
         """A line of JSON an entry."""
-        for entry in self[self._told :]:
+        for entry in self[self._n_lines :]:
             self._text += to_line(entry)
-        self._told = len(self)
+        self._n_lines = len(self)
         return bytes(self._text)
 
 
@@ -95,21 +95,22 @@ def newest_for_all(
     """As the first rank finds it in a folder, which is made where it is missing; see `load_newest`. only: tensors that
     go to all ranks; others stay with the first one.
     """
-    found: list[Checkpoint] = []
+    newest_here: list[Checkpoint] = []
 
     def read() -> list[Any] | None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_temporary(folder)
         newest = load_newest(folder, warn)
-        found.extend([] if newest is None else [newest])
+        newest_here.extend([] if newest is None else [newest])
         return None if newest is None else [newest.round, newest.state]
 
-    known = ranks.from_first(read)
-    if known is None:
+    round_and_state = ranks.from_first(read)
+    if round_and_state is None:
         return None
-    tensors = found[0].tensors if found else {}
-    told = {name: group for name, group in tensors.items() if only is None or name in only}
-    return Checkpoint(known[0], known[1], {**tensors, **ranks.tensors_from_first(told)})
+    tensors = newest_here[0].tensors if newest_here else {}
+    groups = {name: group for name, group in tensors.items() if only is None or name in only}
+    number, state = round_and_state
+    return Checkpoint(number, state, {**tensors, **ranks.tensors_from_first(groups)})
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: str | None = None) -> bytes:

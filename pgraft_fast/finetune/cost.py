@@ -37,14 +37,14 @@ class Line:
     @classmethod
     def fit(cls, points: Iterable[tuple[int, float]]) -> "Line":
         """Least squares of relative errors, both terms at least 0. points: (batch, seconds), one or more."""
-        known = [(float(batch), seconds) for batch, seconds in points]
-        weight = [1.0 / seconds**2 for _, seconds in known]
+        pairs = [(float(batch), seconds) for batch, seconds in points]
+        weight = [1.0 / seconds**2 for _, seconds in pairs]
         total, x, y = (
             sum(w * value for w, value in zip(weight, values, strict=True))
-            for values in ([1.0] * len(known), [b for b, _ in known], [s for _, s in known])
+            for values in ([1.0] * len(pairs), [b for b, _ in pairs], [s for _, s in pairs])
         )
-        xx = sum(w * b * b for w, (b, _) in zip(weight, known, strict=True))
-        xy = sum(w * b * s for w, (b, s) in zip(weight, known, strict=True))
+        xx = sum(w * b * b for w, (b, _) in zip(weight, pairs, strict=True))
+        xy = sum(w * b * s for w, (b, s) in zip(weight, pairs, strict=True))
         determinant = total * xx - x * x
         if determinant <= 1e-12 * total * xx:
             return cls(0.0, xy / xx)

@@ -40,14 +40,14 @@ _FOR_BRANCHES = 0.45
 
 @dataclass(frozen=True)
 class CutPlan:
-    """cut: the one to take. told: one sentence that says why. outlooks: of cut 0 and those that were tried. levels: of
+    """cut: the one to take. reason: a sentence that says why. outlooks: of cut 0 and those that were tried. levels: of
     the pilot, or None. lowest: its t* as a share of the steps. base: mean reward of the candidates. within: share of
     the reward's variance within prompts. accepted: how many. pilot_steps: of its training. model_calls: spent, share:
     of a run's.
     """
 
     cut: float
-    told: str
+    reason: str
     outlooks: tuple[CutOutlook, ...]
     levels: LearnedLevels | None
     lowest: float | None
@@ -100,7 +100,7 @@ def plan_from(
     if why_not:
         cut, reason = FALLBACK, f"The plan cannot tell: {why_not}; the cut is the paper's, {FALLBACK}."
     return CutPlan(
-        cut=cut, told=reason, outlooks=outlooks, levels=None if pilot is None else pilot.levels, lowest=lowest,
+        cut=cut, reason=reason, outlooks=outlooks, levels=None if pilot is None else pilot.levels, lowest=lowest,
         base=float(candidates.rewards.nanmean()), within=within_share(candidates.rewards), accepted=accepted,
         pilot_steps=0 if pilot is None else pilot.steps, model_calls=spent + calls,
         share=(spent + calls) / of_run,
@@ -116,7 +116,7 @@ def plan_cut(
     """Choose the cut of a run before it is made, for at most a `share` of its model calls.
 
         plan = pgraft_fast.plan_cut(model, schedule, reward, settings, shape=(1, 8, 8), parameterization="v")
-        print(plan.told)
+        print(plan.reason)
         settings = settings.with_cut(plan.cut)
 
     As many prompts as half of these calls allow are sampled, with the states at `cuts` (rising shares in (0, 1)) kept;
@@ -177,8 +177,8 @@ def _outlook(
         return outlook
     gain = grown_gain(Estimate(pilot.gain, pilot.error), limit, share, pilot.longer)
     # A mean lies among its rewards.
-    known = candidates.rewards[candidates.rewards.isfinite()]
-    least, most = float(known.min()), float(known.max())
+    finite = candidates.rewards[candidates.rewards.isfinite()]
+    least, most = float(finite.min()), float(finite.max())
     predicted, low, high = (min(max(base + change, least), most) for change in (gain.mean, gain.low, gain.high))
     return replace(outlook, predicted=predicted, low=low, high=high)
 
@@ -194,8 +194,8 @@ def _why_not(work: Work, candidates: Candidates, accepted: int) -> str:
     grid = work.schedule.grid(sample.steps, work.parameterization)
     if not any(step.d for step in make_steps(work.schedule, grid, sample.solver, work.parameterization, sample.eta)):
         return f"the solver ({sample.solver}) draws no noise, so that s is 1 at every cut"
-    known = candidates.rewards[candidates.rewards.isfinite()]
-    if known.numel() == 0 or bool(known.min() == known.max()):
+    finite = candidates.rewards[candidates.rewards.isfinite()]
+    if finite.numel() == 0 or bool(finite.min() == finite.max()):
         return "the rewards are all the same"
     if accepted < LEAST_ACCEPTED:
         return f"only {accepted} candidates were accepted, {LEAST_ACCEPTED} are needed"

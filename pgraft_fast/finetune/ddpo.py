@@ -140,7 +140,7 @@ def train_ddpo(
     make = _Losses(learner, recorded, density, advantage, condition, settings)
     learner.model.eval()
     batch_means: list[Tensor] = []
-    made, sums = OptimizerSteps(learner), None
+    optimizer, sums = OptimizerSteps(learner), None
     rows = -(-n // max(1, settings.optimizer_steps_of(n))) if memory is None else memory.value
     team = team_of(learner.sampled, rows, recorded.x_0.shape[1:], recorded.x_0.device)
     with ledger.phase("train"), team, training_kernels(recorded.x_0.device, ordered):
@@ -150,13 +150,14 @@ def train_ddpo(
                 sums = Gradients(learner, memory, check, enough, ranks, ordered)
             if sums.enough:
                 break
-            batch_means.append(made.step(partial(sums.of, sample.numel(), partial(make.share, sample, step), values=3)))
+            losses = partial(make.share, sample, step)
+            batch_means.append(optimizer.step(partial(sums.of, sample.numel(), losses, values=3)))
             ledger.add_calls(CALLS_OF_A_TRAINED_SAMPLE * recorded.calls_a_sample * sample.numel())
     if not batch_means:
         return TrainReport(0.0, 0, 0)
     means = torch.stack(batch_means)
     loss, (_, clipped, kl) = float(means[-max(1, len(means) // 10) :, 0].mean()), means.mean(dim=0).tolist()
-    return TrainReport(loss, len(means), made.rejected, clipped if settings.variant == "importance" else None, kl)
+    return TrainReport(loss, len(means), optimizer.rejected, clipped if settings.variant == "importance" else None, kl)
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ class Gradients:
     def instead(self, step: Callable[[], T]) -> T:
         """A step by one rank alone, however it is made."""
         self._check()
-        done = step()
+        result = step()
         self.enough = self._enough()
-        return done
+        return result
 
     def _added(self, losses: Losses, low: int, high: int, size: int) -> Tensor:
         """(values,) of rows [low, high), `size` at once."""
@@ -79,14 +79,14 @@ class Gradients:
         weights, ranks = self._learner.trained, self._ranks
         low, high = ranks.part(total)
         sums, error = self._tried(losses, low, high, values)
-        told = self._told(error).to(sums)
+        counts = self._flags(error).to(sums)
         for weight in weights:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        ranks.add_up([*(w.grad for w in weights if w.grad is not None), sums, told])
-        self._hear(told[:2].tolist(), error)
-        for weight, there in zip(weights, told[2:].tolist(), strict=True):
-            if not there:
+        ranks.add_up([*(w.grad for w in weights if w.grad is not None), sums, counts])
+        self._agree(counts[:2].tolist(), error)
+        for weight, count in zip(weights, counts[2:].tolist(), strict=True):
+            if not count:
                 weight.grad = None
         return sums
 
@@ -97,9 +97,9 @@ class Gradients:
             self._check()
         size = min(self._memory.value, self._learner.most_rows())
         sums = even_gradient(self._learner, losses, ranks.bounds(total), ranks.rank, size)
-        told = torch.tensor([self._enough()]).to(sums)
-        ranks.add_up([sums, told])
-        self.enough = bool(told > 0)
+        enough = torch.tensor([self._enough()]).to(sums)
+        ranks.add_up([sums, enough])
+        self.enough = bool(enough > 0)
         return sums
 
     def _in_order(self, total: int, losses: Losses, values: int) -> Tensor:
@@ -110,19 +110,19 @@ class Gradients:
         for turn in range(-(-total // (size * ranks.size))):
             low = (turn * ranks.size + ranks.rank) * size
             sums, error = self._tried(losses, low, min(low + size, total), values)
-            told = self._told(error).to(sums)
+            flags = self._flags(error).to(sums)
             flat = [torch.zeros(w.numel()).to(sums) if w.grad is None else w.grad.reshape(-1).to(sums) for w in weights]
-            parts = ranks.all_of(torch.cat([sums, told, *flat]))
-            self._hear(torch.stack([part[values : values + 2] for part in parts]).sum(dim=0).tolist(), error)
+            parts = ranks.all_of(torch.cat([sums, flags, *flat]))
+            self._agree(torch.stack([part[values : values + 2] for part in parts]).sum(dim=0).tolist(), error)
             for place, part in enumerate(parts):
                 if (turn * ranks.size + place) * size < total:
-                    sums, told, *gradients = part.split([values, 2 + len(weights), *shapes])
-                    there = [True, *(one > 0 for one in told[2:].tolist())]
+                    sums, flags, *gradients = part.split([values, 2 + len(weights), *shapes])
+                    present = [True, *(flag > 0 for flag in flags[2:].tolist())]
                     # In the weights' own precision, as autograd adds them up.
                     shaped = [g.view_as(w).to(w.dtype) for g, w in zip(gradients, weights, strict=True)]
-                    for number, (known, value) in enumerate(zip(there, [sums, *shaped], strict=True)):
+                    for number, (is_present, value) in enumerate(zip(present, [sums, *shaped], strict=True)):
                         before = added[number]
-                        if known:
+                        if is_present:
                             added[number] = value.clone() if before is None else before + value
         for weight, gradient in zip(weights, added[1:], strict=True):
             weight.grad = gradient
@@ -143,15 +143,15 @@ class Gradients:
         self._learner.begin()
         return torch.zeros(values, device=weights[0].device), error
 
-    def _told(self, error: Exception | None) -> Tensor:
+    def _flags(self, error: Exception | None) -> Tensor:
         """Of this rank: whether it has met an error, whether it has enough, and which weights have gradients."""
         return torch.tensor([error is not None, self._enough(), *(w.grad is not None for w in self._learner.trained)])
 
-    def _hear(self, told: list[float], error: Exception | None) -> None:
-        """told: how many ranks have met an error, and how many have enough."""
-        if told[0]:
+    def _agree(self, counts: list[float], error: Exception | None) -> None:
+        """counts: how many ranks have met an error, and how many have enough."""
+        if counts[0]:
             self._ranks.agree(error)
-        self.enough = told[1] > 0
+        self.enough = counts[1] > 0
 
 
 def even_gradient(learner: Trained, losses: Losses, bounds: Sequence[tuple[int, int]], rank: int, size: int) -> Tensor:

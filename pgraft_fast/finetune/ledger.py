@@ -170,18 +170,18 @@ class Ledger:
     def _append(self, record: dict[str, object]) -> None:
         if self._file is not None:
             line = f"{json.dumps(record)}\n".encode()
-            with self._told(len(line)):
+            with self._storage_errors(len(line)):
                 # Unbuffered, so that nothing is left for later where the disk is full.
                 if self._file.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _flush(self) -> None:
         if self._file is not None:
-            with self._told(0):
+            with self._storage_errors(0):
                 os.fsync(self._file.fileno())
 
     @contextmanager
-    def _told(self, need: int) -> Iterator[None]:
+    def _storage_errors(self, need: int) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -189,7 +189,7 @@ class Ledger:
 
     def _open(self, path: Path) -> io.FileIO:
         """For appending, after the last whole line."""
-        with self._told(1):
+        with self._storage_errors(1):
             # A link could lead anywhere.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             file = io.FileIO(os.open(path, flags, 0o666), "r+b")

@@ -127,7 +127,7 @@ class PGraft:
             with work.ledger.phase("plan"):
                 plan = plan_from(work, candidates.whole(), check=check_sampling)
             self._plan = work.ranks.from_first(plan.to_dict)
-            work.log(plan.told)
+            work.log(plan.reason)
         settings, cut = self.settings, self.settings.cut
         if number and settings.train.frozen == "ema":
             work.learner.freeze()

@@ -34,11 +34,11 @@ _SMALLEST_ERROR = 1e-5
 def nft_advantages(rewards: Tensor) -> Tensor:
     """(r - mean of the group) / (standard deviation of the round + 1e-4), (P, N) float32; 0 where r is not finite."""
     values, valid = rewards.to(torch.float64), rewards.isfinite()
-    known = values[valid]
-    if known.numel() == 0 or bool(known.min() == known.max()):
+    finite = values[valid]
+    if finite.numel() == 0 or bool(finite.min() == finite.max()):
         return torch.zeros(rewards.shape, device=rewards.device)
     mean = values.where(valid, torch.nan).nanmean(dim=1, keepdim=True)
-    scaled = (values - mean) / (known.std(correction=0) + _SMALLEST_SPREAD)
+    scaled = (values - mean) / (finite.std(correction=0) + _SMALLEST_SPREAD)
     return torch.where(valid, scaled, 0.0).to(torch.float32)
 
 
@@ -90,7 +90,7 @@ def train_nft(
                    seed, elements)  # fmt: skip
     learner.model.train()
     losses: list[Tensor] = []
-    made = OptimizerSteps(learner, follow=False)
+    optimizer = OptimizerSteps(learner, follow=False)
     size = min(n, settings.batch_size or n)
     memory = BatchSize(size, "training") if memory is None else memory
     sums = Gradients(learner, memory, check, enough, ranks, ordered)
@@ -103,10 +103,10 @@ def train_nft(
         ):  # fmt: skip
             if sums.enough:
                 break
-            losses.append(made.step(partial(sums.of, rows.numel(), partial(make.share, rows, step))))
+            losses.append(optimizer.step(partial(sums.of, rows.numel(), partial(make.share, rows, step))))
             ledger.add_calls(settings.calls_of_a_row * rows.numel())
         learner.follow(min(settings.decay_rate * learner.steps_done, settings.decay_limit))
-    return TrainReport(float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean()), len(losses), made.rejected)
+    return TrainReport(float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean()), len(losses), optimizer.rejected)
 
 
 @dataclass(frozen=True)

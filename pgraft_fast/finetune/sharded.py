@@ -45,7 +45,9 @@ class ShardMasters(Masters):
         if gradients:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat, group=self._mesh.get_group())
-            for gradient, summed in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+            for gradient, summed in zip(
+                gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True
+            ):
                 gradient.copy_(summed.view_as(gradient))
 
     def named(self) -> dict[str, Tensor]:
@@ -80,10 +82,10 @@ class AmongRanks(Learner):
 
     def tensors(self) -> Groups:
         """This rank's parts of everything that `load` needs to go on."""
-        found = super().tensors()
-        likes = self._likes_of_moments(found["optimizer"])
-        found["optimizer"] = {name: as_part(value, likes[name]) for name, value in found["optimizer"].items()}
-        return found
+        groups = super().tensors()
+        likes = self._likes_of_moments(groups["optimizer"])
+        groups["optimizer"] = {name: as_part(value, likes[name]) for name, value in groups["optimizer"].items()}
+        return groups
 
     def alike(self) -> list[Tensor]:
         """See `Learner.alike`: what is whole."""
@@ -181,8 +183,8 @@ class Sharded(AmongRanks):
             self._bones, self._dtype = skeleton(model), called_in(source)
             self._blocks = blocks_of(source, call=self._trial(model))
             shard(source.requires_grad_(False), self.mesh, blocks=self._blocks)
-        made = copy.deepcopy(self._bones)
-        net = self._network(made)
+        copied = copy.deepcopy(self._bones)
+        net = self._network(copied)
         if trained:
             whole = kept_whole(net)
             for weight in net.parameters():
@@ -192,7 +194,7 @@ class Sharded(AmongRanks):
         else:
             shard(net.requires_grad_(False), self.mesh, blocks=self._blocks)
         fill(net, source, self.mesh)
-        return made
+        return copied
 
     def _copy_weights(self, source: Any, target: Any) -> None:
         copy_weights(self._network(target), self._network(source))

@@ -168,14 +168,14 @@ class Trainer:
         ranks = self.ranks
         number, began, joules = self.rounds_done, self.ledger.elapsed, self.ledger.joules_now()
         waited = ranks.waited
-        done = self._method.round(number, self._check, self._check_sampling, self.budget.time_is_up)
+        outcome = self._method.round(number, self._check, self._check_sampling, self.budget.time_is_up)
         self.history.append(
             {
-                "reward": float(done.rewards.nanmean()),
-                **done.entry,
-                "loss": done.report.loss,
-                "steps": done.report.steps,
-                "rejected_steps": done.report.rejected,
+                "reward": float(outcome.rewards.nanmean()),
+                **outcome.entry,
+                "loss": outcome.report.loss,
+                "steps": outcome.report.steps,
+                "rejected_steps": outcome.report.rejected,
                 "model_calls": self.ledger.model_calls,
                 "seconds": round(self.ledger.elapsed, 3),
             }
@@ -187,9 +187,9 @@ class Trainer:
             slow = _slow_rank(shares)
             if slow is not None:
                 self._log(f"round {number + 1}: {slow}")
-        self.last_candidates = {"reward": done.rewards.cpu(), "accepted": done.accepted.cpu()}
-        if done.copies is not None:
-            self.last_candidates["copies"] = done.copies.cpu()
+        self.last_candidates = {"reward": outcome.rewards.cpu(), "accepted": outcome.accepted.cpu()}
+        if outcome.copies is not None:
+            self.last_candidates["copies"] = outcome.copies.cpu()
         with self.ledger.phase("save"):
             self._save()
         self.budget.round_took(self.ledger.elapsed - began, self.ledger.joules_now() - joules)

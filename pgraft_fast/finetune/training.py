@@ -73,7 +73,7 @@ def train(
     fixed = None if captured is None else make.fixed
     learner.model.train()
     losses: list[Tensor] = []
-    made, sums = OptimizerSteps(learner), Gradients(learner, memory, check, enough, ranks, ordered)
+    optimizer, sums = OptimizerSteps(learner), Gradients(learner, memory, check, enough, ranks, ordered)
     steps, values = settings.steps_of(kept.rows) if kept.rows else 0, 1 if kept.advantage is None else 4
     team = team_of(learner.run, min(memory.value, settings.batch_size), kept.x.shape[1:], kept.x.device)
     with ledger.phase("train"), team, training_kernels(kept.x.device, ordered):
@@ -83,7 +83,7 @@ def train(
             batch, whole = make.batch(rows, key, epoch), memory.value >= rows.numel()
             step = partial(captured.step, fixed, make.of, make.inputs(batch)) if captured and whole else None
             losses.append(
-                made.step(
+                optimizer.step(
                     partial(sums.of, rows.numel(), partial(make.share, batch), values),
                     None if step is None else partial(sums.instead, step),
                 )
@@ -92,7 +92,7 @@ def train(
     if not losses:
         return TrainReport(0.0, 0, 0)
     loss, *parts = torch.stack(losses[-max(1, len(losses) // 10) :], dim=1).mean(dim=1).tolist()
-    report = TrainReport(loss, len(losses), made.rejected)
+    report = TrainReport(loss, len(losses), optimizer.rejected)
     if not parts or not parts[-1]:
         return report
     unchanged, change, spread = parts

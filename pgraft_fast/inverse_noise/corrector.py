@@ -33,14 +33,14 @@ class NoiseCorrector:
 
     def __init__(
         self, kind: str, shape: tuple[int, ...], network: nn.Module, config: dict[str, Any], *, steps: int = 5,
-        base_steps: int | None = None, told: dict[str, Any] | None = None,
+        base_steps: int | None = None, summary: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         if kind not in KINDS:
             raise InputError(f"interpolant={kind!r} is unknown; known: {', '.join(KINDS)}")
         if steps < 1:
             raise InputError(f"steps={steps}: at least 1")
         self.kind, self.shape, self.network, self.config = kind, tuple(shape), network.eval(), config
-        self.steps, self.base_steps, self.told = steps, base_steps, told or {}
+        self.steps, self.base_steps, self.summary = steps, base_steps, summary or {}
 
     @classmethod
     def fit(
@@ -77,7 +77,7 @@ class NoiseCorrector:
         if interpolant == "affine":
             affine = Affine(shape)
             affine.fit(rows.rows(torch.arange(len(rows)), 0))
-            return cls("affine", shape, affine, {}, steps=1, base_steps=base_steps, told=summary)
+            return cls("affine", shape, affine, {}, steps=1, base_steps=base_steps, summary=summary)
         path = Interpolant(interpolant)
         settings = FitSettings(steps=6000, learning_rate=3e-4, held_out=0.1) if settings is None else settings
         config = default_field(shape) if network is None else network
@@ -89,7 +89,7 @@ class NoiseCorrector:
             check=check, ranks=ranks,
         )  # fmt: skip
         summary |= {"trained_steps": fitted.steps, "history": fitted.history}
-        return cls(interpolant, shape, fitted.network, config, steps=steps, base_steps=base_steps, told=summary)
+        return cls(interpolant, shape, fitted.network, config, steps=steps, base_steps=base_steps, summary=summary)
 
     def __call__(self, z: Tensor) -> Tensor:
         """z: (B, *shape), in any floating dtype, which the result has too. Raises InputError."""
@@ -108,7 +108,7 @@ class NoiseCorrector:
         """Write a folder of safetensors and JSON, whole or not at all. Raises StorageError."""
         described = {
             "kind": self.kind, "shape": list(self.shape), "network": self.config, "steps": self.steps,
-            "base_steps": self.base_steps, "told": self.told,
+            "base_steps": self.base_steps, "summary": self.summary,
         }  # fmt: skip
         weights = tensor_bytes(self.network.state_dict())
         write_folder(Path(folder), {_CONFIG: to_json(described), _WEIGHTS: weights})
@@ -120,12 +120,13 @@ class NoiseCorrector:
         with told_as_damage(f"{folder}: not a corrector"):
             config = json_of(files[_CONFIG])
             shape = tuple(config["shape"])
-            kind, summary = config["kind"], dict(config["told"])
+            # "told" in files of earlier versions.
+            kind, summary = config["kind"], dict(config["summary" if "summary" in config else "told"])
             network = Affine(shape) if kind == "affine" else make_field(shape, {**config["network"], "zero": True})
             network.load_state_dict(tensors_from_bytes(files[_WEIGHTS], Path(folder) / _WEIGHTS))
             network.requires_grad_(False)
             return cls(kind, shape, network, config["network"], steps=config["steps"], base_steps=config["base_steps"],
-                       told=summary)  # fmt: skip
+                       summary=summary)  # fmt: skip
 
 
 class Affine(nn.Module):

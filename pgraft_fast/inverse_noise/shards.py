@@ -19,7 +19,7 @@ from pgraft_fast.inverse_noise.sources import Rows, Source
 from pgraft_fast.ranks.ranks import ALONE, Ranks
 from pgraft_fast.sampling import GraphCache, Model
 
-_PLAN, _DATA = "plan.json", "shard.safetensors"
+_PLAN, _DATA, _SUMMARY = "plan.json", "shard.safetensors", "summary.json"
 # Samples that are drawn again to tell whether the data are the same.
 _COMPARED = 64
 # Samples of a trial of graphs.
@@ -175,7 +175,7 @@ def _invert_shard(
         "samples": index.numel(), "failed": int((~kept).sum()), "calls": inversion.calls,
         "contraction": _number(inversion.contraction), "worst_round_trip": _largest(inversion.round_trip[kept]),
     }  # fmt: skip
-    write_folder(path, {_DATA: tensor_bytes(tensors), "told.json": to_json(summary)})
+    write_folder(path, {_DATA: tensor_bytes(tensors), _SUMMARY: to_json(summary)})
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -200,9 +200,9 @@ def open_shards(folder: Path) -> InverseNoise:
     with told_as_damage(folder):
         return InverseNoise(
             folder, total,
-            sum(int(told["failed"]) for told in summaries), sum(int(told["calls"]) for told in summaries),
-            max(float(told["contraction"] or 0.0) for told in summaries),
-            max(float(told["worst_round_trip"]) for told in summaries),
+            sum(int(summary["failed"]) for summary in summaries), sum(int(summary["calls"]) for summary in summaries),
+            max(float(summary["contraction"] or 0.0) for summary in summaries),
+            max(float(summary["worst_round_trip"]) for summary in summaries),
         )  # fmt: skip
 
 
@@ -231,10 +231,10 @@ def _is_done(path: Path, log: Callable[[str], None]) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     files = read_folder(path)
-    if {_DATA, "told.json"} - set(files):
+    if {_DATA, _SUMMARY} - set(files):
         raise CheckpointError(f"{path}: incomplete")
     with told_as_damage(path):
-        return tensors_from_bytes(files[_DATA], path / _DATA), dict(json_of(files["told.json"]))
+        return tensors_from_bytes(files[_DATA], path / _DATA), dict(json_of(files[_SUMMARY]))
 
 
 def _largest(values: Tensor) -> float:

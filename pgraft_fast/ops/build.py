@@ -67,11 +67,11 @@ def build_once(user: str, path: Path, note: str, build: Callable[[Path], None]) 
 
 def run(user: str, command: list[str]) -> None:
     """Run a compiler. Raises BackendError with its first error."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        errors = [line for line in process.stderr.splitlines() if "error" in line] or process.stderr.splitlines()
         message = first_line("\n".join(errors))
-        raise BackendError(f"{user}: {command[0]} failed with status {done.returncode}: {message}")
+        raise BackendError(f"{user}: {command[0]} failed with status {process.returncode}: {message}")
 
 
 def first_line(text: str) -> str:

@@ -48,9 +48,9 @@ def check_no_gradient(op: str, *tensors: Tensor | None) -> None:
 def layout(x: Tensor) -> torch.memory_format:
     """The dense layout in which a batch is worked on: channels-last where it has that, else C order."""
     if not x.is_contiguous():
-        for ndim, wanted in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-            if x.ndim == ndim and x.is_contiguous(memory_format=wanted):
-                return wanted
+        for ndim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if x.ndim == ndim and x.is_contiguous(memory_format=memory_format):
+                return memory_format
     return torch.contiguous_format
 
 

@@ -97,13 +97,13 @@ def build(sources: Path, target: Path) -> None:
 
 
 def _compiler() -> str:
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
+    choice = os.environ.get("CXX")
+    for name in [choice] if choice else ["c++", "g++", "clang++"]:
         compiler = shutil.which(name)
         if compiler:
             return compiler
     raise BackendError(
-        f"{_USER} needs a C++20 compiler and found none ({wanted or 'c++, g++, clang++'}): install g++ or set CXX"
+        f"{_USER} needs a C++20 compiler and found none ({choice or 'c++, g++, clang++'}): install g++ or set CXX"
     )
 
 

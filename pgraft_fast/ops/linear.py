@@ -42,8 +42,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     plain = x.is_cpu and x.dtype is weight.dtype is torch.float32 and x.ndim > 1 and x.numel() > 0
     if not plain or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    wanted = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    if torch.is_grad_enabled() and wanted:
+    needs_gradient = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and needs_gradient:
         return _Linear.apply(x, weight, bias)
     return (_op if traced(x, weight) else _run)(x, weight, bias)
 

@@ -80,10 +80,10 @@ def check(library: ctypes.CDLL, status: int) -> None:
 
 def find_nvcc() -> str:
     """$CUDACXX, or nvcc of $CUDA_HOME, of the PATH, or where the toolkit is installed by default."""
-    wanted = os.environ.get("CUDACXX")
+    choice = os.environ.get("CUDACXX")
     home = os.environ.get("CUDA_HOME")
-    for name in [wanted] if wanted else [f"{home}/bin/nvcc" if home else "nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"]:
+    for name in [choice] if choice else [f"{home}/bin/nvcc" if home else "nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"]:
         nvcc = shutil.which(name)
         if nvcc:
             return nvcc
-    raise BackendError(f"{_USER} needs nvcc and found none ({wanted or 'nvcc'}): install the CUDA toolkit, set CUDACXX")
+    raise BackendError(f"{_USER} needs nvcc and found none ({choice or 'nvcc'}): install the CUDA toolkit, set CUDACXX")

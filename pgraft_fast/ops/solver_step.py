@@ -108,15 +108,15 @@ def solver_step(
 
 
 def _check_table(table: Tensor, step: Tensor, x: Tensor) -> None:
-    wanted, device = wide(x), x.device
+    dtype, device = wide(x), x.device
     if (
-        table.dtype is wanted and table.ndim == 2 and table.size(1) == len(COLUMNS) and table.device == device
+        table.dtype is dtype and table.ndim == 2 and table.size(1) == len(COLUMNS) and table.device == device
         and step.dtype is torch.int64 and step.numel() == 1 and step.device == device
     ):  # fmt: skip
         return
-    if table.ndim != 2 or table.shape[1] != len(COLUMNS) or table.dtype is not wanted or table.device != x.device:
+    if table.ndim != 2 or table.shape[1] != len(COLUMNS) or table.dtype is not dtype or table.device != x.device:
         raise InputError(
-            f"table is {table.dtype} {tuple(table.shape)} on {table.device}: (S, 8) {wanted} on {x.device} is needed"
+            f"table is {table.dtype} {tuple(table.shape)} on {table.device}: (S, 8) {dtype} on {x.device} is needed"
         )
     raise InputError(f"step is {step.dtype} {tuple(step.shape)} on {step.device}: one int64 on {x.device} needed")
 

@@ -89,24 +89,24 @@ class Calls:
 
     def of(self, number: int, rows: int, seeds: Sequence[int], steps: int | None = None) -> dict[str, Any]:
         """Arguments for `rows` samples of a prompt, their noise drawn by generators of these seeds."""
-        made: dict[str, Any] = {**self.call, **{name: values[number] for name, values in self.columns.items()}}
+        arguments: dict[str, Any] = {**self.call, **{name: values[number] for name, values in self.columns.items()}}
         several = None if self.repeat else next((name for name in SEVERAL if name in self.names), None)
         prompt = next((name for name in PROMPT if name in self.names), None)
         if prompt is not None:
             text = self.prompts[number]
-            made[prompt] = text if several is not None and prompt == "prompt" else [text] * rows
+            arguments[prompt] = text if several is not None and prompt == "prompt" else [text] * rows
         if several is not None:
-            made[several] = rows
+            arguments[several] = rows
         elif "batch_size" in self.names and prompt is None:
-            made["batch_size"] = rows
+            arguments["batch_size"] = rows
         if self.guidance is not None:
-            made[str(self.guidance_name)] = self.guidance
+            arguments[str(self.guidance_name)] = self.guidance
         if "num_inference_steps" in self.names:
-            made["num_inference_steps"] = self.long if steps is None else steps
+            arguments["num_inference_steps"] = self.long if steps is None else steps
         if "generator" in self.names:
-            drawn = [torch.Generator().manual_seed(seed) for seed in seeds]
-            made["generator"] = drawn[0] if rows == 1 else drawn
-        return made
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            arguments["generator"] = generators[0] if rows == 1 else generators
+        return arguments
 
 
 def seeds_of(seed: int, sample_ids: Sequence[int] | range) -> list[int]:

@@ -67,14 +67,14 @@ class CorrectedPipeline:
         )
 
     def _set_timesteps(self, has_latents: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        done = self.pipe.scheduler.set_timesteps(*args, **kwargs)
-        steps, wanted = len(self.pipe.scheduler.timesteps), self.corrector.base_steps
-        if not has_latents and wanted is not None and steps != wanted:
+        result = self.pipe.scheduler.set_timesteps(*args, **kwargs)
+        steps, base_steps = len(self.pipe.scheduler.timesteps), self.corrector.base_steps
+        if not has_latents and base_steps is not None and steps != base_steps:
             raise InputError(
-                f"the corrector was made for {wanted} steps of the base, this call has {steps}: pass "
-                f"num_inference_steps={wanted}, or fit one for {steps}"
+                f"the corrector was made for {base_steps} steps of the base, this call has {steps}: pass "
+                f"num_inference_steps={base_steps}, or fit one for {steps}"
             )
-        return done
+        return result
 
 
 def _unpacked(noise: Tensor, shape: tuple[int, ...]) -> Tensor:

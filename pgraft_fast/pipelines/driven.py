@@ -156,8 +156,8 @@ class Driven(nn.Module):
         first, condition = (torch.tensor([row], device=state.device) for row in (0, number))
         guided.prepare([0])
         plain.prepare([number])
-        wanted = guided.parts(x, t, first)[guided.null]
-        return off(plain.output(x, t, condition), wanted) <= allowed_of(self.facts.pipe, state)
+        expected = guided.parts(x, t, first)[guided.null]
+        return off(plain.output(x, t, condition), expected) <= allowed_of(self.facts.pipe, state)
 
     @torch.no_grad()
     def initial_state(self, seed: int, sample_id: Tensor, condition: Tensor) -> Tensor | None:

@@ -21,13 +21,13 @@ class Output(NamedTuple):
     out: Tensor
 
 
-def fits(made: Explanation, output: Output) -> bool:
+def fits(explanation: Explanation, output: Output) -> bool:
     """Whether it gives this output, but for rounding."""
-    if output.out.dtype != made.dtype or any(part.shape != output.out.shape for part in output.parts):
+    if output.out.dtype != explanation.dtype or any(part.shape != output.out.shape for part in output.parts):
         return False
-    wanted = output.out.double()
-    far = (made.output(output.parts).double() - wanted).square().mean().sqrt()
-    return bool(far <= _RESIDUAL.get(made.dtype, 1e-5) * wanted.square().mean().sqrt())
+    expected = output.out.double()
+    far = (explanation.output(output.parts).double() - expected).square().mean().sqrt()
+    return bool(far <= _RESIDUAL.get(explanation.dtype, 1e-5) * expected.square().mean().sqrt())
 
 
 def fitted(
@@ -37,12 +37,12 @@ def fitted(
     part to its standard deviation. None where no such sum is the output. The second value: how far a plain sum is from
     it, as a share.
     """
-    wanted = torch.cat([output.out.double().flatten() for output in outputs])
-    size = wanted.square().mean().sqrt()
+    expected = torch.cat([output.out.double().flatten() for output in outputs])
+    size = expected.square().mean().sqrt()
 
-    def far(made: Explanation) -> float:
-        sums = torch.cat([made.output(output.parts).double().flatten() for output in outputs])
-        return float((sums - wanted).square().mean().sqrt() / size)
+    def far(explanation: Explanation) -> float:
+        sums = torch.cat([explanation.output(output.parts).double().flatten() for output in outputs])
+        return float((sums - expected).square().mean().sqrt() / size)
 
     limit = _RESIDUAL.get(dtype, 1e-5)
     plain = _simplest(Explanation(calls, _least_squares(outputs), dtype), far)
@@ -50,18 +50,18 @@ def fitted(
     if far(plain) <= limit:
         return plain, far(plain)
     others: list[Explanation] = []
-    if len(outputs[0].parts) == 2 and wanted.isfinite().all():
+    if len(outputs[0].parts) == 2 and expected.isfinite().all():
         directed = [_directed(outputs, norm) for norm in (0, 1)] if outputs[0].out.ndim > 2 else []
         others = [Explanation(calls, weights, dtype, norm) for norm, weights in enumerate(directed)]
         others += _rescaled(Explanation(calls, (0.0, 1.0), dtype), outputs)
-    best = min((_simplest(made, far) for made in others), key=far, default=None)
+    best = min((_simplest(explanation, far) for explanation in others), key=far, default=None)
     return (best if best is not None and far(best) <= limit else None), far(plain)
 
 
 def _least_squares(outputs: Sequence[Output]) -> tuple[float, ...]:
     columns = torch.cat([torch.stack([part.double().flatten() for part in output.parts], dim=1) for output in outputs])
-    wanted = torch.cat([output.out.double().flatten() for output in outputs])
-    return tuple(torch.linalg.lstsq(columns, wanted[:, None]).solution[:, 0].tolist())
+    expected = torch.cat([output.out.double().flatten() for output in outputs])
+    return tuple(torch.linalg.lstsq(columns, expected[:, None]).solution[:, 0].tolist())
 
 
 def _directions(outputs: Sequence[Output], kept: int) -> list[Tensor]:
@@ -69,8 +69,8 @@ def _directions(outputs: Sequence[Output], kept: int) -> list[Tensor]:
     weights = []
     for (a, b), out in outputs:
         columns = torch.stack((a.double(), b.double()), dim=-1).flatten(kept, -2).flatten(0, kept - 1)
-        wanted = out.double().flatten(kept).flatten(0, kept - 1)
-        weights.append(torch.linalg.lstsq(columns, wanted[..., None]).solution[..., 0])
+        expected = out.double().flatten(kept).flatten(0, kept - 1)
+        weights.append(torch.linalg.lstsq(columns, expected[..., None]).solution[..., 0])
     return weights
 
 
@@ -84,7 +84,7 @@ def _directed(outputs: Sequence[Output], norm: int) -> tuple[float, float]:
 
 def _rescaled(plain: Explanation, outputs: Sequence[Output]) -> list[Explanation]:
     """Guidance with either part as the one without the prompt, and the share of it that is rescaled."""
-    weights, made = torch.cat(_directions(outputs, 1)), []
+    weights, explanations = torch.cat(_directions(outputs, 1)), []
     factor = weights.sum(dim=1)
     for null in (0, 1):
         scale = float((weights[:, 1 - null] / factor).median())
@@ -93,17 +93,17 @@ def _rescaled(plain: Explanation, outputs: Sequence[Output]) -> list[Explanation
         away = torch.cat([a.flatten(1).std(dim=1) / b.flatten(1).std(dim=1) - 1.0 for a, b in pairs])
         share = float((away * (factor - 1.0)).sum() / away.square().sum().clamp(min=1e-30))
         if guided.null == null and 0.0 < share < 1.001:
-            made.append(replace(guided, rescale=round(share, 3)))
-    return made
+            explanations.append(replace(guided, rescale=round(share, 3)))
+    return explanations
 
 
-def _simplest(made: Explanation, far: Callable[[Explanation], float]) -> Explanation:
+def _simplest(explanation: Explanation, far: Callable[[Explanation], float]) -> Explanation:
     """With guidance by a scale of few digits, where that is no worse."""
-    weights, least = made.weights, far(made)
+    weights, least = explanation.weights, far(explanation)
     total = round(sum(weights)) if math.isfinite(sum(weights)) else 0
     for digits in range(4) if len(weights) <= 2 and total in (-1, 1) else ():
         scale = round(weights[-1], digits)
-        rounded = replace(made, weights=(total - scale, scale)[-len(weights) :])
+        rounded = replace(explanation, weights=(total - scale, scale)[-len(weights) :])
         if far(rounded) <= 1.5 * least + 1e-7:
             return rounded
-    return made
+    return explanation

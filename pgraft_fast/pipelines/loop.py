@@ -136,11 +136,11 @@ class Loop:
 
     def _set_timesteps(self, *args: Any, **kwargs: Any) -> Any:
         scheduler = self._scheduler
-        done = type(scheduler).set_timesteps(scheduler, *args, **kwargs)
+        result = type(scheduler).set_timesteps(scheduler, *args, **kwargs)
         self._times = torch.as_tensor(scheduler.timesteps)
         self.levels = (getattr(scheduler, "sigmas", None), self._times)
         scheduler.timesteps = Timesteps.of(self._times, self._time)
-        return done
+        return result
 
     def _time(self, number: int) -> Tensor | None:
         if self._waits:

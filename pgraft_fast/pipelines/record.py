@@ -48,21 +48,23 @@ def record(pipe: Any, call: dict[str, Any]) -> Record:
         nonlocal inside
         mu = kwargs.get("mu")
         recording.mu = recording.mu if mu is None else float(mu)
-        done = type(own).set_timesteps(scheduler, *args, **kwargs)
+        result = type(own).set_timesteps(scheduler, *args, **kwargs)
         inside = True
-        return done
+        return result
 
     def step(*args: Any, **kwargs: Any) -> Any:
         inputs = step_call(own, args, kwargs)
         x = scaled(scheduler, inputs.sample, inputs.timestep)
         levels = (*_level_of_noise(scheduler, inputs.timestep, inputs.sample), *_level_of_scale(x, inputs.sample))
-        done = type(own).step(scheduler, *args, **kwargs)
-        after = done.prev_sample if inputs.as_dict else done[0]
-        x_0 = getattr(done, "pred_original_sample", None) if inputs.as_dict else done[1] if len(done) == 2 else None
-        seen = (torch.as_tensor(inputs.timestep), x, without_variance(inputs.model_output, x), inputs.sample, after)
-        t, x, out, sample, after = (value.detach().clone() for value in seen)
+        result = type(own).step(scheduler, *args, **kwargs)
+        if inputs.as_dict:
+            after, x_0 = result.prev_sample, getattr(result, "pred_original_sample", None)
+        else:
+            after, x_0 = result[0], result[1] if len(result) == 2 else None
+        tensors = (torch.as_tensor(inputs.timestep), x, without_variance(inputs.model_output, x), inputs.sample, after)
+        t, x, out, sample, after = (value.detach().clone() for value in tensors)
         recording.steps.append(Step(t, x, out, sample, after, levels, None if x_0 is None else x_0.detach().clone()))
-        return done
+        return result
 
     def around(name: str, net: nn.Module) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -36,9 +36,9 @@ class Timesteps(Tensor):
         """times(number): the time of the iteration with this number, None where the loop shall end. first: number of
         the first value.
         """
-        made = values.as_subclass(Tensor).as_subclass(Timesteps)
-        made._times, made._first = times, first
-        return made
+        timesteps = values.as_subclass(Tensor).as_subclass(Timesteps)
+        timesteps._times, timesteps._first = times, first
+        return timesteps
 
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         for place in range(len(self)):
@@ -63,12 +63,12 @@ def stand_in(scheduler: Any, members: dict[str, Callable[..., Any]]) -> Any:
 
     Nothing is set on the original. Of no effect are members that the scheduler does not have.
     """
-    made = copy.copy(scheduler)
+    copied = copy.copy(scheduler)
     for name, function in members.items():
         if hasattr(scheduler, name):
             # Pipelines look at the signatures of `step` and of `set_timesteps`.
-            vars(made)[name] = functools.wraps(getattr(made, name))(functools.partial(function))
-    return made
+            vars(copied)[name] = functools.wraps(getattr(copied, name))(functools.partial(function))
+    return copied
 
 
 class StepCall(NamedTuple):
@@ -129,15 +129,15 @@ def pipeline_with(
 
     around(name, network): what a call of the network does. nets: networks in the place of its own, by name.
     """
-    made = object.__new__(type(pipe))
-    parts = made.__dict__
+    copied = object.__new__(type(pipe))
+    parts = copied.__dict__
     parts.update(vars(pipe))
     parts["scheduler"], parts["progress_bar"] = scheduler, _no_bar
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             net = (nets or {}).get(name, part)
             parts[name] = view(net, {"__call__": around(name, net)})
-    return made
+    return copied
 
 
 def _no_bar(iterable: Any = None, total: int | None = None) -> Any:

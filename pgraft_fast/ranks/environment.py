@@ -98,10 +98,10 @@ def _first_host(environment: Mapping[str, str]) -> str:
     if nodes and not any(mark in nodes for mark in "[,"):
         return nodes
     try:
-        found = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        process = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(f"srun on {nodes!r}: scontrol does not tell its hosts ({error}); set MASTER_ADDR") from error
-    return found.stdout.split()[0]
+    return process.stdout.split()[0]
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -36,7 +36,7 @@ class Lifeline:
         self._settled, self._lock = 0, threading.Lock()
         self._store, self._rank, self._next = store, rank, (rank + 1) % size
         self._every, self._silent, self._grace, self._end, self._clock = every, silent, grace, end, clock
-        self._beat, self._seen, self._seen_at, self._heard_at = 0, "", clock(), 0.0
+        self._beat, self._seen, self._seen_at, self._failed_at = 0, "", clock(), 0.0
         self._mine = False
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lifeline", daemon=True)
@@ -90,15 +90,15 @@ class Lifeline:
                 self._store.set(f"beat/{self._rank}", f"{self._beat} {self.passed}")
                 self._look()
             except (RuntimeError, OSError):
-                self._hear(_LOST, mine=self._rank == 1)
-        if self.failure is not None and self._clock() - self._heard_at > self._grace and not self._closed.is_set():
+                self._note(_LOST, mine=self._rank == 1)
+        if self.failure is not None and self._clock() - self._failed_at > self._grace and not self._closed.is_set():
             if self._mine:
                 print(f"pgraft-fast: {self.failure}", file=sys.stderr, flush=True)
             self._end(UNEXPECTED)
 
     def _look(self) -> None:
         if self._store.check([self._key()]):
-            self._hear(self._store.get(self._key()).decode())
+            self._note(self._store.get(self._key()).decode())
             return
         if not self._store.check([f"beat/{self._next}"]):
             # It has not begun.
@@ -110,14 +110,14 @@ class Lifeline:
         elif self._clock() - self._seen_at > self._silent:
             failure = f"rank {self._next} has given no sign of life for {self._silent:g} s: it was killed or hangs"
             self.tell(failure)
-            self._hear(failure, mine=True)
+            self._note(failure, mine=True)
 
     def _key(self) -> str:
         return f"failed/{self._settled}"
 
-    def _hear(self, failure: str, mine: bool = False) -> None:
+    def _note(self, failure: str, mine: bool = False) -> None:
         if self.failure is None:
-            self.failure, self._heard_at, self._mine = failure, self._clock(), mine
+            self.failure, self._failed_at, self._mine = failure, self._clock(), mine
 
     def _watch(self) -> None:
         while not self._closed.wait(self._every):

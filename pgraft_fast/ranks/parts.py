@@ -57,13 +57,13 @@ def copy_into(tensor: Tensor, source: Tensor) -> None:
 def gathered(groups: Named) -> Groups:
     """Whole tensors on the host of rank 0, one after the other; nothing on the others. Called by all ranks."""
     first = dist.get_rank() == 0
-    found: Groups = {name: {} for name in groups} if first else {}
+    copies: Groups = {name: {} for name in groups} if first else {}
     for group, tensors in groups.items():
         for name, value in tensors.items():
             whole = whole_of(value)
             if first:
-                found[group][name] = whole.cpu().clone()
-    return found
+                copies[group][name] = whole.cpu().clone()
+    return copies
 
 
 def dealt(groups: Named, like: Named, mesh: DeviceMesh) -> Groups:
@@ -76,7 +76,7 @@ def dealt(groups: Named, like: Named, mesh: DeviceMesh) -> Groups:
         for group, tensors in groups.items() for name, value in tensors.items()
     ]  # fmt: skip
     listed = _from_first(listed, mesh)
-    found: Groups = {}
+    parts: Groups = {}
     for group, name, dtype, shape in listed:
         if dist.get_rank() == 0:
             value = groups[group][name].detach().to(mesh.device_type).contiguous()
@@ -85,9 +85,9 @@ def dealt(groups: Named, like: Named, mesh: DeviceMesh) -> Groups:
         if value.numel():
             dist.broadcast(value.view(-1).view(torch.uint8), 0, group=mesh.get_group())
         own = like.get(group, {}).get(name)
-        tensors = found.setdefault(group, {})
+        tensors = parts.setdefault(group, {})
         tensors[name] = value if not isinstance(own, DTensor) else as_part(cut(value, own).clone(), own)
-    return found
+    return parts
 
 
 def _from_first(value: Any, mesh: DeviceMesh) -> Any:

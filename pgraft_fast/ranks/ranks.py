@@ -130,7 +130,7 @@ class Ranks:
         # As bytes: no backend knows all dtypes.
         width = own[:1].numel() * own.element_size() if own.shape[0] else 0
         flat = own.detach().contiguous().reshape(-1).view(torch.uint8)
-        width = max(int(one) for one in self._gathered(torch.tensor([width])))
+        width = max(int(value) for value in self._gathered(torch.tensor([width])))
         padded = flat.new_zeros(max(counts) * width)
         padded[: flat.numel()] = flat
         parts = [part[: count * width] for part, count in zip(self._gathered(padded), counts, strict=True)]
@@ -145,7 +145,7 @@ class Ranks:
         listed: dict[str, dict[str, Any]] = self.from_first(
             lambda: {group: {name: _kind(value) for name, value in named.items()} for group, named in own.items()}
         )
-        found: dict[str, dict[str, Tensor]] = {group: {} for group in listed}
+        groups: dict[str, dict[str, Tensor]] = {group: {} for group in listed}
         for group, named in listed.items():
             for name, (dtype, shape) in named.items():
                 value = torch.empty(shape, dtype=getattr(torch, dtype))
@@ -153,8 +153,8 @@ class Ranks:
                     value = own[group][name].detach().cpu().contiguous()
                 with self._waiting():
                     dist.broadcast(value.reshape(-1).view(torch.uint8), 0)
-                found[group][name] = value
-        return found
+                groups[group][name] = value
+        return groups
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Each tensor becomes the sum over all ranks, in place, in float32 or wider; the same bits everywhere."""

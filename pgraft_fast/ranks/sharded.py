@@ -89,7 +89,7 @@ def blocks_of(
     kept = {id(weight) for weight in whole}
     uses = Counter(id(weight) for weight in _weights(net))
     total = sum(weight.numel() for weight in net.parameters() if id(weight) not in kept)
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
 
     def search(part: nn.Module) -> None:
         for child in part.children():
@@ -99,22 +99,22 @@ def blocks_of(
                 search(child)
 
     def visit(member: nn.Module) -> None:
-        if member in found:
+        if member in blocks:
             return
         own = {id(weight): weight.numel() for weight in member.parameters() if id(weight) not in kept}
-        size, before = sum(own.values()), len(found)
+        size, before = sum(own.values()), len(blocks)
         if size > _MOST * total:
             search(member)
-            inner = {id(weight) for block in found[before:] for weight in block.parameters()}
+            inner = {id(weight) for block in blocks[before:] for weight in block.parameters()}
             size = sum(count for key, count in own.items() if key not in inner)
         inside = Counter(id(weight) for weight in _weights(member))
         if size >= _LEAST * total and all(uses[key] == count for key, count in inside.items()):
-            found.append(member)
+            blocks.append(member)
 
     search(net)
-    opened = set() if call is None else _opened(found, call)
+    opened = set() if call is None else _opened(blocks, call)
     names = {part: name for name, part in net.named_modules()}
-    return [names[block] for block in found if block not in opened]
+    return [names[block] for block in blocks if block not in opened]
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def _opened(blocks: Iterable[nn.Module], call: Callable[[], object]) -> set[nn.M
     """Of these, within which a module is called while they are not."""
     running: Counter[nn.Module] = Counter()
     around: dict[nn.Module, list[nn.Module]] = {}
-    found: set[nn.Module] = set()
+    opened: set[nn.Module] = set()
     hooks: list[Any] = []
     for block in blocks:
         hooks.append(block.register_forward_pre_hook(lambda part, _: running.update([part])))
@@ -131,7 +131,7 @@ def _opened(blocks: Iterable[nn.Module], call: Callable[[], object]) -> set[nn.M
             around.setdefault(part, []).append(block)
 
     def entered(part: nn.Module, _: object) -> None:
-        found.update(block for block in around[part] if not running[block])
+        opened.update(block for block in around[part] if not running[block])
 
     hooks += [part.register_forward_pre_hook(entered) for part in around]
     try:
@@ -139,7 +139,7 @@ def _opened(blocks: Iterable[nn.Module], call: Callable[[], object]) -> set[nn.M
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return opened
 
 
 def skeleton(model: Net) -> Net:
@@ -173,9 +173,9 @@ def whole_state(net: nn.Module) -> dict[str, Tensor]:
     Called by all ranks.
     """
     dtype = getattr(net, _CALLED_IN, None)
-    found = gathered({"": net.state_dict()}).get("", {})
-    dealt = {name for name, weight in net.named_parameters() if isinstance(weight, DTensor)}
-    return {name: value.to(dtype) if dtype and name in dealt else value for name, value in found.items()}
+    state = gathered({"": net.state_dict()}).get("", {})
+    sharded = {name for name, weight in net.named_parameters() if isinstance(weight, DTensor)}
+    return {name: value.to(dtype) if dtype and name in sharded else value for name, value in state.items()}
 
 
 @contextmanager

@@ -116,9 +116,9 @@ class Turns:
             self._answers = False
 
     def _wants(self, wanted: int) -> list[int]:
-        found = [torch.zeros(1, dtype=torch.int64) for _ in range(self._group.size())]
-        dist.all_gather(found, torch.tensor([wanted]), group=self._group)
-        return [int(value) for value in found]
+        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(self._group.size())]
+        dist.all_gather(numbers, torch.tensor([wanted]), group=self._group)
+        return [int(value) for value in numbers]
 
 
 def even_parts(bounds: Sequence[tuple[int, int]], rank: int, size: int) -> list[tuple[int, int, bool]]:

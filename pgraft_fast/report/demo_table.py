@@ -39,13 +39,15 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         mine = [row for row in rows if row_name(row) == name]
         numbers = ("reward", "fd_accepted", "fd_data", "precision", "recall", "model_calls", "seconds")
         summary[name] = {key: _mean([row[key] for row in mine]) for key in numbers}
-        interval = mean_interval(torch.tensor([row["reward"] for row in mine]))
-        summary[name]["reward_half"] = interval.high - interval.mean
+        reward = mean_interval(torch.tensor([row["reward"] for row in mine]))
+        summary[name]["reward_half"] = reward.high - reward.mean
         if "measures" in mine[0]:
             intervals = {
                 key: mean_interval(torch.tensor([row["measures"][key] for row in mine])) for key in mine[0]["measures"]
             }
-            summary[name]["measures"] = {key: (one.mean, one.high - one.mean) for key, one in intervals.items()}
+            summary[name]["measures"] = {
+                key: (interval.mean, interval.high - interval.mean) for key, interval in intervals.items()
+            }
     return summary
 
 

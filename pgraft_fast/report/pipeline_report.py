@@ -78,8 +78,8 @@ def category_sections(rows: Mapping[str, Mapping[str, Any]]) -> list[Section]:
 
 
 def _with_interval(summary: Mapping[str, Any]) -> str:
-    known = summary["reward_ci"]
-    return f"{summary['reward']:.3f}" + ("" if known is None else f" ({known[0]:.3f} to {known[1]:.3f})")
+    bounds = summary["reward_ci"]
+    return f"{summary['reward']:.3f}" + ("" if bounds is None else f" ({bounds[0]:.3f} to {bounds[1]:.3f})")
 
 
 def _number(value: float | None) -> str:

@@ -35,7 +35,8 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     within = "" if plan["within"] is None else f"; {plan['within']:.0%} of the reward's variance lies within prompts"
     pilot = f", a pilot of {plan['pilot_steps']} steps" if plan["pilot_steps"] else ""
     return [
-        plan["told"],
+        # "told" in plans of earlier versions.
+        plan["reason" if "reason" in plan else "told"],
         f"From {plan['accepted']} accepted candidates of mean reward {plan['base']:.4f}{within}{pilot}: "
         f"{plan['model_calls']:,} model calls, {plan['share']:.1%} of a run's.",
     ]

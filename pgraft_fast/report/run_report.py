@@ -24,7 +24,7 @@ from pgraft_fast.tasks.evaluation import Evaluation, pictures_of
 
 SHOWN = 100
 # Sounds of each side in a report.
-_HEARD = 3
+_SOUNDS = 3
 # A report's figures are worth so many simple ones.
 _FIGURES = 12
 
@@ -65,7 +65,7 @@ def _samples(task: Task, before: Evaluation, after: Evaluation, candidates: int)
     rows = torch.from_numpy(shown)
     grids = pictures_section({name: pictures_of(task, evaluation, rows) for name, evaluation in evaluations.items()})
     if task.sounds is not None:
-        few = shown[:_HEARD]
+        few = shown[:_SOUNDS]
         grids.sounds.extend(
             Sound(f"sample-{name}-{number}", wav, f"{name}, sample {number}")
             for name, evaluation in evaluations.items()

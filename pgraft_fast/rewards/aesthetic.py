@@ -101,8 +101,8 @@ def load_layers(file: Path, width: int) -> list[tuple[Tensor, Tensor]]:
             layers.append((tensors[name].float(), bias.float()))
     sizes = [width, *(weight.shape[0] for weight, _ in layers)]
     shapes = [tuple(weight.shape) for weight, _ in layers]
-    wanted = [(high, low) for low, high in itertools.pairwise(sizes)]
-    if not layers or shapes != wanted or sizes[-1] != 1 or any(b.shape != w.shape[:1] for w, b in layers):
+    expected = [(high, low) for low, high in itertools.pairwise(sizes)]
+    if not layers or shapes != expected or sizes[-1] != 1 or any(b.shape != w.shape[:1] for w, b in layers):
         raise RewardError(
             f"{file}: its layers are {shapes or 'none'}, which do not lead from the {width} numbers of the CLIP model "
             "to one; the published ones need CLIP ViT-L/14"

@@ -80,9 +80,9 @@ def _check_ids(ids: Sequence[Any], question_ids: Sequence[int], name: str) -> No
     wrong_type = [i for i in ids if isinstance(i, bool) or not isinstance(i, int)]
     if wrong_type:
         raise RewardError(f"reward {name!r} answered with the sample id {wrong_type[0]!r}, which is no whole number")
-    counts, wanted = Counter(ids), set(question_ids)
+    counts, questions = Counter(ids), set(question_ids)
     missing = [i for i in question_ids if i not in counts]
-    unknown = [i for i in counts if i not in wanted]
+    unknown = [i for i in counts if i not in questions]
     repeated = [i for i, n in counts.items() if n > 1]
     problems = [
         f"{text} {of_samples(wrong)}"

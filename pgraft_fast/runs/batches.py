@@ -54,47 +54,48 @@ def fitted(subject: Subject, card: Card, run: Path | None, log: Callable[[str], 
     if not probe.open:
         return subject
     identity = sha256_of([config.future(), probe.open, device_name(card.device), torch.__version__])
-    known: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     if path is not None and path.exists():
         with told_as_damage(path):
-            known = _checked(json_of(path.read_bytes()))
-    if known.get("identity") != identity:
-        known = {"identity": identity, **probe.sizes()}
+            record = _checked(json_of(path.read_bytes()))
+    if record.get("identity") != identity:
+        record = {"identity": identity, **probe.sizes()}
         if path is not None:
-            write_file(path, to_json(known))
-    log(_line(known))
-    return _with(subject, known)
+            write_file(path, to_json(record))
+    log(_line(record))
+    return _with(subject, record)
 
 
-def _checked(known: Any) -> dict[str, Any]:
+def _checked(record: Any) -> dict[str, Any]:
     """What an earlier process wrote. Raises ValueError, TypeError, KeyError."""
-    sizes = {key: TypeAdapter(Batch | None).validate_python(known[key]) for key in ("sampling", "training", "decoding")}
-    checkpointing = TypeAdapter(bool | None).validate_python(known["checkpointing"])
-    free = float(known["free_gb"])
-    return {"identity": known["identity"], "free_gb": free, "checkpointing": checkpointing, **sizes}
+    size, keys = TypeAdapter(Batch | None), ("sampling", "training", "decoding")
+    sizes = {key: size.validate_python(record[key]) for key in keys}
+    checkpointing = TypeAdapter(bool | None).validate_python(record["checkpointing"])
+    free = float(record["free_gb"])
+    return {"identity": record["identity"], "free_gb": free, "checkpointing": checkpointing, **sizes}
 
 
-def _line(known: dict[str, Any]) -> str:
-    training = f"{known['training']} rows trained on" if known["training"] else ""
+def _line(record: dict[str, Any]) -> str:
+    training = f"{record['training']} rows trained on" if record["training"] else ""
     parts = [
-        f"{known['sampling']} samples drawn" if known["sampling"] else "",
-        f"{training}, with checkpointing" if training and known["checkpointing"] else training,
-        f"{known['decoding']} decoded" if known["decoding"] else "",
+        f"{record['sampling']} samples drawn" if record["sampling"] else "",
+        f"{training}, with checkpointing" if training and record["checkpointing"] else training,
+        f"{record['decoding']} decoded" if record["decoding"] else "",
     ]
-    return f"memory = 'auto', {known['free_gb']:.1f} GB: at once {'; '.join(filter(None, parts))}"
+    return f"memory = 'auto', {record['free_gb']:.1f} GB: at once {'; '.join(filter(None, parts))}"
 
 
-def _with(subject: Subject, known: dict[str, Any]) -> Subject:
+def _with(subject: Subject, record: dict[str, Any]) -> Subject:
     config, sample, train = subject.config, {}, {}
-    if known["sampling"]:
-        sample["batch_size"] = known["sampling"]
-    if known["training"]:
-        train["micro_batch"] = known["training"]
-    if known["checkpointing"] is not None and subject.checkpoint is not None:
-        subject.checkpoint(known["checkpointing"])
-        train["checkpointing"] = known["checkpointing"]
-    if known["decoding"] and subject.decoder is not None:
-        subject.decoder.at_once = known["decoding"]
+    if record["sampling"]:
+        sample["batch_size"] = record["sampling"]
+    if record["training"]:
+        train["micro_batch"] = record["training"]
+    if record["checkpointing"] is not None and subject.checkpoint is not None:
+        subject.checkpoint(record["checkpointing"])
+        train["checkpointing"] = record["checkpointing"]
+    if record["decoding"] and subject.decoder is not None:
+        subject.decoder.at_once = record["decoding"]
     config = config.model_copy(
         update={"sample": config.sample.model_copy(update=sample), "train": config.train.model_copy(update=train)}
     )

@@ -26,8 +26,8 @@ def write_evaluation(path: Path, evaluation: Evaluation, drawn_as: str) -> None:
 def read_evaluation(path: Path) -> tuple[Evaluation, str]:
     """Inverse of `write_evaluation`. Raises CheckpointError for a file that is not as it was written, OSError."""
     tensors = tensors_from_bytes(path.read_bytes(), path)
-    known = tensors.pop(_HASH, torch.empty(0, dtype=torch.uint8))
-    if not torch.equal(known, _digest(sha256_of_tensors(tensors))):
+    digest = tensors.pop(_HASH, torch.empty(0, dtype=torch.uint8))
+    if not torch.equal(digest, _digest(sha256_of_tensors(tensors))):
         raise CheckpointError(f"{path}: damaged, or of another version (its contents do not match their hash)")
     with told_as_damage(path):
         evaluation = Evaluation(tensors["samples"], tensors["rewards"], tensors.get("condition"))

@@ -46,9 +46,9 @@ class OneCall:
             with torch.no_grad():
                 if run.graphs is None:
                     return plain(self._inputs, [])
-                done = run.graphs.run(weights_key(net), plain, self._inputs)
-                if done is None:
+                outputs = run.graphs.run(weights_key(net), plain, self._inputs)
+                if outputs is None:
                     raise RuntimeError("it cannot be captured")
-                return done
+                return outputs
 
         return call

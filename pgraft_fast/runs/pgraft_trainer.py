@@ -143,13 +143,13 @@ class PGraftTrainer:
         space of the distances in the report, default the values themselves. pictures(samples) -> (n, H, W) or
         (n, H, W, 3) uint8 for the report, default the values as they are. config: without lora and guidance.
         """
-        made = cls.__new__(cls)
-        made._begin(config, model_settings, log, on_round)
-        made._subject = lambda: model_subject(
-            model, schedule, reward, prompts, made._settings, shape=shape, parameterization=parameterization,
-            held_out=held_out, features=features, pictures=pictures, log=made._terminal.line,
+        trainer = cls.__new__(cls)
+        trainer._begin(config, model_settings, log, on_round)
+        trainer._subject = lambda: model_subject(
+            model, schedule, reward, prompts, trainer._settings, shape=shape, parameterization=parameterization,
+            held_out=held_out, features=features, pictures=pictures, log=trainer._terminal.line,
         )  # fmt: skip
-        return made
+        return trainer
 
     def _begin(
         self, config: PGraftConfig | None, settings_of: Callable[[PGraftConfig], PipelineRunSettings],

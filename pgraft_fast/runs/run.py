@@ -175,7 +175,7 @@ class _Run:
         drawn_as = sha256_of(self.trainer.identity)
         stored: list[Evaluation] = []
 
-        def known() -> bool:
+        def is_stored() -> bool:
             if not path.exists():
                 return False
             try:
@@ -187,9 +187,11 @@ class _Run:
             # One that was drawn before a first round has no checkpoint that tells what of.
             return was_drawn_as == drawn_as and evaluation.rewards.numel() == evaluation_samples(self.config)
 
-        if self.ranks.from_first(known):
-            known_parts = {part: value for one in stored for part, value in vars(one).items() if value is not None}
-            return Evaluation(**self.ranks.tensors_from_first({"evaluation": known_parts})["evaluation"])
+        if self.ranks.from_first(is_stored):
+            parts = {
+                part: value for evaluation in stored for part, value in vars(evaluation).items() if value is not None
+            }
+            return Evaluation(**self.ranks.tensors_from_first({"evaluation": parts})["evaluation"])
         tuned = None if name == "before" else self.trainer.tuned.eval()
         evaluation = evaluate(
             self.task,

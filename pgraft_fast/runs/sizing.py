@@ -34,13 +34,13 @@ def sized(subject: Subject, run: Path, log: Callable[[str], None], ranks: int = 
     identity = sha256_of([config.future(), config.budget.model_dump(), config.train.rounds])
     with told_as_damage(path):
         plan = dict(json_of(path.read_bytes())) if path.exists() else {}
-    # Rounds that are done were of this size, whatever the budget is now.
-    if plan and (plan.get("asked") == identity or any((run / "checkpoints").glob("round-*"))):
+    # Rounds that are done were of this size, whatever the budget is now. "asked": in plans of earlier versions.
+    if plan and (plan.get("identity", plan.get("asked")) == identity or any((run / "checkpoints").glob("round-*"))):
         with told_as_damage(path):
             prompts = TypeAdapter(Count).validate_python(plan["prompts"])
     else:
         prompts = prompts_that_fit(subject, ranks)
-        write_file(path, to_json({"prompts": prompts, "asked": identity}))
+        write_file(path, to_json({"prompts": prompts, "identity": identity}))
     log(f"{prompts} prompts a round fill the budget")
     return replace(subject, config=with_prompts(subject.config, prompts))
 

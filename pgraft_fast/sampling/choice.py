@@ -88,10 +88,10 @@ def _check_alike(answers: Any, expected: Any, allowed: float) -> None:
 
 def _read(store: Path) -> dict[str, Any]:
     try:
-        known = json_of(store.read_bytes())
+        choices = json_of(store.read_bytes())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return choices if isinstance(choices, dict) else {}
 
 
 def _write(store: Path, what: str, best: str) -> None:

@@ -72,14 +72,14 @@ def _capture(condition: Tensor, body: Callable[[], object], limit: int, pool: to
 
 def _free_stream() -> torch.cuda.Stream:
     """A stream that captures nothing yet: the same one for loops in sequence, so that they share memory."""
-    known = _streams.setdefault(torch.cuda.current_device(), [])
+    streams = _streams.setdefault(torch.cuda.current_device(), [])
     for depth in range(_MAX_DEPTH):
-        if depth == len(known):
+        if depth == len(streams):
             # torch hands out its streams in turn, so this may be the very one that captures the graph.
-            known.append(torch.cuda.Stream())
-        with torch.cuda.stream(known[depth]):
+            streams.append(torch.cuda.Stream())
+        with torch.cuda.stream(streams[depth]):
             if not torch.cuda.is_current_stream_capturing():
-                return known[depth]
+                return streams[depth]
     raise BackendError("device_while: every stream is capturing; are loops nested without end?")
 
 

@@ -71,7 +71,7 @@ class HostTraffic:
 
     def _learn(self, bring: Any, source: Tensor) -> Tensor:
         if source.is_inference():
-            raise HostTrafficError(_told("a tensor of the host is brought whose changes torch does not count"))
+            raise HostTrafficError(_with_line("a tensor of the host is brought whose changes torch does not count"))
         made: Tensor = bring()
         # A copy: what was made may be written to.
         self._kept.append(_Brought(source, source._version, made.detach().clone()))
@@ -79,11 +79,11 @@ class HostTraffic:
 
     def _repeat(self, bring: Any, source: Tensor) -> Tensor:
         if self._place == len(self._kept):
-            raise HostTrafficError(_told(_CHANGES))
+            raise HostTrafficError(_with_line(_CHANGES))
         brought = self._kept[self._place]
         self._place += 1
         if source.dtype is not brought.source.dtype or not torch.equal(source, brought.source):
-            raise HostTrafficError(_told(_CHANGES))
+            raise HostTrafficError(_with_line(_CHANGES))
         return brought.made
 
 
@@ -107,13 +107,13 @@ class _Seen(TorchDispatchMode):
                 out = self._bring(lambda: func(*args, **kwargs), args[0])
                 return out.clone()
         elif _reads(func, args, kwargs) and any(self._is_here(leaf) for leaf in tree_leaves((args, kwargs))):
-            raise HostTrafficError(_told(f"{func} reads a value back"))
+            raise HostTrafficError(_with_line(f"{func} reads a value back"))
         return func(*args, **kwargs)
 
     def _moves(self, source: torch.device, target: torch.device) -> bool:
         """Whether a copy brings something to the device. Raises HostTrafficError for the other direction."""
         if source.type == self._device and target.type != self._device:
-            raise HostTrafficError(_told("a tensor of the device is brought to the host"))
+            raise HostTrafficError(_with_line("a tensor of the device is brought to the host"))
         return source.type != self._device and target.type == self._device
 
     def _is_here(self, value: Any) -> bool:
@@ -146,7 +146,7 @@ def _reads(func: Any, args: Any, kwargs: Any) -> bool:
     return bool(_READS.intersection(func.tags)) and kwargs.get("output_size") is None
 
 
-def _told(what: str) -> str:
+def _with_line(what: str) -> str:
     """With the line that does it."""
     outer = [
         frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename and frame.filename != __file__

@@ -179,11 +179,11 @@ class _Trajectories:
             raise InputError(f"graphs= needs models that are torch modules, got {type(net).__name__}")
         optional = [x_0, inputs.condition]
 
-        def function(given: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
-            rest = iter(given[2:])
+        def function(tensors: list[Tensor], generators: list[torch.Generator]) -> list[Tensor]:
+            rest = iter(tensors[2:])
             last, condition = (None if value is None else next(rest) for value in optional)
-            copied = inputs._replace(sample_id=given[1], condition=condition)
-            end, last, states = self._steps(net, low, high, given[0], last, copied)
+            copied = inputs._replace(sample_id=tensors[1], condition=condition)
+            end, last, states = self._steps(net, low, high, tensors[0], last, copied)
             return [end, *([] if last is None else [last]), *(states[index] for index in places)]
 
         rows = self.loop.rows
@@ -192,12 +192,12 @@ class _Trajectories:
             rows.coefficients.numpy().tobytes(), rows.time.numpy().tobytes(),
             tuple(value is None for value in optional),
         )  # fmt: skip
-        given = [x, inputs.sample_id, *(value for value in optional if value is not None)]
-        done = self.graphs.run(key, function, given, keep=lambda: (inputs, net))
-        if done is None:
+        tensors = [x, inputs.sample_id, *(value for value in optional if value is not None)]
+        outputs = self.graphs.run(key, function, tensors, keep=lambda: (inputs, net))
+        if outputs is None:
             return self._steps(net, low, high, x, x_0, inputs)
-        states = dict(zip(places, done[len(done) - len(places) :], strict=True))
-        return done[0], done[1] if len(done) - len(places) > 1 else None, states
+        states = dict(zip(places, outputs[len(outputs) - len(places) :], strict=True))
+        return outputs[0], outputs[1] if len(outputs) - len(places) > 1 else None, states
 
     def _steps(
         self, net: Model, low: int, high: int, x: Tensor, x_0: Tensor | None, inputs: StepInputs

@@ -135,6 +135,6 @@ def by_category(task: Task, evaluation: Evaluation, candidates: int) -> dict[str
     for name in dict.fromkeys(names):
         rows = torch.tensor([category == name for category in names])
         reward = mean_interval(of_prompt[rows])
-        known = [reward.low, reward.high] if int(rows.sum()) > 1 else None
-        summaries[name] = {"reward": reward.mean, "reward_ci": known, "samples": int(rows.sum()) * candidates}
+        interval = [reward.low, reward.high] if int(rows.sum()) > 1 else None
+        summaries[name] = {"reward": reward.mean, "reward_ci": interval, "samples": int(rows.sum()) * candidates}
     return summaries

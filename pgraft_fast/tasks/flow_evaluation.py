@@ -149,5 +149,5 @@ class _Measure:
 def _with_steps(corrector: NoiseCorrector, steps: int) -> NoiseCorrector:
     return NoiseCorrector(
         corrector.kind, corrector.shape, corrector.network, corrector.config, steps=steps,
-        base_steps=corrector.base_steps, told=corrector.told,
+        base_steps=corrector.base_steps, summary=corrector.summary,
     )  # fmt: skip

@@ -47,6 +47,6 @@ def arrays_of(data: bytes, names: Sequence[str]) -> list[np.ndarray]:
         AttributeError, EOFError, KeyError, MemoryError, NotImplementedError, OSError, RuntimeError, SyntaxError,
         TypeError, ValueError, zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
-        told = isinstance(error, KeyError) or "packed" in str(error)
-        reason = error.args[0] if told else type(error).__name__
+        has_reason = isinstance(error, KeyError) or "packed" in str(error)
+        reason = error.args[0] if has_reason else type(error).__name__
         raise ValueError(reason) from error

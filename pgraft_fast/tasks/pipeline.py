@@ -125,10 +125,10 @@ class Finish:
         for number, of_prompt in rows_by(numbers).items():
             left = of_prompt
             while left:
-                made = self._size.run(partial(self._finished, states, left, number))
-                for row, sample in zip(left, made, strict=False):
+                samples = self._size.run(partial(self._finished, states, left, number))
+                for row, sample in zip(left, samples, strict=False):
                     media[row] = sample
-                left = left[len(made) :]
+                left = left[len(samples) :]
         return media
 
     def sounds(self, states: Tensor, rate: float) -> list[bytes]:

@@ -76,7 +76,7 @@ def in_parts(batch: slice, number: int, threads: int, function: Callable[[slice]
     size = batch.stop - batch.start
     bounds = [batch.start + size * place // number for place in range(number + 1)]
     parts = [slice(low, high) for low, high in pairwise(bounds)]
-    done: dict[int, T] = {}
+    results: dict[int, T] = {}
     failed: dict[int, BaseException] = {}
     gradients = torch.is_grad_enabled()
     # Not by `join`: until Python 3.13 one that Ctrl-C interrupts takes the thread for ended.
@@ -85,7 +85,7 @@ def in_parts(batch: slice, number: int, threads: int, function: Callable[[slice]
     def work(place: int) -> None:
         try:
             with threads_here(threads), torch.set_grad_enabled(gradients):
-                done[place] = function(parts[place])
+                results[place] = function(parts[place])
         except BaseException as error:
             failed[place] = error
             stop.set()
@@ -117,4 +117,4 @@ def in_parts(batch: slice, number: int, threads: int, function: Callable[[slice]
     for place in sorted(failed):
         if not isinstance(failed[place], PartStoppedError):
             raise failed[place]
-    return [done[place] for place in range(number)]
+    return [results[place] for place in range(number)]

@@ -175,6 +175,12 @@ def test_prompts_that_fill_the_budget(tmp_path, capsys):
     assert "3 prompts a round fill the budget" in capsys.readouterr().err
     spent = json.loads((tmp_path / "result.json").read_text())["spent"]["model_calls"]
     assert 0.9 * 280 < spent <= 280
+    # A plan of an earlier version of the program stays, too.
+    plan = json.loads((tmp_path / "run/plan.json").read_text())
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier/plan.json").write_text(json.dumps({"prompts": 2, "asked": plan["identity"]}))
+    assert main(["finetune", str(config), "--run", str(tmp_path / "earlier")]) == 0
+    assert "2 prompts a round fill the budget" in capsys.readouterr().err
     config.write_text(config.read_text().replace("[budget]\nmodel_calls = 280", ""))
     assert main(["finetune", str(config), "--run", str(tmp_path / "other")]) == 2
     assert "sample.prompts is missing: give it, or a [budget]" in one_line(capsys)

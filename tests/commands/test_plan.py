@@ -42,7 +42,7 @@ def test_the_plan_of_a_config(tmp_path, capsys, browse, larger):
     assert main(["plan", str(config), "--json", "-"]) == 0
     captured = capsys.readouterr()
     plan = json.loads(captured.out)
-    assert plan["told"].startswith("The cut is ") and plan["told"][:40] in captured.err and plan["share"] <= 0.15
+    assert plan["reason"].startswith("The cut is ") and plan["reason"][:40] in captured.err and plan["share"] <= 0.15
     assert [outlook["cut"] for outlook in plan["outlooks"]] == [0.0, 0.1, 0.25, 0.5]
     assert "in the config; report: " in captured.err and "share kept" in captured.err
     (page,) = tmp_path.rglob("plan/index.html")
@@ -56,16 +56,23 @@ def test_a_run_that_chooses_its_cut(tmp_path, capsys, larger):
     assert main(["finetune", str(config), "--json", str(tmp_path / "told.json")]) == 0
     result = json.loads((tmp_path / "told.json").read_text())
     plan = result["cut_plan"]
-    assert plan["told"][:40] in capsys.readouterr().err
+    assert plan["reason"][:40] in capsys.readouterr().err
     run, _, read = read_run(result["config"]["run"])
     assert read.cut == plan["cut"] == result["config"]["train"]["cut"]
-    assert plan["told"] in (run / "report" / "index.html").read_text()
+    assert plan["reason"] in (run / "report" / "index.html").read_text()
     # It stays, also where the run is made longer; and later commands know it.
     config = with_cut(tiny_config(tmp_path, rounds=2), '"auto"', larger)
     assert main(["finetune", str(config), "--json", str(tmp_path / "told.json")]) == 0
     assert json.loads((tmp_path / "told.json").read_text())["cut_plan"] == plan
     assert main(["sample", str(run), "--n", "2", "--out", str(tmp_path / "s.png")]) == 0
     assert main(["report", str(run)]) == 0
+    # A run of an earlier version, whose plan has the sentence under "told".
+    result = json.loads((run / "result.json").read_text())
+    result["cut_plan"]["told"] = result["cut_plan"].pop("reason")
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "report" / "index.html").unlink()
+    assert main(["report", str(run)]) == 0
+    assert plan["reason"] in (run / "report" / "index.html").read_text()
 
 
 def test_an_adapter_knows_the_cut_that_was_chosen(tmp_path):
@@ -73,7 +80,7 @@ def test_an_adapter_knows_the_cut_that_was_chosen(tmp_path):
     assert main(["finetune", str(config), "--json", str(tmp_path / "told.json")]) == 0
     plan = json.loads((tmp_path / "told.json").read_text())["cut_plan"]
     # Eight accepted candidates tell nothing.
-    assert "The plan cannot tell: only 8 candidates were accepted" in plan["told"] and plan["cut"] == 0.25
+    assert "The plan cannot tell: only 8 candidates were accepted" in plan["reason"] and plan["cut"] == 0.25
     assert read_adapter(tmp_path / "run/adapter")[1].cut == 0.25
     assert main(["evaluate", str(tmp_path / "run"), "--samples", "4"]) == 0
 

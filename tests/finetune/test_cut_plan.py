@@ -63,7 +63,7 @@ def test_on_digits(digits):
         assert abs(estimate.share - aim) < 4 * estimate.error < 0.5
     # Fewer than 64 of the plan's own candidates were accepted; of a round of the run 400 are.
     assert plan.accepted < 64
-    assert plan.cut == 0.1 and plan.told.startswith("The cut is 0.1: the decision keeps at least 95%")
+    assert plan.cut == 0.1 and plan.reason.startswith("The cut is 0.1: the decision keeps at least 95%")
     quarter = plan.outlooks[2]
     assert quarter.low < 0.835 < quarter.high and quarter.high - quarter.low < 0.15
     assert quarter.ceiling == pytest.approx(0.833, abs=0.02)
@@ -115,7 +115,7 @@ def test_calls_are_counted():
 )
 def test_where_it_cannot_tell_it_says_so(update, reward, why):
     plan = planned(settings(**update), **({} if reward is None else {"reward": reward}))
-    assert plan.cut == FALLBACK and plan.told.startswith("The plan cannot tell: ") and why in plan.told
+    assert plan.cut == FALLBACK and plan.reason.startswith("The plan cannot tell: ") and why in plan.reason
     assert plan.levels is None and all(outlook.kept is None for outlook in plan.outlooks)
 
 
@@ -188,7 +188,7 @@ def test_a_run_chooses_its_cut_once_and_goes_on_with_it(tmp_path):
     allowed = straight.calls_of_a_round()
     straight.run_rounds()
     plan = straight.plan
-    assert plan is not None and plan["told"] in lines
+    assert plan is not None and plan["reason"] in lines
     assert straight.chosen.cut == plan["cut"] in (0.0, *CUTS)
     assert straight.history[0]["t_cut"] == pytest.approx(float(FLOW.t_of_share(plan["cut"])), abs=0.13)
     assert plan["share"] <= 0.15 and straight.history[0]["model_calls"] <= allowed

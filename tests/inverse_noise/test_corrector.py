@@ -1,11 +1,14 @@
 """Correctors: identity at the start, closed forms for Gaussian noise, files, resume, bad input."""
 
+import json
+
 import pytest
 import torch
 from repeats import repeats
 
 from pgraft_fast import NoiseCorrector
 from pgraft_fast.errors import CheckpointError, InputError, StoppedError
+from pgraft_fast.files import to_json, write_folder
 from pgraft_fast.inverse_noise import INTERPOLANTS, FitSettings, Interpolant, Rows, fit_field
 from pgraft_fast.inverse_noise.networks import Perceptron, PictureField, make_field
 
@@ -87,7 +90,7 @@ def test_files_bring_it_back(tmp_path):
         made = NoiseCorrector.fit(noise, interpolant=kind, steps=4, base_steps=20, network=NETWORK, settings=QUICK)
         made.save(tmp_path / kind)
         again = NoiseCorrector.load(tmp_path / kind)
-        assert torch.equal(again(z), made(z)) and again.base_steps == 20 and again.told == made.told
+        assert torch.equal(again(z), made(z)) and again.base_steps == 20 and again.summary == made.summary
         assert again.steps == made.steps == (1 if kind == "affine" else 4)
     assert sorted(path.name for path in (tmp_path / "linear").iterdir()) == [
         "corrector.json", "corrector.safetensors", "manifest.json"
@@ -98,6 +101,21 @@ def test_files_bring_it_back(tmp_path):
         NoiseCorrector.load(tmp_path / "linear")
     with pytest.raises(CheckpointError, match="incomplete or damaged"):
         NoiseCorrector.load(tmp_path / "nowhere")
+
+
+def test_a_file_of_an_earlier_version(tmp_path):
+    corrector = NoiseCorrector.fit(torch.randn(40, 3), interpolant="affine")
+    corrector.save(tmp_path / "new")
+    config = json.loads((tmp_path / "new/corrector.json").read_text())
+    config["told"] = config.pop("summary")
+    weights = (tmp_path / "new/corrector.safetensors").read_bytes()
+    write_folder(tmp_path / "old", {"corrector.json": to_json(config), "corrector.safetensors": weights})
+    again, z = NoiseCorrector.load(tmp_path / "old"), torch.randn(5, 3)
+    assert again.summary == corrector.summary == {"rows": 40, "left_out": 0} and torch.equal(again(z), corrector(z))
+    del config["told"]
+    write_folder(tmp_path / "none", {"corrector.json": to_json(config), "corrector.safetensors": weights})
+    with pytest.raises(CheckpointError, match="not a corrector"):
+        NoiseCorrector.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize("stop", [1, 7, 20, 29])
@@ -134,8 +152,8 @@ def test_training_ends_early_where_rows_held_out_get_no_better():
         steps=3000, batch_size=64, learning_rate=3e-3, ema=0.9, held_out=0.5, check_every=20, patience=3
     )
     corrector = NoiseCorrector.fit(noise, network={**NETWORK, "width": 128}, settings=settings)
-    history = [entry["held_out_loss"] for entry in corrector.told["history"]]
-    assert corrector.told["trained_steps"] < 3000
+    history = [entry["held_out_loss"] for entry in corrector.summary["history"]]
+    assert corrector.summary["trained_steps"] < 3000
     assert len(history) == 3 + 1 + history.index(min(history))
 
 
@@ -144,7 +162,8 @@ def test_rows_that_failed_are_left_out():
     noise[::10] = float("nan")
     lines = []
     corrector = NoiseCorrector.fit(noise, interpolant="affine", log=lines.append)
-    assert corrector.told == {"rows": 90, "left_out": 10} and lines == ["10 rows of noise are not finite and left out"]
+    assert corrector.summary == {"rows": 90, "left_out": 10}
+    assert lines == ["10 rows of noise are not finite and left out"]
     assert torch.isfinite(corrector(torch.randn(5, 3))).all()
 
 

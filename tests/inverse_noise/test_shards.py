@@ -2,6 +2,7 @@
 
 import json
 
+import hostile
 import pytest
 import torch
 
@@ -83,6 +84,17 @@ def test_samples_that_fail_are_counted_and_left_out(tmp_path):
     shards = invert_shards(load_mlp_flow(), holed, TOTAL, tmp_path, shard=16, steps=3)
     assert shards.failed == 5 and shards.noise().shape == (45, 1, 8, 8)
     assert 3 not in shards.index().tolist() and torch.isfinite(shards.noise()).all()
+
+
+def test_shards_of_an_earlier_version_are_made_anew(tmp_path, straight):
+    shard(tmp_path)
+    first = tmp_path / "shard-000000"
+    (first / "summary.json").rename(first / "told.json")
+    hostile.manifest(first)
+    with pytest.raises(CheckpointError, match="shard-000000: incomplete"):
+        open_shards(tmp_path)
+    _, lines = shard(tmp_path)
+    assert contents(tmp_path) == straight and lines == [f"{first}: incomplete; it is made anew"]
 
 
 def test_another_inversion_is_refused(tmp_path):

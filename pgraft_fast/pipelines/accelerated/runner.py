@@ -118,9 +118,9 @@ class Runner:
             nets = {name: self._compile(net) for name, net in nets.items()}
         functions: Functions = {name: function_of(net) for name, net in nets.items()}
         if mode.endswith("trajectory_graph") and _can_capture(trajectory):
-            done = self._replay(mode, trajectory, x, first, last, functions)
-            if done is not None:
-                return done
+            end = self._replay(mode, trajectory, x, first, last, functions)
+            if end is not None:
+                return end
         elif mode.endswith("graph"):
             functions = self._step_graphs(trajectory, functions)
         return trajectory.run(x, first, last, functions)
@@ -196,21 +196,21 @@ class Runner:
             repr({k: v for k, v in options.items() if k != "generator"}), len(generators), single,
         )  # fmt: skip
         inputs = [x, *(m for m in history if m is not None), *(leaves[place].to(x.device) for place in places)]
-        held = trajectory.arguments
+        arguments = trajectory.arguments
         compiled = mode.startswith("compile") or any(_is_compiled(net) for net in trajectory.nets.values())
         try:
-            done = self._graphs.run(
+            outputs = self._graphs.run(
                 key, function, inputs, generators, lambda: (scheduler.timesteps, trajectory.times, scheduler.tables()),
                 compiled,
             )  # fmt: skip
         finally:
-            trajectory.arguments, trajectory.options = held, options
-        if done is None:
+            trajectory.arguments, trajectory.options = arguments, options
+        if outputs is None:
             return None
-        _set_counters(scheduler, last - first, done[1:])
+        _set_counters(scheduler, last - first, outputs[1:])
         for _ in range(first, last):
             trajectory.ends()
-        return done[0]
+        return outputs[0]
 
 
 def _schedule_key(scheduler: Any) -> tuple[Any, ...]:

@@ -79,9 +79,9 @@ def _digit_probability(classifier: nn.Module, digit: int, samples: Tensor) -> Te
 def _label_probability(classifier: nn.Module, samples: Tensor, prompts: list[str]) -> Tensor:
     with torch.no_grad():
         probability = classifier(samples).softmax(dim=1)
-    wanted = torch.tensor([int(text) if text.isdigit() else -1 for text in prompts])
-    chosen = probability.gather(1, wanted.clamp(min=0)[:, None]).squeeze(1)
-    return torch.where(wanted >= 0, chosen, torch.full_like(chosen, torch.nan))
+    labels = torch.tensor([int(text) if text.isdigit() else -1 for text in prompts])
+    chosen = probability.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(labels >= 0, chosen, torch.full_like(chosen, torch.nan))
 
 
 def _same(samples: Tensor, condition: Tensor | None) -> Tensor:

@@ -44,9 +44,9 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, element: Tensor)
 
     A sample without any sees all its slots: a softmax needs one.
     """
-    seen = (element | ~element.any(dim=1, keepdim=True))[:, None, None, :]
+    mask = (element | ~element.any(dim=1, keepdim=True))[:, None, None, :]
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen).transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:

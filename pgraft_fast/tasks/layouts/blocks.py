@@ -55,26 +55,26 @@ def elements(lines: Sequence[Line], marks: Marks, width: float, height: float) -
     outer = (rows[0], rows[-1]) if rows else ()
     lines = [line for row in rows if not _is_margin(row, row in outer, height) for line in row]
     body = _usual_size(lines)
-    found: list[tuple[str, Edges]] = []
+    parts: list[tuple[str, Edges]] = []
     for label, regions in (("figure", _figures(lines, marks, width, height)), ("table", _tables(lines, marks, height))):
         for region in regions:
-            if all(shared(region, other) < 0.3 for _, other in found):
-                held = [line for line in lines if shared(line.edges, region) > 0.5]
+            if all(shared(region, other) < 0.3 for _, other in parts):
+                inside = [line for line in lines if shared(line.edges, region) > 0.5]
                 lines = [line for line in lines if shared(line.edges, region) <= 0.5]
-                found.append((label, around([region, *(line.edges for line in held if label == "table")])))
+                parts.append((label, around([region, *(line.edges for line in inside if label == "table")])))
     blocks = [part for block in _blocks(lines) for part in _paragraphs(block)]
     labelled = [(_label(block, body), block) for block in _united(blocks)]
-    found += [(label, around([line.edges for line in block])) for label, block in _lists(labelled)]
-    regions = [edges for label, edges in found if label in ("list", "table", "figure")]
-    found = [part for part in found if part[0] != "text" or all(shared(part[1], box) < 0.7 for box in regions)]
-    return sorted(found, key=lambda element: (element[1][1], element[1][0]))
+    parts += [(label, around([line.edges for line in block])) for label, block in _lists(labelled)]
+    regions = [edges for label, edges in parts if label in ("list", "table", "figure")]
+    parts = [part for part in parts if part[0] != "text" or all(shared(part[1], box) < 0.7 for box in regions)]
+    return sorted(parts, key=lambda element: (element[1][1], element[1][0]))
 
 
 def joined(lines: Sequence[Line]) -> list[Line]:
     """Pieces of one line that follow each other closely, as one."""
-    done: list[Line] = []
+    merged: list[Line] = []
     for line in sorted(lines, key=lambda part: part.edges[0]):
-        for other in reversed(done):
+        for other in reversed(merged):
             size = max(line.size, other.size)
             gap = _GAP if not _NUMBERING.match(other.text) or other.size < 0.9 * size else _NUMBERING_GAP
             if abs(line.base - other.base) < 0.45 * size and -size < line.edges[0] - other.edges[2] < gap * size:
@@ -84,8 +84,8 @@ def joined(lines: Sequence[Line]) -> list[Line]:
                 other.bold, other.typed = other.bold and line.bold, other.typed and line.typed
                 break
         else:
-            done.append(line)
-    return sorted(done, key=lambda part: (part.base, part.edges[0]))
+            merged.append(line)
+    return sorted(merged, key=lambda part: (part.base, part.edges[0]))
 
 
 def _figures(lines: Sequence[Line], marks: Marks, width: float, height: float) -> list[Edges]:
@@ -222,11 +222,11 @@ def _lists(blocks: Sequence[tuple[str, list[Line]]]) -> list[tuple[str, list[Lin
         return abs(first[0] - second[0]) < 0.8 * block[0].size and apart < 1.5 * block[0].size
 
     lists = grouped(items, follow)
-    found = [block for block in blocks if block[0] != "list"]
+    labelled = [block for block in blocks if block[0] != "list"]
     for parts in lists:
         bullet = not parts[0][0].text[:1].isalnum() and parts[0][0].text[:1] not in "([-–—"
-        found.append(("list" if len(parts) > 1 or bullet else "text", [line for part in parts for line in part]))
-    return found
+        labelled.append(("list" if len(parts) > 1 or bullet else "text", [line for part in parts for line in part]))
+    return labelled
 
 
 def _is_margin(row: Sequence[Line], outer: bool, height: float) -> bool:

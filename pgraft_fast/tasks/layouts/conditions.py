@@ -1,7 +1,7 @@
 """What a layout is asked for by: how many elements, which labels, and elements that are given with their box.
 
-A condition is (B, N, 6) float32, a slot a row: kind (-1 no element, 0 ... L-1 a known label, L an unknown one), given
-(1 where the box is known, else 0), and centre x, centre y, width, height as shares of the page, 0 where not given.
+A condition is (B, N, 6) float32, a slot a row: kind (-1 no element, 0 ... L-1 a known label, L an unknown one),
+box_known (1 or 0), and centre x, centre y, width, height as shares of the page, 0 where not given.
 Texts: "7 elements"; "title, text, text, figure"; "title at 0.5 0.08 0.6 0.04, text, 3 elements".
 """
 
@@ -37,17 +37,17 @@ def condition_of(texts: Sequence[str], names: tuple[str, ...] = PUBLAYNET, n_max
     return torch.stack([_slots(text, names, n_max) for text in texts]) if texts else torch.zeros(0, n_max, COLUMNS)
 
 
-def condition_from(labels: Tensor, boxes: Tensor, labelled: Tensor, given: Tensor, n_labels: int) -> Tensor:
+def condition_from(labels: Tensor, boxes: Tensor, label_known: Tensor, box_known: Tensor, n_labels: int) -> Tensor:
     """(B, N, 6) of layouts, see `elements`, of which some labels and boxes are told.
 
-    labels: (B, N) int64, -1 where there is no element. boxes: (B, N, 4). labelled, given: (B, N) bool, not read where
-    there is no element.
+    labels: (B, N) int64, -1 where there is no element. boxes: (B, N, 4). label_known, box_known: (B, N) bool, not
+    read where there is no element.
     """
     element = labels != NO_ELEMENT
-    kind = labels.where(labelled, n_labels).where(element, NO_ELEMENT)
-    given = given & element
-    flags = torch.stack([kind, given], dim=-1).to(torch.float32)
-    return torch.cat([flags, boxes.to(torch.float32).where(given[..., None], 0.0)], dim=-1)
+    kind = labels.where(label_known, n_labels).where(element, NO_ELEMENT)
+    box_known = box_known & element
+    flags = torch.stack([kind, box_known], dim=-1).to(torch.float32)
+    return torch.cat([flags, boxes.to(torch.float32).where(box_known[..., None], 0.0)], dim=-1)
 
 
 def prompt_texts(layouts: Layouts, kind: str, n: int, seed: int = 0) -> list[str]:
@@ -85,8 +85,8 @@ def training_condition(labels: Tensor, boxes: Tensor, n_labels: int, kind: Tenso
     [0, 1] of the elements that are told by label and box in the last; which ones is drawn on the device.
     """
     drawn = torch.rand(labels.shape, device=labels.device) < share[:, None]
-    told = drawn & (kind == 2)[:, None]
-    return condition_from(labels, boxes, told | (kind == 1)[:, None], told, n_labels)
+    box_known = drawn & (kind == 2)[:, None]
+    return condition_from(labels, boxes, box_known | (kind == 1)[:, None], box_known, n_labels)
 
 
 @lru_cache(maxsize=100_000)
@@ -94,16 +94,16 @@ def _slots(text: str, names: tuple[str, ...], n_max: int) -> Tensor:
     numbers = {name.lower(): float(label) for label, name in enumerate(names)}
     rows: list[list[float]] = []
     for item in text.split(","):
-        found = _ITEM.fullmatch(" ".join(item.split()))
-        kind = float(len(names)) if found and found["n"] else numbers.get((found["name"] if found else "").lower())
-        if found and found["name"] and found["name"].lower() == "element":
+        match = _ITEM.fullmatch(" ".join(item.split()))
+        kind = float(len(names)) if match and match["n"] else numbers.get((match["name"] if match else "").lower())
+        if match and match["name"] and match["name"].lower() == "element":
             kind = float(len(names))
-        if found is None or kind is None:
+        if match is None or kind is None:
             raise _unread(text, f"{item.strip()!r} is no label or number of elements; labels: {', '.join(names)}")
-        times = int(found["n"] or 1)
+        times = int(match["n"] or 1)
         if not 1 <= times <= n_max or len(rows) + times > n_max:
             raise _unread(text, f"1 to {n_max} elements fit")
-        rows += [[kind, *_box(text, found["box"])]] * times
+        rows += [[kind, *_box(text, match["box"])]] * times
     slots = torch.zeros(n_max, COLUMNS)
     slots[:, 0] = NO_ELEMENT
     slots[: len(rows)] = torch.tensor(rows)
@@ -111,7 +111,7 @@ def _slots(text: str, names: tuple[str, ...], n_max: int) -> Tensor:
 
 
 def _box(text: str, box: str | None) -> list[float]:
-    """given, then the box."""
+    """box_known, then the box."""
     if box is None:
         return [0.0] * 5
     try:

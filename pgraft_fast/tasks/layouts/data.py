@@ -39,9 +39,9 @@ def load_parts(
     if path.suffix == ".npz":
         layouts = _of_at_most(n_max, read_npz(path, PUBLAYNET))
     elif path.suffix == ".json":
-        layouts, split = _told(read_publaynet(path, n_max), path, log), PUBLAYNET_PARTS
+        layouts, split = _layouts_of(read_publaynet(path, n_max), path, log), PUBLAYNET_PARTS
     elif path.is_dir():
-        layouts, split = _told(read_rico(path, n_max), path, log), RICO_PARTS
+        layouts, split = _layouts_of(read_rico(path, n_max), path, log), RICO_PARTS
     else:
         raise InputError(f"{path}: no data of layouts; give a .json of PubLayNet, a folder of RICO, or an .npz")
     train, held_out = parts_of(layouts, split)
@@ -54,7 +54,7 @@ def _of_at_most(n_max: int, layouts: Layouts) -> Layouts:
     return layouts.rows((layouts.count <= n_max).nonzero().flatten())
 
 
-def _told(reading: Reading, path: Path, log: Callable[[str], None]) -> Layouts:
+def _layouts_of(reading: Reading, path: Path, log: Callable[[str], None]) -> Layouts:
     for line in reading.dropped.lines:
         log(f"{path}: left out {line}")
     return reading.layouts

@@ -33,9 +33,9 @@ class LayoutEncoder(nn.Module):
         rows = packed(labels, boxes, self.n_labels)
         hidden = self.embed(torch.cat([rows, sines(rows)], dim=-1))
         hidden = torch.cat([self.token.expand(len(labels), 1, -1), hidden], dim=1)
-        seen = F.pad(element, (1, 0), value=True)
+        mask = F.pad(element, (1, 0), value=True)
         for block in self.blocks:
-            hidden = block(hidden, seen)
+            hidden = block(hidden, mask)
         return self.norm(hidden[:, 0])
 
 
@@ -63,7 +63,7 @@ class LayoutDecoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-norm transformer layer over the slots (n, N, width) that are seen, (n, N) bool."""
+    """A pre-norm transformer layer over the slots (n, N, width) of a mask (n, N) bool."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -72,9 +72,9 @@ class Layer(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         query, key, value = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        x = x + self.out(masked_attention(query, key, value, seen).flatten(-2))
+        x = x + self.out(masked_attention(query, key, value, mask).flatten(-2))
         return x + self.down(F.gelu(self.up(self.between(x))))
 
 

@@ -55,7 +55,7 @@ class LayoutsDiT(nn.Module):
         self.register_buffer("frequency", 1000.0 * frequency, persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        x_0, known = told(condition, self.n_labels)
+        x_0, known = known_values(condition, self.n_labels)
         phase = t[:, None].to(x.dtype) * self.frequency
         element = element_mask(condition)
         count = element.sum(dim=1).clamp(max=MAX_ELEMENTS)
@@ -70,16 +70,16 @@ class LayoutsDiT(nn.Module):
 
     def _predicted(self, tokens: Tensor, modulation: Tensor, element: Tensor) -> Tensor:
         """(B, N, 4 + L) of the sample with the flags of what is told."""
-        seen: Tensor | Packing = element
+        mask: Tensor | Packing = element
         rows = modulation.unbind(1)
         if self.attention == "packed":
-            seen = Packing.of(element)
-            tokens, rows = seen.packed(tokens), modulation.squeeze(2)[seen.sample].unbind(1)
+            mask = Packing.of(element)
+            tokens, rows = mask.packed(tokens), modulation.squeeze(2)[mask.sample].unbind(1)
         hidden = self.embed(torch.cat([tokens, sines(tokens)], dim=-1))
         for block in self.blocks:
-            hidden = block(hidden, rows, seen)
+            hidden = block(hidden, rows, mask)
         out = self.head(self.norm(hidden))
-        return seen.padded(out) if isinstance(seen, Packing) else out
+        return mask.padded(out) if isinstance(mask, Packing) else out
 
 
 class _Block(nn.Module):
@@ -93,31 +93,31 @@ class _Block(nn.Module):
         self.up = nn.Linear(width, ratio * width)
         self.down = nn.Linear(ratio * width, width)
 
-    def forward(self, x: Tensor, modulation: tuple[Tensor, ...], seen: "Tensor | Packing") -> Tensor:
-        """x: (B, N, width) with seen (B, N) bool, or (rows, width) with their packing."""
+    def forward(self, x: Tensor, modulation: tuple[Tensor, ...], mask: "Tensor | Packing") -> Tensor:
+        """x: (B, N, width) with mask (B, N) bool, or (rows, width) with their packing."""
         parts = (part + own for part, own in zip(modulation, self.table, strict=True))
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = parts
         hidden = torch.addcmul(shift_1, self.norm(x), 1.0 + scale_1)
         query, key, value = self.qkv(hidden).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        if isinstance(seen, Packing):
-            mixed = packed_attention(query, key, value, seen)
+        if isinstance(mask, Packing):
+            mixed = packed_attention(query, key, value, mask)
         else:
-            mixed = masked_attention(query, key, value, seen)
+            mixed = masked_attention(query, key, value, mask)
         x = x + gate_1 * self.out(mixed.flatten(-2))
         hidden = torch.addcmul(shift_2, self.norm(x), 1.0 + scale_2)
         return x + gate_2 * self.down(F.gelu(self.up(hidden), approximate="tanh"))
 
 
-def told(condition: Tensor, n_labels: int) -> tuple[Tensor, Tensor]:
+def known_values(condition: Tensor, n_labels: int) -> tuple[Tensor, Tensor]:
     """What a condition tells of x_0, (B, N, 4 + L) float32, 0 where it tells nothing, and where it does, bool.
 
     All columns of a slot that is no element (they are 0), those of a known label, those of a given box.
     """
     element = element_mask(condition)
     kind = condition[..., 0].round().to(torch.int64)
-    labelled = (kind < n_labels) | ~element
-    given = (condition[..., 1] > 0.5) | ~element
-    known = torch.cat([given[..., None].expand(-1, -1, 4), labelled[..., None].expand(-1, -1, n_labels)], dim=-1)
+    label_known = (kind < n_labels) | ~element
+    box_known = (condition[..., 1] > 0.5) | ~element
+    known = torch.cat([box_known[..., None].expand(-1, -1, 4), label_known[..., None].expand(-1, -1, n_labels)], dim=-1)
     values = packed(kind.where(element, NO_ELEMENT), condition[..., 2:], n_labels)
     return values.where(known, 0.0), known
 

@@ -57,13 +57,13 @@ def layouts_of(folder: Path, pages: int = PAGES, seed: int = 0, log: Callable[[s
     need("reading PDFs", "pypdfium2", extra="layouts")
     paths = sorted(folder.rglob("*.pdf"), key=lambda path: path.relative_to(folder).as_posix())
     random.Random(seed).shuffle(paths)
-    known: set[str] = set()
+    places: set[str] = set()
     chosen: list[list[tuple[str, Edges]]] = []
     for number, path in enumerate(paths, 1):
         for page in _pages_of(path, seed):
             place = str([(label, [round(64 * edge) for edge in edges]) for label, edges in page])
-            if place not in known:
-                known.add(place)
+            if place not in places:
+                places.add(place)
                 chosen.append(page)
         if number % 100 == 0:
             log(f"{number} documents, {len(chosen)} pages")
@@ -117,8 +117,8 @@ def page_elements(page: Any) -> list[tuple[str, Edges]] | None:
 
     text = page.get_textpage()
     lines = _lines(text, moved)
-    found = elements(lines, _marks(page, moved), width, height) if lines is not None else []
-    shares = [(label, _shares(edges, width, height)) for label, edges in found]
+    parts = elements(lines, _marks(page, moved), width, height) if lines is not None else []
+    shares = [(label, _shares(edges, width, height)) for label, edges in parts]
     area = sum((edges[2] - edges[0]) * (edges[3] - edges[1]) for _, edges in shares)
     flat = any(edges[2] <= edges[0] or edges[3] <= edges[1] for _, edges in shares)
     return shares if 1 <= len(shares) <= MAX_ELEMENTS and area >= _LEAST_AREA and not flat else None

@@ -160,11 +160,11 @@ def _annotation(value: Any) -> tuple[int, int, list[float]]:
 
 def _rows_of(pages: dict[int, tuple[float, float]], images: np.ndarray) -> np.ndarray:
     """(M,) the page of each box, by the pages' order."""
-    known = np.fromiter(pages, dtype=np.int64, count=len(pages))
-    order = known.argsort()
-    place = np.searchsorted(known, images, sorter=order).clip(max=len(known) - 1)
+    ids = np.fromiter(pages, dtype=np.int64, count=len(pages))
+    order = ids.argsort()
+    place = np.searchsorted(ids, images, sorter=order).clip(max=len(ids) - 1)
     rows = order[place]
-    wrong = np.flatnonzero(known[rows] != images)
+    wrong = np.flatnonzero(ids[rows] != images)
     if wrong.size:
         raise ValueError(f"annotations, entry {wrong[0] + 1}: no image has the id {images[wrong[0]]}")
     return rows

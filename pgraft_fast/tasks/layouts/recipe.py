@@ -95,22 +95,25 @@ def measured(
         reference = features_of(encoder, train)
         data = {"fd_held_out": frechet_distance(features_of(encoder, held_out), reference)}
     data |= _figures(held_out.labels, held_out.boxes)
-    told = dict(how or {})
-    _save(folder, FEATURES, encoder, told | data)
+    origin = dict(how or {})
+    _save(folder, FEATURES, encoder, origin | data)
     figures: dict[str, Any] = {"data": data}
     for name, variant in VARIANTS.items():
         model, _ = load_weights(LayoutsDiT(variant, len(train.names)), folder / f"{name}.safetensors")
         model.attention = "packed"
-        found = {"loss": _loss(model, train.rows(torch.arange(len(held_out)))), "loss_held_out": _loss(model, held_out)}
+        measures = {
+            "loss": _loss(model, train.rows(torch.arange(len(held_out)))),
+            "loss_held_out": _loss(model, held_out),
+        }
         for kind in KINDS:
             condition = condition_of(prompt_texts(held_out, kind, len(held_out)), train.names)
             samples = draw(model, condition, steps)
             end = "" if kind == "number" else f"_{kind}"
             features = layout_features(encoder, samples, condition)
-            found[f"fd{end}"] = frechet_distance(features, reference)
-            found |= {f"{key}{end}": v for key, v in _figures(*unpack(samples, counts_of(condition))).items()}
-        figures[name] = found
-        _save(folder, name, model, told | found)
+            measures[f"fd{end}"] = frechet_distance(features, reference)
+            measures |= {f"{key}{end}": v for key, v in _figures(*unpack(samples, counts_of(condition))).items()}
+        figures[name] = measures
+        _save(folder, name, model, origin | measures)
     return figures
 
 

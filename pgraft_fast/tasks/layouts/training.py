@@ -17,7 +17,7 @@ from pgraft_fast.finetune.optimizing import follow, warmed_up
 from pgraft_fast.tasks.layouts.conditions import KINDS, training_condition
 from pgraft_fast.tasks.layouts.elements import BOX_SCALE, NO_ELEMENT, Layouts, packed
 from pgraft_fast.tasks.layouts.features import LayoutDecoder, LayoutEncoder
-from pgraft_fast.tasks.layouts.network import LayoutsDiT, told
+from pgraft_fast.tasks.layouts.network import LayoutsDiT, known_values
 from pgraft_fast.tasks.weights import Variant
 
 Log = Callable[[str], None]
@@ -113,7 +113,7 @@ def denoising_loss(model: nn.Module, variant: Variant, labels: Tensor, boxes: Te
     c, d = (value.view(-1, 1, 1) for value in target_coefficients(variant.schedule, t, variant.parameterization))
     noise = torch.randn_like(x_0)
     out = model(alpha * x_0 + sigma * noise, t, condition)
-    unknown = ~told(condition, n_labels)[1]
+    unknown = ~known_values(condition, n_labels)[1]
     return (out - (c * x_0 + d * noise)).where(unknown, 0.0).square().sum() / unknown.sum().clamp(min=1)
 
 

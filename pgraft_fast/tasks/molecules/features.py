@@ -53,7 +53,7 @@ def _counted(elements: Tensor, positions: Tensor) -> Tensor:
     there = low != NO_ATOM
     kind = (bond_orders(elements, positions)[:, i, j] * len(SYMBOLS) + low) * len(SYMBOLS) + high
     bonds = _sums(kind.where(there, 0), torch.ones_like(kind, dtype=torch.float32)[..., None], 4 * len(SYMBOLS) ** 2)
-    chosen = [(order * len(SYMBOLS) + one) * len(SYMBOLS) + other for order, one, other in BONDS]
+    chosen = [(order * len(SYMBOLS) + element) * len(SYMBOLS) + other for order, element, other in BONDS]
     length = distances(elements, positions)[:, i, j].nan_to_num(nan=torch.inf)
     centres = torch.tensor(CENTRES, dtype=length.dtype, device=length.device)
     near = ((length[..., None] - centres) / WIDTH).square().mul(-0.5).exp().to(torch.float32)

@@ -72,12 +72,12 @@ def drawable(elements: Tensor, positions: Tensor) -> list[Any]:
     need("drawings of molecules", "rdkit", extra="molecules")
     from rdkit import Chem, rdBase
 
-    judged, found = stability(elements, positions), []
+    judged, molecules = stability(elements, positions), []
     with rdBase.BlockLogs():
         for mol, connected in zip(_graphs(elements, judged.orders), judged.connected.tolist(), strict=True):
             valid = connected and _canonical(mol) is not None
-            found.append(Chem.RemoveHs(mol, sanitize=False) if valid else None)
-    return found
+            molecules.append(Chem.RemoveHs(mol, sanitize=False) if valid else None)
+    return molecules
 
 
 def same(samples: Tensor, condition: Tensor) -> Tensor:

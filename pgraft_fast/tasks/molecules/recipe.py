@@ -101,8 +101,8 @@ def train_molecules(
     began, progress, step = time.perf_counter(), 0.0, 0
     while progress < 1.0:
         rows = torch.randint(len(molecules), (sizes.batch,), device=device)
-        done = graphs.run("gradients", gradients, [rows]) if graphs.captures(device) else None
-        (loss,) = gradients([rows], []) if done is None else done
+        outputs = graphs.run("gradients", gradients, [rows]) if graphs.captures(device) else None
+        (loss,) = gradients([rows], []) if outputs is None else outputs
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = sizes.rate * _rate(progress)
@@ -136,8 +136,8 @@ def denoising_loss(model: nn.Module, x_0: Tensor, elements: Tensor) -> Tensor:
     """
     n, variant = x_0.shape[0], VARIANTS["vp"]
     atom = elements != NO_ATOM
-    told = torch.rand(n, 1, device=x_0.device) < _FORMULA_SHARE
-    condition = elements.masked_fill(atom & told.logical_not(), ANY_ELEMENT)
+    has_formula = torch.rand(n, 1, device=x_0.device) < _FORMULA_SHARE
+    condition = elements.masked_fill(atom & has_formula.logical_not(), ANY_ELEMENT)
     # Times spread evenly over each batch.
     places = torch.arange(n, device=x_0.device) / n
     t = (torch.rand(1, device=x_0.device) + places) % 1.0 * (1.0 - _MIN_TIME) + _MIN_TIME
@@ -171,11 +171,11 @@ def figures(
     by_size, by_formula = size_prompts(molecules, n).condition, formula_prompts(molecules, n).condition
     if by_size is None or by_formula is None:
         raise InputError("prompts of molecules have a condition")
-    found = vars(measure(*unpack(drawn(model, by_size.to(device), steps, seed).cpu(), counts(by_size)), data))
-    told = stability(*unpack(drawn(model, by_formula.to(device), steps, seed).cpu(), counts(by_formula))).stable
+    measures = vars(measure(*unpack(drawn(model, by_size.to(device), steps, seed).cpu(), counts(by_size)), data))
+    stable = stability(*unpack(drawn(model, by_formula.to(device), steps, seed).cpu(), counts(by_formula))).stable
     return {
-        **{name: value for name, value in found.items() if isinstance(value, float)},
-        "molecule_stability_by_formula": 100.0 * float(told.to(torch.float64).mean()),
+        **{name: value for name, value in measures.items() if isinstance(value, float)},
+        "molecule_stability_by_formula": 100.0 * float(stable.to(torch.float64).mean()),
         "sampling_steps": steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
@@ -184,9 +184,9 @@ def figures(
 def measured(folder: Path, n: int = 1000) -> dict[str, Any]:
     """Figures of the weights in a folder, written into the file's header as well. Raises InputError without rdkit."""
     model, _ = load_weights(make_denoiser(), folder / FILE)
-    found = figures(model, n)
-    save(folder, model, found)
-    return found
+    measures = figures(model, n)
+    save(folder, model, measures)
+    return measures
 
 
 def train_all(
@@ -209,16 +209,16 @@ def train_all(
     began = time.perf_counter()
     if data is None:
         train_molecules(folder, seed, log, check, sizes, device)
-        found = measured(folder)
+        measures = measured(folder)
     else:
         device = "cuda" if torch.cuda.is_available() else device
         molecules = qm9("train")
         model = train_molecules(folder, seed, log, check, sizes or QM9_SIZES, device, molecules, network="egnn")
-        found = figures(model, molecules=molecules)
-        save(folder, model, found)
+        measures = figures(model, molecules=molecules)
+        save(folder, model, measures)
     seconds = time.perf_counter() - began
-    log(f"{found['molecule_stability']:.1f} % of molecules stable, {found['atom_stability']:.1f} % of atoms")
-    return {"vp": found, "seconds": seconds}
+    log(f"{measures['molecule_stability']:.1f} % of molecules stable, {measures['atom_stability']:.1f} % of atoms")
+    return {"vp": measures, "seconds": seconds}
 
 
 def save(folder: Path, model: nn.Module, measured: dict[str, Any]) -> None:

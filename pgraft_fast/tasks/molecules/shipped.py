@@ -22,8 +22,8 @@ VARIANTS = {"vp": Variant(Schedule.cosine(), "v")}
 def make_denoiser(variant: str = "vp", network: str = "transformer", **architecture: int) -> MoleculeDenoiser:
     """The network of the shipped weights, or "egnn", with random ones."""
     chosen = VARIANTS[variant]
-    made = DistanceTransformer(**architecture) if network == "transformer" else EGNN(**architecture)
-    return MoleculeDenoiser(made, chosen.schedule, chosen.parameterization)
+    layers = DistanceTransformer(**architecture) if network == "transformer" else EGNN(**architecture)
+    return MoleculeDenoiser(layers, chosen.schedule, chosen.parameterization)
 
 
 def padded_elements(molecules: Molecules, n_max: int = N_MAX) -> Tensor:

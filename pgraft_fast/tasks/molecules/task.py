@@ -133,9 +133,9 @@ def known(condition: Tensor | None) -> Tensor:
 
 def _prompts(settings: MoleculesSettings, molecules: Molecules, n_max: int) -> Prompts:
     """As frequent as in the data; the first of them, however many, are spread over all sizes or formulas."""
-    made = (size_prompts if settings.prompts == "sizes" else formula_prompts)(molecules, _PROMPTS, n_max)
+    prompts = (size_prompts if settings.prompts == "sizes" else formula_prompts)(molecules, _PROMPTS, n_max)
     order = spread(_PROMPTS)
-    text, condition = [made.text[place] for place in order.tolist()], known(made.condition)[order]
+    text, condition = [prompts.text[place] for place in order.tolist()], known(prompts.condition)[order]
     return Prompts(text, condition, elements=atoms, same=lambda samples, rows: same(samples, known(rows)))
 
 

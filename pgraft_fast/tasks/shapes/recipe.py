@@ -123,14 +123,14 @@ def train_features(
     """Cross entropy of the facts of training pictures (n, 3, 32, 32) uint8, drawn with `seed` and noised a little."""
     torch.manual_seed(seed)
     network = FactsNetwork()
-    wanted = facts([scene(prompt, seed, i) for i, prompt in enumerate(prompts)])
+    target = facts([scene(prompt, seed, i) for i, prompt in enumerate(prompts)])
     optimizer = torch.optim.AdamW(network.parameters(), 3e-3, weight_decay=0.01)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=max(2, steps))
     for _ in range(steps):
         rows = torch.randint(len(prompts), (128,))
         x = pictures[rows].float().div(127.5).sub(1.0)
         x = x + 0.2 * torch.rand(128, 1, 1, 1) * torch.randn_like(x)
-        loss = F.binary_cross_entropy_with_logits(network(x), wanted[rows])
+        loss = F.binary_cross_entropy_with_logits(network(x), target[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -12,7 +12,7 @@ from pgraft_fast.sampling import rollout
 from pgraft_fast.tasks.layouts.attention import Packing, packed_attention
 from pgraft_fast.tasks.layouts.conditions import condition_of, element_mask
 from pgraft_fast.tasks.layouts.elements import pack, unpack
-from pgraft_fast.tasks.layouts.network import LayoutsDiT, told
+from pgraft_fast.tasks.layouts.network import LayoutsDiT, known_values
 from pgraft_fast.tasks.layouts.training import denoising_loss, shifted
 from pgraft_fast.tasks.layouts.variants import VARIANTS
 
@@ -51,7 +51,7 @@ def test_any_order_of_elements_gives_the_same_answer_in_that_order(model):
 def test_what_the_condition_tells_is_exact(model, attention):
     model.attention = attention
     x, t, condition = inputs()
-    x_0, known = told(condition, 5)
+    x_0, known = known_values(condition, 5)
     assert known[2, 0].all() and known[2, 3].tolist() == [False] * 4 + [True] * 5 and not known[0, :3].any()
     assert known[0, 3:].all() and x_0[2, 0].tolist() == [0.0, -1.0, 1.0, pytest.approx(0.1), 0.0, 0.0, 2.0, 0.0, 0.0]
     schedule, parameterization = model.variant.schedule, model.variant.parameterization
@@ -115,7 +115,7 @@ def test_no_gradient_from_padding_nor_from_what_is_told(model):
     x, t, condition = inputs()
     x.requires_grad_()
     out = model(x, t, condition)
-    element, known = element_mask(condition), told(condition, 5)[1]
+    element, known = element_mask(condition), known_values(condition, 5)[1]
     (gradient,) = torch.autograd.grad(out[element].square().sum(), x, retain_graph=True)
     assert not bool(gradient[~element].any()) and bool(gradient[element].any())
     (gradient,) = torch.autograd.grad(out.where(known, 0.0).sum(), x)
