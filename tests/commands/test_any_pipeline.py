@@ -7,6 +7,7 @@ import pytest
 import torch
 from every_pipeline import build, call_of
 from PIL import Image
+from repeats import repeats
 from safetensors.torch import load_file
 
 from pgraft_fast.cli import main
@@ -70,7 +71,7 @@ def ours(name):
     return f'kind = "callable"\nfunction = "mine.py:{name}"'
 
 
-@pytest.mark.parametrize("name", ["wan", "audioldm2"])
+@pytest.mark.parametrize("name", ["wan", *repeats("audioldm2")])
 def test_video_and_audio(tmp_path, capsys, name):
     path = config(tmp_path, name, ours("loudness"))
     assert main(["finetune", str(path), "--json", str(tmp_path / "result.json")]) == 0

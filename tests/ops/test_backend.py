@@ -94,7 +94,7 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 def test_a_process_loads_one_library(tmp_path):
     """Whatever becomes of its cache: a second copy would register its operations again, and end the process."""
     built = loaded()
-    for path in built.parent.glob(f"{built.name}*"):
+    for path in built.parent.glob(f"{built.stem}.*"):
         shutil.copy(path, tmp_path)
     code = (
         "import os; from pgraft_fast.ops.extension import find, load, loaded; load(); "

@@ -4,6 +4,7 @@ import pytest
 import torch
 from denoisers import denoiser, learn
 from pipelines import build
+from repeats import repeats
 
 from pgraft_fast.errors import PgraftError
 from pgraft_fast.finetune import TrainSettings
@@ -36,8 +37,14 @@ def change(learner):
     return flat(learner.weights()["model"]) - before
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize(("dtype", "cosine"), [(torch.bfloat16, 0.99), (torch.float16, 0.95)])
+@pytest.mark.parametrize(
+    ("dtype", "cosine", "rank"),
+    [
+        (torch.bfloat16, 0.99, 4),
+        (torch.float16, 0.95, 0),
+        *repeats((torch.bfloat16, 0.99, 0), (torch.float16, 0.95, 4)),
+    ],
+)
 def test_the_change_is_that_of_float32(dtype, cosine, rank):
     wanted, actual = change(learner_of(torch.float32, rank)), change(learner_of(dtype, rank))
     assert torch.nn.functional.cosine_similarity(wanted, actual, dim=0) >= cosine
@@ -72,8 +79,10 @@ def test_weights_are_their_masters_rounded(dtype):
     assert not torch.equal(flat(kept["model"]), flat(kept["ema"]))
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize(
+    ("dtype", "rank"),
+    [(torch.float32, 4), (HALF[0], 0), (HALF[1], 4), *repeats((torch.float32, 0), (HALF[0], 4), (HALF[1], 0))],
+)
 def test_training_goes_on_bit_for_bit(dtype, rank):
     straight, first, second = (learner_of(dtype, rank) for _ in range(3))
     for _ in range(2):
