@@ -23,6 +23,7 @@ def tiny():
     return pipe
 
 
+@pytest.mark.faults
 def test_mode_compile():
     pipe = tiny()
     want = call(pipe, "ddim")

@@ -168,6 +168,7 @@ def of_prompts(tmp_path_factory):
     return config
 
 
+@pytest.mark.faults
 def test_a_report_shows_hostile_prompts(of_prompts, capsys):
     assert ends(["finetune", str(of_prompts)], capsys) == 0
     run = of_prompts.parent / "run"
