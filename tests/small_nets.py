@@ -14,3 +14,14 @@ class Mlp(nn.Module):
 
     def forward(self, x, t):
         return self.layers(torch.cat((x, t[:, None]), dim=1))
+
+
+class Steep(nn.Module):
+    """v = -slope tanh(x): y - h slope tanh(y) has several solutions or an expanding iteration where h slope > 1."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x, t):
+        return -self.slope * torch.tanh(x)

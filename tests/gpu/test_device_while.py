@@ -1,21 +1,14 @@
 """Loops inside CUDA graphs that the data of each replay end: make test-gpu."""
 
 import gc
-import os
 
 import pytest
 import torch
+from gpu_graphs import skip_without_loops
 
-from pgraft_fast.errors import BackendError
-from pgraft_fast.ops.nvcc import find_nvcc
 from pgraft_fast.sampling.device_while import device_while
 
-if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("needs a GPU, and TRITON_INTERPRET=0: make test-gpu", allow_module_level=True)
-try:
-    find_nvcc()
-except BackendError as reason:
-    pytest.skip(str(reason), allow_module_level=True)
+skip_without_loops()
 
 LIMIT = 1000
 

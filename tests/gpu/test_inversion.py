@@ -1,36 +1,16 @@
 """Inversion as one CUDA graph: as without, for data that ask for more and for fewer iterations, by one graph."""
 
-import os
-
 import pytest
 import torch
-from gpu_graphs import own_failures  # noqa: F401
-from torch import nn
+from gpu_graphs import own_failures, skip_without_loops  # noqa: F401
+from small_nets import Steep
 
 import pgraft_fast as pf
-from pgraft_fast.errors import BackendError
 from pgraft_fast.inverse_noise import SOLVERS
-from pgraft_fast.ops.nvcc import find_nvcc
 from pgraft_fast.sampling import GraphCache
 from pgraft_fast.tasks.digits.dequantised import dequantised, load_mlp_flow
 
-if not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("needs a GPU, and TRITON_INTERPRET=0: make test-gpu", allow_module_level=True)
-try:
-    find_nvcc()
-except BackendError as reason:
-    pytest.skip(str(reason), allow_module_level=True)
-
-
-class Steep(nn.Module):
-    """v = -slope tanh(x)."""
-
-    def __init__(self, slope):
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor(slope))
-
-    def forward(self, x, t):
-        return -self.slope * torch.tanh(x)
+skip_without_loops()
 
 
 def alike(model, x, graphs, steps, **more):

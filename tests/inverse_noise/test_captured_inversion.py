@@ -6,6 +6,7 @@ import pytest
 import torch
 from fake_cuda import NoTransfers, on_fake_cuda, to_fake_cuda
 from graph_caches import OtherCache, Tape
+from small_nets import Steep
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,17 +22,6 @@ from pgraft_fast.tasks.digits.dequantised import dequantised, load_mlp_flow
 
 # `pgraft_fast.inverse_noise.invert` as a name is the function.
 invert_module = sys.modules[is_faster_in_graphs.__module__]
-
-
-class Steep(nn.Module):
-    """v = -slope tanh(x)."""
-
-    def __init__(self, slope):
-        super().__init__()
-        self.slope = slope
-
-    def forward(self, x, t):
-        return -self.slope * torch.tanh(x)
 
 
 class Conditional(nn.Module):

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from small_nets import Steep
 from torch import nn
 
 import pgraft_fast as pf
@@ -134,17 +135,6 @@ def test_digits_come_back(caplog):
     assert inversion.summary().startswith("300 of 300 samples inverted, 8")
     whole = pf.invert(model, x, 20, batch_size=300)
     assert torch.allclose(inversion.noise, whole.noise, atol=2e-5)
-
-
-class Steep(nn.Module):
-    """v = -slope tanh(x): y - h slope tanh(y) has several solutions or an expanding iteration where h slope > 1."""
-
-    def __init__(self, slope):
-        super().__init__()
-        self.slope = slope
-
-    def forward(self, x, t):
-        return -self.slope * torch.tanh(x)
 
 
 def test_a_map_that_expands_is_solved_or_flagged(caplog):
