@@ -4,7 +4,7 @@ On CUDA ours is one graph, and "no graph" is ours without.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +51,7 @@ def run(settings: Settings, each: Each) -> dict[str, Any]:
 def _providers(n: int, settings: Settings) -> Sequence[Provider]:
     model, x = load_mlp_flow().to(settings.device), dequantised("train", n, 5).to(settings.device)
     columns: dict[str, Row] = {}
-    cache = GraphCache() if settings.device.type == "cuda" else None
+    graph_cache = GraphCache() if settings.device.type == "cuda" else None
 
     def ours(name: str, graphs: GraphCache | None) -> Tensor:
         inversion = invert(model, x, _STEPS, tolerance=_TOLERANCE, batch_size=n, graphs=graphs)
@@ -67,7 +67,7 @@ def _providers(n: int, settings: Settings) -> Sequence[Provider]:
         columns["plain"] = {"calls_per_sample": calls, "inverted": 1.0}
         return noise
 
-    expected = lru_cache(plain)
+    expected = cache(plain)
 
     def gate(run: Callable[[], Tensor]) -> str | None:
         noise = run()
@@ -77,8 +77,8 @@ def _providers(n: int, settings: Settings) -> Sequence[Provider]:
             return None
         return f"the noise is {off:.1e} off the plain one, the samples come back {back:.1e} off"
 
-    ways: dict[str, Callable[[], Tensor]] = {"ours": partial(ours, "ours", cache), "plain": plain}
-    if cache is not None:
+    ways: dict[str, Callable[[], Tensor]] = {"ours": partial(ours, "ours", graph_cache), "plain": plain}
+    if graph_cache is not None:
         ways["no graph"] = partial(ours, "no graph", None)
     return [
         Provider(

@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inversion:
-    """What `invert` solution for B samples.
+    """What `invert` found for B samples.
 
     noise: (B, ...) float32 at t = 1; nan for a sample that failed. converged: (B,) bool. round_trip: (B,), how far the
     generator's answer to the noise is from the sample, relative. calls: network calls of one sample, those of the round
