@@ -60,11 +60,15 @@ def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], what: str) -> None:
+def check_same(
+    saved: Mapping[str, Any], current: Mapping[str, Any], what: str, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Raise InputError, which names what differs, unless both are the same.
 
-    what: that must stay the same, and where, such as "the run in runs/a".
+    what: that must stay the same, and where, such as "the run in runs/a". defaults: of settings, at which
+    those were that an earlier version did not know of.
     """
+    saved = _filled(saved, defaults or {})
     old, new = _flat(saved), _flat(current)
     # Of tables that only one side has nothing can be said; in tables of both, what is left out is at its default.
     alone = saved.keys() ^ current.keys()
@@ -164,6 +168,17 @@ def base_weights(module: Any) -> dict[str, Tensor]:
         for name, weight in own.items()
         if not any(part.startswith("lora_") for part in parts[name])
     }
+
+
+def _filled(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of all that is missing, within tables as well."""
+    filled = dict(saved)
+    for key, value in defaults.items():
+        if key not in saved:
+            filled[key] = value
+        elif isinstance(value, Mapping) and isinstance(saved[key], Mapping):
+            filled[key] = _filled(saved[key], value)
+    return filled
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, object]:

@@ -272,3 +272,7 @@ class FinetuneSettings(Settings):
     def future(self) -> dict[str, object]:
         """The settings that decide what the run computes; a resumed run must have the same, see `identity`."""
         return lasting(self.model_dump())
+
+    def defaults(self) -> dict[str, object]:
+        """Those of them that were not set."""
+        return lasting(type(self).model_construct().model_dump())

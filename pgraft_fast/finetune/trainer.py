@@ -231,7 +231,8 @@ class Trainer:
         checkpoint = newest_for_all(self.ranks, self._checkpoints, self._log, only)
         if checkpoint is None:
             return
-        check_same(checkpoint.state.get("settings") or {}, self.identity, f"the run in {self.run}")
+        saved = checkpoint.state.get("settings") or {}
+        check_same(saved, self.identity, f"the run in {self.run}", self.settings.defaults())
         message = changed_versions(checkpoint.state.get("versions", {}))
         if message:
             self._log(f"{self.run}: {message}")

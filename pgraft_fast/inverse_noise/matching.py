@@ -250,7 +250,8 @@ class _Fit:
         checkpoint = newest_for_all(self._ranks, folder, self._log)
         if checkpoint is None:
             return
-        check_same(checkpoint.state["identity"], self._identity, f"the run in {folder}")
+        defaults = lasting(asdict(FitSettings()))
+        check_same(checkpoint.state["identity"], self._identity, f"the run in {folder}", defaults)
         changes = changed_versions(checkpoint.state.get("versions", {}))
         if changes:
             self._log(f"{folder}: {changes}")

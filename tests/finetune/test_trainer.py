@@ -17,6 +17,7 @@ from pgraft_fast.finetune import (
     Trainer,
     TrainSettings,
 )
+from pgraft_fast.finetune.checkpoint import History, load_newest, save_checkpoint
 
 FLOW = Schedule.linear_flow()
 CALLS = 8 * 5 + 3 * 6 * 4
@@ -161,6 +162,34 @@ def test_settings_that_change_the_future_are_refused(tmp_path):
     with pytest.raises(InputError, match="model='b'"):
         trainer(tmp_path, identity={"model": "b"})
     trainer(tmp_path, settings(rounds=2, budget=BudgetSettings(wall_seconds=600))).run_rounds()
+
+
+def without(run, *settings):
+    """As an earlier version wrote it, which did not know of these settings."""
+    folder = run / "checkpoints"
+    checkpoint = load_newest(folder, print)
+    for name in settings:
+        table, _, key = name.partition(".")
+        del (checkpoint.state["settings"][table] if key else checkpoint.state["settings"])[key or table]
+    checkpoint.state["history"] = History(checkpoint.state["history"])
+    save_checkpoint(folder, checkpoint)
+
+
+def test_what_an_earlier_version_did_not_know_of_is_at_its_default(tmp_path):
+    trainer(tmp_path / "straight", settings(rounds=2)).run_rounds()
+    train = TrainSettings(steps=6, batch_size=4, learning_rate=1e-2, cut=0.4, rounds=2, low_noise=3.0)
+    for name in ("a", "b", "c"):
+        trainer(tmp_path / name, settings(rounds=1)).run_rounds()
+    without(tmp_path / "a", "train.low_noise", "deterministic", "nft", "ddpo.variant")
+    run = trainer(tmp_path / "a", settings(rounds=2))
+    run.run_rounds()
+    assert_same(trainer(tmp_path / "straight", settings(rounds=2)), run)
+    without(tmp_path / "b", "train.low_noise")
+    with pytest.raises(InputError, match=r"train\.low_noise=3\.0 differs from 1\.0"):
+        trainer(tmp_path / "b", settings(train=train))
+    without(tmp_path / "c", "seed")
+    with pytest.raises(InputError, match="seed=1 differs from 0"):
+        trainer(tmp_path / "c", settings(seed=1))
 
 
 def test_budget_of_model_calls(tmp_path):
