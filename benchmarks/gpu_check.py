@@ -36,7 +36,9 @@ _RUN = [*_MODULE, "pgraft_fast_benchmarks.run"]
 _MOST_WORKERS = 8
 _MISSING = 3
 # What a piece needs, by the name that a registry knows it under.
-_REGISTRY = {"sklearn": "scikit-learn", "pydantic": "pydantic pydantic-core annotated-types typing-inspection"}
+_REGISTRY = {"sklearn": "scikit-learn"}
+# Those that need torch, with what else they need.
+_NEED_TORCH = {"peft": "accelerate"}
 
 
 @dataclass(frozen=True)
@@ -226,16 +228,20 @@ def _tell_missing(chosen: list[Piece]) -> None:
     """What is not here, and how to bring it from a machine with a network."""
     missing = {piece.name: names for piece in chosen if (names := _missing(piece))}
     for piece_name, names in missing.items():
-        print(f"{piece_name} is skipped: {', '.join(name.lstrip('$') for name in names)} is not here")
-    unique = dict.fromkeys(name for names in missing.values() for name in names)
-    modules = [_REGISTRY.get(name, name) for name in unique if not name.startswith("$")]
-    if modules:
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        print(
-            f"to bring them: pip download --no-deps --only-binary=:all: --python-version {version} -d wheels "
-            f"{' '.join(modules)}; there: pip install --no-index --no-deps --target site wheels/*.whl; PYTHONPATH=site",
-            flush=True,
-        )
+        print(f"{piece_name} is skipped: no {', no '.join(name.lstrip('$') for name in names)} here")
+    unique = dict.fromkeys(name for names in missing.values() for name in names if not name.startswith("$"))
+    if not unique:
+        return
+    fetch = (
+        f"pip download --only-binary=:all: --python-version {sys.version_info.major}.{sys.version_info.minor} -d wheels"
+    )
+    modules = " ".join(_REGISTRY.get(name, name) for name in unique)
+    whole = " ".join(_REGISTRY.get(name, name) for name in unique if name not in _NEED_TORCH)
+    alone = " ".join(f"{name} {_NEED_TORCH[name]}".strip() for name in unique if name in _NEED_TORCH)
+    # With what they need themselves, of which the last command takes what is not here; but torch is.
+    commands = [f"{fetch} {whole}"] * bool(whole) + [f"{fetch} --no-deps {alone}"] * bool(alone)
+    here = f"pip install --no-index --find-links wheels {modules}"
+    print(f"to bring them: {'; '.join(commands)}; here: {here}", flush=True)
 
 
 def _print_table(outcomes: list[dict[str, object]]) -> None:

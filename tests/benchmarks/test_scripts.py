@@ -43,11 +43,28 @@ def test_pieces_end_in_their_own_ways(tmp_path, monkeypatch, capsys):
         assert lines in log
     output = capsys.readouterr().out
     assert "fine: done" in output and "pip download" in output and "no_such_module" in output
+    assert "pip install --no-index --find-links wheels no_such_module" in output
     # A table last.
     assert [line.split()[0] for line in output.rstrip().splitlines()[-9:]] == [entry.name for entry in pieces]
     monkeypatch.setattr(gpu_check, "MINUTES_OF_ALL", 0.0)
     assert checked(pieces, tmp_path, monkeypatch)[0] == 0
     assert set(ends(tmp_path)) == {"skipped: the time is up"}
+
+
+def test_what_is_missing_is_brought_without_another_torch(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "_has", lambda name: False)
+    gpu_check._tell_missing(
+        [gpu_check.Piece("a", 1, [], ("sklearn", "peft")), gpu_check.Piece("b", 1, [], ("peft", "$gdb"))]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["a is skipped: no sklearn, no peft here", "b is skipped: no peft, no gdb here"]
+    _, *commands = lines[2].replace("to bring them: ", "; ").split("; ")
+    version = f"--python-version {sys.version_info.major}.{sys.version_info.minor}"
+    assert commands == [
+        f"pip download --only-binary=:all: {version} -d wheels scikit-learn",
+        f"pip download --only-binary=:all: {version} -d wheels --no-deps peft accelerate",
+        "here: pip install --no-index --find-links wheels scikit-learn peft",
+    ]
 
 
 def checked(pieces, folder, monkeypatch):
