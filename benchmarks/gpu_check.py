@@ -27,6 +27,7 @@ sys.path.append(str(ROOT))
 
 from code_path import make  # noqa: E402
 
+from pgraft_fast.extras import CLI  # noqa: E402
 from pgraft_fast.waiting import passive_environment  # noqa: E402
 
 PARTS = ("tests", "ops", "pipelines", "finetune", "ranks", "profile")
@@ -35,7 +36,10 @@ _MODULE = [sys.executable, "-m"]
 _RUN = [*_MODULE, "pgraft_fast_benchmarks.run"]
 _MOST_WORKERS = 8
 _MISSING = 3
-# What a piece needs, by the name that a registry knows it under.
+# What the command line needs, and what runs of pipelines do.
+_COMMANDS = (*CLI, "pydantic", "rich")
+_PIPELINES = ("pydantic", "diffusers", "greenlet", "peft", "transformers")
+# Under the name of a registry.
 _REGISTRY = {"sklearn": "scikit-learn"}
 # Those that need torch, with what else they need.
 _NEED_TORCH = {"peft": "accelerate"}
@@ -52,9 +56,9 @@ class Piece:
     gpu: bool = True
 
 
-def pieces(part: str, out: Path) -> list[Piece]:
-    """Of a part, or of all, in the order of their worth."""
-    csv = ["--size", "quick", "--csv", str(out / "results.csv")]
+def pieces(part: str, out: Path, gpu: bool = True) -> list[Piece]:
+    """Of a part, or of all, in the order of their worth. Without a GPU it is tried whether all runs, at tiny sizes."""
+    csv = ["--size", "quick" if gpu else "smoke", "--csv", str(out / "results.csv")]
     workers = ["-n", str(min(_MOST_WORKERS, os.cpu_count() or 1))] if _has("xdist") else []
     # Each test is named as it ends, a failure is shown then: a run that is cut off tells how far it came.
     tests = [
@@ -76,26 +80,25 @@ def pieces(part: str, out: Path) -> list[Piece]:
         ],
         "ops": [
             Piece("bench-ops", 360, [*_RUN, "ops", *csv], gpu=False),
-            Piece("bench-invert", 90, [*_RUN, "invert", *csv], ("sklearn",), gpu=False),
+            Piece("bench-invert", 90, [*_RUN, "invert", *csv], ("sklearn", "pydantic"), gpu=False),
         ],
         "pipelines": [
-            Piece("bench-sampling", 470, [*_RUN, "sampling", *csv], ("diffusers", "transformers"), gpu=False),
+            Piece("bench-sampling", 470, [*_RUN, "sampling", *csv],
+                  ("diffusers", "transformers", *(() if gpu else ("pydantic", "sklearn"))), gpu=False),
         ],
         "finetune": [
-            Piece("bench-round", 470, [*_RUN, "round", *csv], ("sklearn", "pydantic", "diffusers", "peft"), gpu=False),
+            Piece("bench-round", 470, [*_RUN, "round", *csv], ("sklearn", *_PIPELINES), gpu=False),
         ],
         "ranks": [
             # NCCL on one rank, gloo on two that share a GPU, each against the same run in one process.
             Piece("ranks", 240, [*_MODULE, "pytest", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "-v",
-                  "--tb=short", str(ROOT / "tests" / "gpu" / "test_ranks.py")], ("pytest", "pydantic", "sklearn")),
-            Piece("bench-ranks", 200, [*_RUN, "ranks", *csv], ("sklearn", "pydantic", "rich", "matplotlib", "tyro"),
-                  gpu=False),
+                  "--tb=short", str(ROOT / "tests" / "gpu" / "test_ranks.py")], ("pytest", *_COMMANDS, *_PIPELINES)),
+            Piece("bench-ranks", 200, [*_RUN, "ranks", *csv], _COMMANDS, gpu=False),
         ],
         "profile": [
             Piece("profile", 240, [*_MODULE, "pgraft_fast_benchmarks.profile_round"],
-                  ("sklearn", "pydantic", "diffusers", "transformers", "peft"), gpu=False),
-            Piece("bench-quality", 230, [*_RUN, "quality", *csv], ("sklearn", "pydantic", "rich", "matplotlib"),
-                  gpu=False),
+                  ("sklearn", *_PIPELINES), gpu=False),
+            Piece("bench-quality", 230, [*_RUN, "quality", *csv], _COMMANDS, gpu=False),
         ],
     }  # fmt: skip
     return of[part] if part in of else [piece for group in of.values() for piece in group]
@@ -136,7 +139,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     began, gpu = time.monotonic(), _has_gpu()
     minutes = MINUTES_OF_ALL if part == "all" else MINUTES
-    chosen = pieces(part, out)
+    chosen = pieces(part, out, gpu)
     _tell_missing(chosen)
     outcomes: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:

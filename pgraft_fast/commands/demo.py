@@ -152,7 +152,8 @@ class _Demo:
         run = Execution("eager", self.device)
         candidates = collect(
             run.of(task.model), task.schedule, self.reward, task.prompts, settings.of(seed), shape=task.shape,
-            parameterization=task.parameterization, cuts=settings.cuts, ledger=ledger, check=check,
+            parameterization=task.parameterization, cuts=sorted({cut for _, cut, _ in settings.trainings}),
+            ledger=ledger, check=check,
         )  # fmt: skip
         shared_seconds, shared_calls = time.perf_counter() - began, ledger.model_calls - calls_before
         if settings.drops_copies:

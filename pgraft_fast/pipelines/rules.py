@@ -191,7 +191,10 @@ class Explanation:
 
 def answer_of(out: Any) -> Any:
     """The tensor, or list of tensors, of what a denoiser returns."""
-    return out if isinstance(out, (Tensor, list)) else out[0]
+    if isinstance(out, (Tensor, list)):
+        return out
+    # diffusers' outputs make a tuple of all that they hold first: 30 calls of functions.
+    return next(iter(dict.values(out))) if isinstance(out, dict) else out[0]
 
 
 def tensors_of(out: Any) -> list[Tensor]:

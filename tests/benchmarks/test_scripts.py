@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pgraft_fast import waiting
+from pgraft_fast import extras, waiting
 from pgraft_fast_benchmarks import compare, gpu_check, records, run
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def test_what_is_missing_is_brought_without_another_torch(monkeypatch, capsys):
 
 def checked(pieces, folder, monkeypatch):
     """The exit status, and all that the pieces printed."""
-    monkeypatch.setattr(gpu_check, "pieces", lambda part, out: pieces)
+    monkeypatch.setattr(gpu_check, "pieces", lambda part, out, gpu: pieces)
     monkeypatch.setattr(gpu_check, "_has_gpu", lambda: False)
     for name in waiting.NAMES:
         monkeypatch.delenv(name, raising=False)
@@ -152,6 +152,33 @@ def test_the_limits_of_a_part_fit_into_its_minutes(tmp_path, part):
     assert sum(entry.seconds for entry in pieces) <= 60 * gpu_check.MINUTES
     everything = gpu_check.pieces("all", tmp_path)
     assert [entry.name for entry in everything if entry in pieces] == [entry.name for entry in pieces]
+
+
+# What a machine with torch may be without.
+_OPTIONAL = {
+    *extras.CLI, "pydantic", "rich", "diffusers", "greenlet", "peft", "transformers", "pynvml",
+}  # fmt: skip
+_WITHOUT = """
+import importlib.machinery, os, sys
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in os.environ["WITHOUT"].split() else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Finder
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("part", gpu_check.PARTS)
+def test_pieces_need_nothing_but_what_they_say(tmp_path, monkeypatch, part):
+    """At tiny sizes on the host."""
+    (tmp_path / "sitecustomize.py").write_text(_WITHOUT)
+    pieces = [entry for entry in gpu_check.pieces(part, tmp_path, gpu=False) if not entry.gpu]
+    for entry in pieces:
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("WITHOUT", " ".join(_OPTIONAL.difference(entry.needs)))
+        status, log = checked([entry], tmp_path, monkeypatch)
+        assert (status, ends(tmp_path)) == (0, ["done"]), log[-2000:]
 
 
 def test_a_benchmark_from_a_plain_checkout(tmp_path):

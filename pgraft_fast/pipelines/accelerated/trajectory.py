@@ -63,16 +63,15 @@ class Trajectory:
     def _one_by_one(
         self, x: Tensor, own: Sequence[Tensor], requests: Sequence[Request], functions: Functions
     ) -> Tensor:
-        for place, t in enumerate(own):
-            seen = scaled(self.scheduler, x, t)
-            x = self._advance(*self._split(self._answers(place, States(seen), requests, functions), x), t, x)
-            if self.ends():
-                break
-        return x
+        def step(place: int, x: Tensor, out: Tensor, out_null: Tensor | None) -> Tensor:
+            guide = None if out_null is None else Guide(out_null, *self._guidance())
+            done: Tensor = self.scheduler.advance(out, own[place], x, guide=guide, **self.options)[0]
+            return done
 
-    def _advance(self, out: Tensor, out_null: Tensor | None, t: Tensor, x: Tensor) -> Tensor:
-        guide = None if out_null is None else Guide(out_null, *self._guidance())
-        return self.scheduler.advance(out, t, x, guide=guide, **self.options)[0]
+        def seen(place: int, x: Tensor) -> Tensor:
+            return scaled(self.scheduler, x, own[place])
+
+        return self._in_several(len(own), seen, step, x, requests, functions)[0]
 
     def _guidance(self) -> tuple[float, float]:
         made = self.explanation
@@ -84,20 +83,24 @@ class Trajectory:
         if single is not None and single.state is not None:
             x, made = self._in_one_call(plan, x, single, single.state, functions[single.net])
         else:
-            x, made = self._in_several(plan, x, requests, functions)
+            stepper = plan.bind(*self._guidance(), self.options.get("generator"))
+            seen = (lambda place, x: x / plan.steps[place].scale) if plan.scaled else (lambda place, x: x)
+            x, made = self._in_several(len(plan.steps), seen, stepper, x, requests, functions)
         plan.steps = plan.steps[:made]
         self.scheduler.planned_done(plan)
         return x
 
     def _in_several(
-        self, plan: StepPlan, x: Tensor, requests: Sequence[Request], functions: Functions
-    ) -> tuple[Tensor, int]:
-        """(the last state, steps made) of any loop."""
-        stepper, made = plan.bind(*self._guidance(), self.options.get("generator")), 0
-        for place, planned in enumerate(plan.steps):
-            seen = x / planned.scale if plan.scaled else x
-            answers = self._answers(place, States(seen), requests, functions)
-            x, made = stepper(place, x, *self._split(answers, x)), place + 1
+        self, steps: int, seen: Callable[[int, Tensor], Tensor], step: Callable[..., Tensor], x: Tensor,
+        requests: Sequence[Request], functions: Functions,
+    ) -> tuple[Tensor, int]:  # fmt: skip
+        """(the last state, steps made) of any loop. seen(place, x): states as the denoiser sees them; step(place, x,
+        out, out_null): the next ones.
+        """
+        made = 0
+        for place in range(steps):
+            answers = self._answers(place, States(seen(place, x)), requests, functions)
+            x, made = step(place, x, *self._split(answers, x)), place + 1
             if self.ends():
                 break
         return x, made
