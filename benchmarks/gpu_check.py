@@ -98,7 +98,8 @@ def pieces(part: str, out: Path, gpu: bool = True) -> list[Piece]:
         "profile": [
             Piece("profile", 240, [*_MODULE, "pgraft_fast_benchmarks.profile_round"],
                   ("sklearn", *_PIPELINES), gpu=False),
-            Piece("bench-quality", 230, [*_RUN, "quality", *csv], _COMMANDS, gpu=False),
+            Piece("bench-quality", 230, [*_RUN, "quality", *csv], (*_COMMANDS, *(() if gpu else ("rdkit",))),
+                  gpu=False),
         ],
     }  # fmt: skip
     return of[part] if part in of else [piece for group in of.values() for piece in group]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pgraft_fast.pipelines.bars import NoBar
+from pgraft_fast.pipelines.shortcuts import shortcuts
 from pgraft_fast.pipelines.views import view
 
 
@@ -137,7 +138,7 @@ def pipeline_with(
         if isinstance(part, nn.Module):
             net = (nets or {}).get(name, part)
             parts[name] = view(net, {"__call__": around(name, net)})
-    return copied
+    return view(copied, shortcuts(pipe))
 
 
 def _no_bar(iterable: Any = None, total: int | None = None) -> Any:

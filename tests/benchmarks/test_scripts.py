@@ -157,6 +157,7 @@ def test_the_limits_of_a_part_fit_into_its_minutes(tmp_path, part):
 # What a machine with torch may be without.
 _OPTIONAL = {
     *extras.CLI, "pydantic", "rich", "diffusers", "greenlet", "peft", "transformers", "pynvml",
+    "rdkit", "qm9pack", "pypdfium2", "torch_fidelity", "tblite",
 }  # fmt: skip
 _WITHOUT = """
 import importlib.machinery, os, sys

@@ -58,7 +58,7 @@ def test_what_diverges_is_told_and_goes_on(tmp_path, prompts, train, figure, lim
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strength", "seed"), [(1.0, 0), (4.0, 1), *repeats((1.0, 1), (1.0, 2), (4.0, 0), (4.0, 2))])
+@pytest.mark.parametrize(("strength", "seed"), [(4.0, 1), *repeats((1.0, 0), (1.0, 1), (1.0, 2), (4.0, 0), (4.0, 2))])
 def test_a_healthy_run_says_nothing(tmp_path, strength, seed):
     history, lines = trained(
         tmp_path, settings_of(30, seed, learning_rate=1e-3, steps=60, strength=strength, rounds=2)

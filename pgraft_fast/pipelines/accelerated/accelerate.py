@@ -20,7 +20,6 @@ from pgraft_fast.sizes import GB
 
 if TYPE_CHECKING:
     from pgraft_fast.pipelines.accelerated.runner import Runner
-    from pgraft_fast.pipelines.accelerated.shortcuts import ExecutionDevice
 
 _LOG = logging.getLogger(__name__)
 _MOST_GB = 10**6
@@ -41,7 +40,6 @@ class State:
     fast: Any
     runner: "Runner"
     attention: Attention
-    device: "ExecutionDevice"
     known: Kinds = field(default_factory=Kinds)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "State":
@@ -53,8 +51,8 @@ class State:
             plain: Any = type(scheduler)
             scheduler = plain.__new__(plain)
             object.__setattr__(scheduler, "__dict__", vars(fast))
-        runner, device = type(self.runner)(self.runner.mode, self.runner.memory_limit), type(self.device)()
-        return State(scheduler, fast, runner, copy.deepcopy(self.attention, memo), device)
+        runner = type(self.runner)(self.runner.mode, self.runner.memory_limit)
+        return State(scheduler, fast, runner, copy.deepcopy(self.attention, memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A pipeline that was pickled is loaded as it would be without `accelerate`."""
@@ -78,7 +76,6 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     if not hasattr(pipe, "scheduler") or not hasattr(pipe, "register_to_config"):
         raise InputError(f"accelerate needs a diffusers pipeline with a scheduler, got {type(pipe).__name__}")
     from pgraft_fast.pipelines.accelerated.runner import Runner
-    from pgraft_fast.pipelines.accelerated.shortcuts import ExecutionDevice
 
     if graph_memory_gb is not None and not 0 <= graph_memory_gb < _MOST_GB:
         raise InputError(f"graph_memory_gb={graph_memory_gb}: from 0 to below {_MOST_GB:,}")
@@ -89,7 +86,7 @@ def accelerate(pipe: Any, *, mode: str = "auto", attention: str = "keep", graph_
     denoiser = None if attention == "keep" else denoiser_of(pipe)
     state = State(
         scheduler=pipe.scheduler, fast=_fast(pipe.scheduler), runner=runner,
-        attention=Attention(denoiser, attention), device=ExecutionDevice(),
+        attention=Attention(denoiser, attention),
     )  # fmt: skip
     if state.fast is not None:
         pipe.scheduler = state.fast

@@ -24,13 +24,13 @@ from pgraft_fast.pipelines.accelerated.kinds import modules_of
 from pgraft_fast.pipelines.accelerated.probe import Probe
 from pgraft_fast.pipelines.accelerated.progress import Progress
 from pgraft_fast.pipelines.accelerated.requests import Arguments
-from pgraft_fast.pipelines.accelerated.shortcuts import shortcuts
 from pgraft_fast.pipelines.accelerated.steps import after_step, as_asked, steps_of
 from pgraft_fast.pipelines.accelerated.trajectory import Trajectory
 from pgraft_fast.pipelines.accelerated.watched_steps import WatchedSteps
 from pgraft_fast.pipelines.adapters.callback import PGraftCallback
 from pgraft_fast.pipelines.around import IN_CALL
 from pgraft_fast.pipelines.explain import NotExplainedError
+from pgraft_fast.pipelines.shortcuts import shortcuts
 from pgraft_fast.pipelines.standin import scaled
 from pgraft_fast.pipelines.trees import fresh
 from pgraft_fast.pipelines.views import like, target_of, view
@@ -80,7 +80,7 @@ class Session(AbstractContextManager["Session"]):
                 "scheduler": view(pipe.scheduler, self._scheduler_members()),
                 "progress_bar": self._progress,
                 **self._networks(),
-                **shortcuts(target_of(pipe), state.device),
+                **shortcuts(target_of(pipe)),
             }
             if self._can_interrupt:
                 self._members["interrupt"] = None

@@ -1,4 +1,4 @@
-"""What an accelerated pipeline answers sooner is what diffusers answers."""
+"""What a pipeline answers sooner, accelerated or driven, is what diffusers answers."""
 
 import copy
 
@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from pgraft_fast import accelerate
-from pgraft_fast.pipelines.accelerated.shortcuts import ExecutionDevice, maybe_convert_prompt, shortcuts
+from pgraft_fast.pipelines.loop import Loop
+from pgraft_fast.pipelines.shortcuts import ExecutionDevice, maybe_convert_prompt, shortcuts
 
 
 @pytest.fixture
@@ -34,6 +35,16 @@ def test_the_device_is_asked_for_once(device_queries):
     assert len(device_queries) == 1
 
 
+def test_a_driven_loop_asks_no_more(device_queries):
+    """The loop of every prompt is a call of the pipeline."""
+    pipe = build("sd")
+    for prompt in ("a", "b", "c"):
+        loop = Loop(pipe, {"prompt": prompt, "num_inference_steps": 3, "output_type": "np"})
+        loop.output(loop.start, loop.levels[1][0])
+        assert loop.finish(loop.start).images.shape[0] == 1
+    assert len(device_queries) == 1
+
+
 def test_a_new_component_and_moved_weights(device_queries):
     pipe, device = build("sd"), ExecutionDevice()
     assert device.of(pipe) == torch.device("cpu")
@@ -50,7 +61,7 @@ def test_where_something_could_be_offloaded_the_pipeline_is_asked(device_queries
     pipe, device = build("sd"), ExecutionDevice()
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert [device.of(pipe) for _ in range(3)] == [None] * 3
-    assert "_execution_device" not in shortcuts(pipe, device)
+    assert "_execution_device" not in shortcuts(pipe)
 
 
 def test_what_a_user_replaced_is_asked():
@@ -63,11 +74,11 @@ def test_what_a_user_replaced_is_asked():
             return prompt
 
     pipe = build("sd")
-    assert set(shortcuts(pipe, ExecutionDevice())) == {"_execution_device", "maybe_convert_prompt"}
+    assert set(shortcuts(pipe)) == {"_execution_device", "maybe_convert_prompt"}
     pipe.maybe_convert_prompt = lambda prompt, tokenizer: prompt
-    assert set(shortcuts(pipe, ExecutionDevice())) == {"_execution_device"}
+    assert set(shortcuts(pipe)) == {"_execution_device"}
     mine = Mine(**build("sd").components, requires_safety_checker=False)
-    assert shortcuts(mine, ExecutionDevice()) == {}
+    assert shortcuts(mine) == {}
 
 
 @pytest.mark.parametrize("prompt", ["a <cat> and <cat>", ["a <cat>", "a dog"], "a <hat>"])

@@ -1,19 +1,24 @@
-"""What a diffusers pipeline works out anew in every call, answered sooner: a millisecond of Stable Diffusion's."""
+"""What a diffusers pipeline works out anew in every call, answered sooner: milliseconds of Stable Diffusion's."""
 
 import functools
+import weakref
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.loaders import TextualInversionLoaderMixin
 from torch import nn
 
 
-def shortcuts(pipe: Any, device: "ExecutionDevice") -> dict[str, Any]:
+def shortcuts(pipe: Any) -> dict[str, Any]:
     """Members for a view of the pipeline; none for what is not diffusers' own there."""
+    from diffusers import DiffusionPipeline
+    from diffusers.loaders import TextualInversionLoaderMixin
+
     members: dict[str, Any] = {}
     cls, own = type(pipe), vars(pipe)
     if getattr(cls, "_execution_device", None) is DiffusionPipeline._execution_device:
+        device = _DEVICES.get(pipe)
+        if device is None:
+            device = _DEVICES[pipe] = ExecutionDevice()
         answer = device.of(pipe)
         if answer is not None:
             members["_execution_device"] = answer
@@ -48,6 +53,9 @@ class ExecutionDevice:
         return answer
 
 
+_DEVICES: weakref.WeakKeyDictionary[Any, ExecutionDevice] = weakref.WeakKeyDictionary()
+
+
 class _Place:
     """Where the first weight of a module lies."""
 
@@ -72,6 +80,8 @@ class _Place:
 
 def maybe_convert_prompt(pipe: Any, prompt: Any, tokenizer: Any) -> Any:
     """As the pipeline's own, which tokenizes the prompts to find textual inversions of several vectors."""
+    from diffusers.loaders import TextualInversionLoaderMixin
+
     added = getattr(tokenizer, "added_tokens_encoder", None)
     if added is None or any(f"{token}_1" in added for token in added):
         return TextualInversionLoaderMixin.maybe_convert_prompt(pipe, prompt, tokenizer)
