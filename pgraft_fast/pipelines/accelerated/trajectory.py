@@ -113,12 +113,13 @@ class Trajectory:
         A model call leaves no cache warm: each function that the loop touches costs a microsecond or two.
         """
         side, key, rule = state
-        doubled = self._writes_twice(rule, x) and not plan.scaled
-        stepper = plan.bind(*self._guidance(), self.options.get("generator"), twice=doubled)
-        prepared, ends, scaled_down = request.prepared, self.ends, plan.scaled
+        # What a step under guidance can write is the states twice.
+        kept = rule.dtype is x.dtype and rule.copies == 1 + self.guided and not plan.scaled
+        stepper = plan.bind(*self._guidance(), self.options.get("generator"), twice=kept and self.guided)
+        timed, ends, scaled_down = request.timed, self.ends, plan.scaled
         halves, plain, direct, x_in, made = False, False, None, None, 0
         for place, planned in enumerate(plan.steps):
-            arguments: Any = prepared[place]
+            arguments: Any = timed(place)
             if x_in is None:
                 x_in = rule.laid(x / planned.scale if scaled_down else x)
             arguments[side][key] = x_in
@@ -135,9 +136,9 @@ class Trajectory:
                     x = stepper(place, x, *((answer, None) if plain else self._split([answer], x)))
                 if place == 0 and (halves or plain):
                     direct = stepper.direct
-                x_in = stepper.doubled if doubled else None
+                x_in = None if not kept else stepper.doubled if self.guided else x
             else:
-                x, x_in = moved, direct.x_in if doubled else None
+                x, x_in = moved, direct.x_in if kept else None
             made = place + 1
             if ends():
                 break
@@ -152,10 +153,6 @@ class Trajectory:
             answers.append(answer_of(out))
             known.append(tensors_of(out) if request.taken else [])
         return answers
-
-    def _writes_twice(self, rule: Whole, x: Tensor) -> bool:
-        """Whether the network takes just what a step under guidance can write: the states twice."""
-        return self.guided and rule.copies == 2 and rule.dtype is x.dtype
 
     def _is_plain(self, out: Any, x: Tensor) -> bool:
         """Whether the network's answer is the output."""
