@@ -35,37 +35,33 @@ class Request:
     """One call of a network an iteration: `at(place, states, answers)` are its arguments, a list and a dict, the same
     ones at every step.
 
-    arguments: those of the first iteration. times: of all steps. taken: whether a later call takes its answer. state:
-    where states alone are what is put in at a step (0 for a place in the list, 1 for a name; the place; the rule), else
-    None.
+    arguments: those of the first iteration. times: of all steps. taken: whether a later call takes its answer. made:
+    the list and the dict; held, what is put into them anew at every step, as some networks empty it, and timed, the
+    times of all steps: (0 for a place in the list, 1 for a name; the place; the values). state: in the same way the
+    rule of the states, where these alone are what else is put in; else None.
     """
 
     def __init__(self, rule: CallRule, arguments: Arguments, times: Tensor) -> None:
         self.net, self.taken = rule.net, rule.part is None
-        self._made: tuple[Any, Any] = list(arguments[0]), dict(arguments[1])
-        if "return_dict" in self._made[1]:
-            self._made[1]["return_dict"] = False
+        self.made: tuple[Any, Any] = list(arguments[0]), dict(arguments[1])
+        if "return_dict" in self.made[1]:
+            self.made[1]["return_dict"] = False
         held = rule.places if rule.empties else ()
-        self._held = [(side, key, self._made[side][key]) for side, key, _ in held]
+        self.held = [(side, key, self.made[side][key]) for side, key, _ in held]
         changing = rule.changing
-        self._timed = [(side, key, _times(part, times)) for side, key, part in changing if isinstance(part, Time)]
+        self.timed = [(side, key, _times(part, times)) for side, key, part in changing if isinstance(part, Time)]
         rest = [(side, key, part) for side, key, part in changing if not isinstance(part, Time)]
-        self._makers = [(side, key, _maker(part, self._made[side][key], times)) for side, key, part in rest]
+        self._makers = [(side, key, _maker(part, self.made[side][key], times)) for side, key, part in rest]
         alone = len(rest) == 1 and isinstance(rest[0][2], Whole) and rest[0][2].dim is None
         self.state: tuple[int, Any, Whole] | None = rest[0] if alone else None
 
-    def timed(self, place: int) -> tuple[list[Any], dict[str, Any]]:
-        """Of the step with this number, without states and answers."""
-        made = self._made
-        for side, key, value in self._held:
-            made[side][key] = fresh(value)
-        for side, key, values in self._timed:
-            made[side][key] = values[place]
-        return made
-
     def at(self, place: int, states: States, answers: Sequence[list[Tensor]] = ()) -> tuple[list[Any], dict[str, Any]]:
         """Of the step with this number."""
-        made: tuple[Any, Any] = self.timed(place)
+        made = self.made
+        for side, key, value in self.held:
+            made[side][key] = fresh(value)
+        for side, key, values in self.timed:
+            made[side][key] = values[place]
         for side, key, make in self._makers:
             made[side][key] = make(place, states, answers)
         return made

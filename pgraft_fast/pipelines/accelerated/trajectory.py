@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from pgraft_fast.pipelines.accelerated.requests import Arguments, Request, States
 from pgraft_fast.pipelines.rules import Explanation, Whole, answer_of, tensors_of
 from pgraft_fast.pipelines.standin import scaled
+from pgraft_fast.pipelines.trees import fresh
 from pgraft_fast.sampling.guidance import Guide
 from pgraft_fast.schedulers.fused import upload
 from pgraft_fast.schedulers.plan import StepPlan
@@ -116,16 +117,19 @@ class Trajectory:
         # What a step under guidance can write is the states twice.
         kept = rule.dtype is x.dtype and rule.copies == 1 + self.guided and not plan.scaled
         stepper = plan.bind(*self._guidance(), self.options.get("generator"), twice=kept and self.guided)
-        timed, ends, scaled_down = request.timed, self.ends, plan.scaled
+        arguments, timed, held, ends, scaled_down = request.made, request.timed, request.held, self.ends, plan.scaled
         halves, plain, direct, x_in, made = False, False, None, None, 0
         for place, planned in enumerate(plan.steps):
-            arguments: Any = timed(place)
+            for where, name, values in timed:
+                arguments[where][name] = values[place]
+            for where, name, value in held:
+                arguments[where][name] = fresh(value)
             if x_in is None:
                 x_in = rule.laid(x / planned.scale if scaled_down else x)
             arguments[side][key] = x_in
             answer = function(*arguments[0], **arguments[1])
             if type(answer) is not Tensor:
-                answer = answer_of(answer)
+                answer = answer[0] if type(answer) is tuple else answer_of(answer)
             moved: Tensor | None = None if direct is None else direct.step(planned.row, x, answer)
             if direct is None or moved is None:
                 if place == 0:
