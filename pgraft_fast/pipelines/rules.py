@@ -190,11 +190,12 @@ class Explanation:
 
 
 def answer_of(out: Any) -> Any:
-    """The tensor, or list of tensors, of what a denoiser returns."""
+    """The tensor, or list of tensors, of what a denoiser returns; None where it is neither of them."""
     if isinstance(out, (Tensor, list)):
         return out
-    # diffusers' outputs make a tuple of all that they hold first: 30 calls of functions.
-    return next(iter(dict.values(out))) if isinstance(out, dict) else out[0]
+    # diffusers' outputs, asked by place, make a tuple of all that they hold first: 30 calls of functions.
+    values = dict.values(out) if isinstance(out, dict) else out if isinstance(out, tuple) else ()
+    return next(iter(values), None)
 
 
 def tensors_of(out: Any) -> list[Tensor]:

@@ -37,18 +37,23 @@ class ExecutionDevice:
 
     def __init__(self) -> None:
         # One tuple, so that threads see a device with what it was asked for.
-        self._seen: tuple[list[tuple[str, nn.Module, _Place]], Any] = ([], None)
+        self._seen: tuple[list[tuple[str, weakref.ref[nn.Module], _Place]], Any] = ([], None)
 
     def of(self, pipe: Any) -> Any:
         """The device, or None."""
         own = vars(pipe)
         parts, answer = self._seen
-        if not parts or any(own.get(name) is not part or place.moved() for name, part, place in parts):
+        if not parts or any(own.get(name) is not part() or place.moved() for name, part, place in parts):
             modules = [(name, part) for name, part in own.items() if isinstance(part, nn.Module)]
-            parts = [(name, part, _Place(part)) for name, part in modules]
+            # A component that the user drops is not held here.
+            parts = [(name, weakref.ref(part), _Place(part)) for name, part in modules]
             if not all(place.settled() for _, _, place in parts):
                 return None
-            answer = pipe._execution_device
+            try:
+                answer = pipe._execution_device
+            except Exception:
+                # Of components that do not tell theirs; a pipeline that asks sees the error.
+                return None
             self._seen = parts, answer
         return answer
 
@@ -60,17 +65,17 @@ class _Place:
     """Where the first weight of a module lies."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._weights: dict[str, Any] = {}
-        self._name, self._at = "", None
+        self._layer, self._name, self._at = weakref.ref(module), "", None
         for layer in module.modules():
             for name, weight in layer._parameters.items():
                 if weight is not None:
-                    self._weights, self._name, self._at = layer._parameters, name, weight.device
+                    self._layer, self._name, self._at = weakref.ref(layer), name, weight.device
                     return
 
     def moved(self) -> bool:
         """Since it was asked for."""
-        weight = self._weights.get(self._name)
+        layer = self._layer()
+        weight = None if layer is None else layer._parameters.get(self._name)
         return weight is None or weight.device != self._at
 
     def settled(self) -> bool:

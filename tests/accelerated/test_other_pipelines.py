@@ -7,6 +7,7 @@ import torch
 from accelerated.calls import call, check_same, off, taken_over
 from diffusers import StableDiffusionPipeline
 from pipelines import build
+from toy_pipeline import ToyPipeline, toy
 
 from pgraft_fast import accelerate, restore, schedulers
 
@@ -124,6 +125,46 @@ def test_a_users_own_loop(caplog):
     ]
     restore(pipe)
     assert off(call(pipe, "sd"), want) == 0.0
+
+
+class Sensor(torch.nn.Module):
+    """A network that looks at the state and answers something else than a tensor."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.weight, self.answer = torch.nn.Parameter(torch.zeros(1)), answer
+
+    def forward(self, state):
+        return self.answer
+
+
+class Sensing(ToyPipeline):
+    """Asks it at every step."""
+
+    def __init__(self, net, sensor, scheduler):
+        super().__init__(net, scheduler)
+        self.register_modules(sensor=sensor)
+
+    def _guided(self, x, t, label):
+        self.sensor(x)
+        return super()._guided(x, t, label)
+
+
+ANSWERS = (None, (), {}, 0.5, "none", object(), {"score": 0.5}, [], (None, 1))
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
+def test_a_network_whose_answer_is_no_tensor(answer, caplog):
+    pipe = Sensing(toy().net, Sensor(answer), toy().scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    pictures = []
+    for step in (lambda: None, lambda: accelerate(pipe), lambda: None):
+        step()
+        with caplog.at_level("INFO"):
+            pictures.append(pipe("a cat", generator=torch.Generator().manual_seed(1)).images)
+    assert all(torch.allclose(picture, pictures[0], atol=1e-5) for picture in pictures[1:])
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("Sensing: such calls run in its own loop: it")
 
 
 def test_image_to_image(caplog):

@@ -1,6 +1,8 @@
 """What a pipeline answers sooner, accelerated or driven, is what diffusers answers."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -55,6 +57,16 @@ def test_a_new_component_and_moved_weights(device_queries):
     assert [device.of(pipe) for _ in range(2)] == [torch.device("meta")] * 2
     pipe.vae = None
     assert device.of(pipe) == torch.device("meta")
+
+
+def test_a_dropped_component_is_not_held():
+    pipe = build("sd")
+    shortcuts(pipe)
+    dropped = weakref.ref(pipe.text_encoder)
+    pipe.text_encoder = None
+    gc.collect()
+    assert dropped() is None
+    assert shortcuts(pipe)["_execution_device"] == torch.device("cpu")
 
 
 def test_where_something_could_be_offloaded_the_pipeline_is_asked(device_queries, monkeypatch):
