@@ -38,7 +38,10 @@ def _sets(world: str, settings: Settings) -> list[Row]:
     if settings.small:
         sample = demo.sample.model_copy(update={"prompts": 24, "steps": 12})
         training = demo.train.model_copy(update={"steps": 2, "batch_size": 8})
-        demo = replace(demo, seeds=1, cuts=(0.0,), sample=sample, train=training, samples=32, reference_samples=256)
+        demo = replace(
+            demo, seeds=1, cuts=(0.0,), copies_cuts=(0.0,), sample=sample, train=training, samples=32,
+            reference_samples=256,
+        )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         summary = run_demo(demo, Path(folder), Silent())  # type: ignore[arg-type]
     kept = ("cut", "seed", "reward", "fd_accepted", "fd_data", "model_calls", "seconds")
